@@ -1,0 +1,26 @@
+"""LeViT for JAX: immutable Equinox PyTrees, explicit state, shapes in the signatures."""
+
+from importlib.metadata import version as _version
+
+from . import nn as nn
+from ._batched import batched as batched
+from ._config import LeViTConfig as LeViTConfig
+from ._fuse import Predictor as Predictor, fuse as fuse
+from ._model import LeViT as LeViT
+from ._parameters import count_parameters as count_parameters
+from ._variants import (
+    VARIANTS as VARIANTS,
+    create_model as create_model,
+    levit_128 as levit_128,
+    levit_128s as levit_128s,
+    levit_192 as levit_192,
+    levit_256 as levit_256,
+    levit_256d as levit_256d,
+    levit_384 as levit_384,
+    levit_384_s8 as levit_384_s8,
+    levit_512 as levit_512,
+    levit_512_s8 as levit_512_s8,
+    levit_512d as levit_512d,
+)
+
+__version__ = _version("levitax")

@@ -1,0 +1,87 @@
+import difflib
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def as_integer(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an `int` of at least `minimum`, or an error that names `name`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` is {value!r}; expected an integer of at least {minimum}.") from None
+    if number < minimum:
+        raise ValueError(f"`{name}` is {number}; expected an integer of at least {minimum}.")
+    return number
+
+
+def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...]:
+    """`value`, one positive integer or a sequence of `length`, as a tuple of `length`; `each` says what they belong to."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return (as_integer(name, value),) * length
+    if len(value) != length:
+        raise ValueError(f"`{name}` is {value!r}, of length {len(value)}; expected one integer, or {length}: one for {each}.")
+    return tuple(as_integer(name, number) for number in value)
+
+
+def as_rate(name: str, value: Any) -> float:
+    """`value` as a `float` in [0, 1), or an error that names `name`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` is {value!r}; expected a number in [0, 1).")
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` is {value}; expected a rate in [0, 1), where 0 turns it off.")
+    return float(value)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """`value` as it is if it is a `bool`, or an error that names `name`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}; expected True or False.")
+    return value
+
+
+def check_positive(**sizes: Any) -> None:
+    """Raises unless every size is a positive integer."""
+    for name, value in sizes.items():
+        as_integer(name, value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises unless `value` is one of `choices`, naming the nearest ones."""
+    choices = tuple(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.{hint}")
+
+
+def check_image(image: Any, expected: tuple[int, int, int]) -> None:
+    """Raises unless `image` is one floating-point image of shape `expected`, saying which habit leads to what is there."""
+    shape, dtype = jnp.shape(image), jnp.result_type(image)
+    height, width, channels = expected
+    if shape == expected:
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`image` has dtype {dtype.name}; expected floating-point pixels, scaled and normalised: begin with "
+                "`image.astype(jnp.float32) / 255`."
+            )
+        return
+    message = f"`image` has shape {shape}; expected {expected}: height, width, channels"
+    if shape == (channels, height, width):
+        way_out = "channels come last: use `jnp.moveaxis(image, 0, -1)`"
+    elif len(shape) == 4:
+        way_out = "this is a batch: use `levitax.batched(model)(images, state)`"
+    elif len(shape) == 2 and shape == expected[1:]:
+        way_out = "a single image went where a batch belongs: call `model(image, state)` without `batched`"
+    elif len(shape) == 2:
+        way_out = "the axis of channels is missing: use `image[:, :, None]` for grey images"
+    elif shape[:2] == expected[:2]:
+        way_out = f"make the model with `in_channels={shape[-1]}`, or bring the image to {channels} channels"
+    else:
+        way_out = f"make the model with `image_size={shape[:2]}`, or resize the image"
+    raise ValueError(f"{message}. To mend it, {way_out}.")

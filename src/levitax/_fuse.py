@@ -1,0 +1,132 @@
+import dataclasses
+from functools import singledispatch
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from . import nn
+
+
+class Predictor(eqx.Module):
+    """A model in inference, closed over its state: `output = predict(image)`.
+
+    [`levitax.fuse`][] returns one whose model is folded. `Predictor(model, state)` holds the model as it is, for
+    comparison. Other methods of the model are reached as `predict.model.features(image, predict.state)`.
+    """
+
+    model: PyTree
+    state: eqx.nn.State
+
+    def __init__(self, model: PyTree, state: eqx.nn.State):
+        """**Arguments:**
+
+        - `model`: called as `model(x, state) -> (output, state)`; put into inference mode here.
+        - `state`: what was made with it.
+        """
+        self.model = eqx.nn.inference_mode(model)
+        self.state = state
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The model's output for one example; use `jax.vmap(predict)` for a batch."""
+        output, _ = self.model(*inputs, self.state)
+        return output
+
+
+def fuse(model: PyTree, state: eqx.nn.State) -> Predictor:
+    """Folds what is constant in inference into the weights, and closes the model over what remains of its state.
+
+    Every [`levitax.nn.BatchNorm`][] disappears into the map before or after it (one that stands alone becomes a
+    [`levitax.nn.Affine`][]), attention biases are gathered to full matrices, the scale of the scores goes into the
+    queries, and two heads become the one that computes the mean of their logits. The forward pass is the model's own.
+
+    **Arguments:**
+
+    - `model`: a [`levitax.LeViT`][], any layer of `levitax.nn`, or a module of your own that contains them.
+    - `state`: its state, with the running statistics.
+
+    **Returns:** a [`levitax.Predictor`][]: `logits = jax.vmap(predict)(images)`. Other stateful layers of your own
+    keep their part of the state in it.
+
+    **Raises:** `TypeError` or `ValueError` if `state` is not the state of `model`.
+    """
+    if not isinstance(state, eqx.nn.State):
+        raise TypeError(
+            f"`state` is of type `{type(state).__name__}`; fusing needs the running statistics, in the `eqx.nn.State` that "
+            "was made with the model or that training returned."
+        )
+    folded = jax.tree.map(lambda node: _fold(node, state), model, is_leaf=_is_foldable)
+    return Predictor(folded, state.substate(folded))
+
+
+@singledispatch
+def _fold(node: Any, state: eqx.nn.State) -> Any:
+    del state
+    return node
+
+
+def _is_foldable(node):
+    return _fold.dispatch(type(node)) is not _fold.dispatch(object)
+
+
+@_fold.register
+def _(layer: nn.BatchNorm, state: eqx.nn.State) -> nn.Affine:
+    return layer.affine(state)
+
+
+@_fold.register(nn.LinearNorm)
+@_fold.register(nn.ConvNorm)
+def _(layer, state: eqx.nn.State):
+    if layer.norm is None:
+        return layer
+    affine = layer.norm.affine(state)
+    scale = jnp.expand_dims(affine.scale, tuple(range(1, layer.weight.ndim)))
+    bias = affine.shift if layer.bias is None else affine.shift + affine.scale * layer.bias
+    return _with(layer, weight=layer.weight * scale, bias=bias, norm=None)
+
+
+@_fold.register
+def _(layer: nn.NormLinear, state: eqx.nn.State) -> nn.NormLinear:
+    if layer.norm is None:
+        return layer
+    affine = layer.norm.affine(state)
+    bias = layer.bias + layer.weight @ affine.shift
+    return _with(layer, weight=layer.weight * affine.scale[None, :], bias=bias, norm=None)
+
+
+@_fold.register
+def _(bias: nn.AttentionBias, state: eqx.nn.State) -> nn.GatheredAttentionBias:
+    del state
+    return nn.GatheredAttentionBias(bias())
+
+
+@_fold.register
+def _(layer: nn.QueryKeyValue, state: eqx.nn.State) -> nn.QueryKeyValue:
+    linear = _fold(layer.linear, state)
+    is_query = jnp.arange(linear.weight.shape[0] // layer.heads) < layer.key_dim
+    scale = jnp.tile(jnp.where(is_query, layer.scale, 1.0), layer.heads)
+    return dataclasses.replace(layer, linear=_scale_rows(linear, scale), scale=1.0)
+
+
+@_fold.register
+def _(layer: nn.SubsampledQueryKeyValue, state: eqx.nn.State) -> nn.SubsampledQueryKeyValue:
+    query = _fold(layer.query, state)
+    query = _scale_rows(query, jnp.full(query.weight.shape[0], layer.scale))
+    return dataclasses.replace(layer, query=query, key_value=_fold(layer.key_value, state), scale=1.0)
+
+
+@_fold.register
+def _(head: nn.DistilledHead, state: eqx.nn.State) -> nn.NormLinear:
+    heads = _fold(head.classification, state), _fold(head.distillation, state)
+    return jax.tree.map(lambda one, other: (one + other) / 2, *heads)
+
+
+def _scale_rows(layer, scale):
+    return _with(layer, weight=layer.weight * scale[:, None], bias=layer.bias * scale)
+
+
+def _with(layer, **fields):
+    where = lambda node: [getattr(node, name) for name in fields]
+    return eqx.tree_at(where, layer, list(fields.values()), is_leaf=lambda node: node is None)

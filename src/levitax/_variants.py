@@ -1,0 +1,135 @@
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack
+
+import equinox as eqx
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from ._checks import check_choice
+from ._config import PerStage
+from ._model import LeViT
+
+
+class Overrides(TypedDict, total=False):
+    """What may be chosen in a published variant; documented at [`levitax.LeViT`][]."""
+
+    image_size: PerStage
+    num_classes: int
+    in_channels: int
+    distillation: bool
+    dropout: float
+    drop_path: float
+    remat: bool
+    dtype: DTypeLike
+
+
+# Table 2 of the paper, and five further sizes that timm defines, for which no weights are published.
+VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "levit_128s": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 6, 8), "depth": (2, 3, 4)},
+        "levit_128": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 8, 12)},
+        "levit_192": {"dim": (192, 288, 384), "heads": (3, 5, 6)},
+        "levit_256": {"dim": (256, 384, 512), "heads": (4, 6, 8)},
+        "levit_384": {"dim": (384, 512, 768), "heads": (6, 9, 12), "drop_path": 0.1},
+        "levit_384_s8": {"dim": (384, 512, 768), "heads": (6, 9, 12), "patch_size": 8, "activation": "silu"},
+        "levit_512_s8": {
+            "dim": (512, 640, 896),
+            "key_dim": 64,
+            "heads": (8, 10, 14),
+            "patch_size": 8,
+            "activation": "silu",
+            "distillation": False,
+        },
+        "levit_512": {
+            "dim": (512, 768, 1024),
+            "key_dim": 64,
+            "heads": (8, 12, 16),
+            "activation": "silu",
+            "distillation": False,
+        },
+        "levit_256d": {
+            "dim": (256, 384, 512),
+            "heads": (4, 6, 8),
+            "depth": (4, 8, 6),
+            "activation": "silu",
+            "distillation": False,
+        },
+        "levit_512d": {
+            "dim": (512, 640, 768),
+            "key_dim": 64,
+            "heads": (8, 10, 12),
+            "depth": (4, 8, 6),
+            "activation": "silu",
+            "distillation": False,
+        },
+    }
+)
+
+
+def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """Makes a published variant, and its state, by name.
+
+    **Arguments:**
+
+    - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`; case and `-` or `_` do not matter.
+    - `key`: draws the initial weights.
+    - `overrides`: any of `image_size`, `num_classes`, `in_channels`, `distillation`, `dropout`, `drop_path`, `remat` and
+        `dtype`, as in [`levitax.LeViT`][].
+
+    **Raises:** `ValueError` for an unknown name, with the nearest ones.
+    """
+    canonical = name.lower().replace("-", "_")
+    check_choice("name", canonical, VARIANTS)
+    return eqx.nn.make_with_state(LeViT)(**{**VARIANTS[canonical], **overrides}, key=key)
+
+
+def levit_128s(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-128S of the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published."""
+    return create_model("levit_128s", key=key, **overrides)
+
+
+def levit_128(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-128 of the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published."""
+    return create_model("levit_128", key=key, **overrides)
+
+
+def levit_192(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-192 of the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published."""
+    return create_model("levit_192", key=key, **overrides)
+
+
+def levit_256(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-256 of the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published."""
+    return create_model("levit_256", key=key, **overrides)
+
+
+def levit_384(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-384 of the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1."""
+    return create_model("levit_384", key=key, **overrides)
+
+
+def levit_384_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-384 at 8 pixels a token, with SiLU: timm's, 39.1 M parameters, 9.96 GMAC, no published weights."""
+    return create_model("levit_384_s8", key=key, **overrides)
+
+
+def levit_512_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """LeViT-512 at 8 pixels a token, with SiLU and one head: timm's, 74.0 M parameters, 21.8 GMAC, no published
+    weights."""
+    return create_model("levit_512_s8", key=key, **overrides)
+
+
+def levit_512(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """A wider LeViT with SiLU and one head: timm's, 95.2 M parameters, 5.62 GMAC, no published weights."""
+    return create_model("levit_512", key=key, **overrides)
+
+
+def levit_256d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """A deeper LeViT-256 with SiLU and one head: timm's, 26.2 M parameters, 1.40 GMAC, no published weights."""
+    return create_model("levit_256d", key=key, **overrides)
+
+
+def levit_512d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
+    """A deeper LeViT-512 with SiLU and one head: timm's, 92.5 M parameters, 5.84 GMAC, no published weights."""
+    return create_model("levit_512d", key=key, **overrides)

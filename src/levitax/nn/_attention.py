@@ -1,0 +1,164 @@
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import check_positive
+from .._keys import check_key, split_key
+from ._attention_bias import AttentionBias, GatheredAttentionBias
+from ._norm_linear import LinearNorm
+
+
+# For each head: scaled queries, keys and values.
+Projections: TypeAlias = tuple[
+    Float[Array, "heads queries key_dim"],
+    Float[Array, "heads tokens key_dim"],
+    Float[Array, "heads tokens value_dim"],
+]
+
+
+class QueryKeyValue(eqx.Module):
+    """Queries, keys and values of every token, from one linear map.
+
+    Its output has one group of channels a head, and in each group query, key and value: the published weights' order.
+    """
+
+    linear: LinearNorm
+    heads: int = eqx.field(static=True)
+    key_dim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
+        """Maps `(tokens, dim)` to queries, already multiplied by `scale`, keys and values."""
+        x, state = self.linear(x, state)
+        query, keys, values = jnp.split(_to_heads(x, self.heads), (self.key_dim, 2 * self.key_dim), axis=-1)
+        return (query * self.scale, keys, values), state
+
+
+class SubsampledQueryKeyValue(eqx.Module):
+    """Queries from every `stride`-th row and column of the grid, keys and values from all tokens."""
+
+    query: LinearNorm
+    key_value: LinearNorm
+    grid: tuple[int, int] = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+    key_dim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
+        """Maps `(rows * columns, dim)` to queries, already multiplied by `scale`, keys and values."""
+        key_value, state = self.key_value(x, state)
+        keys, values = jnp.split(_to_heads(key_value, self.heads), (self.key_dim,), axis=-1)
+        kept = x.reshape(*self.grid, -1)[:: self.stride, :: self.stride].reshape(-1, x.shape[-1])
+        query, state = self.query(kept, state)
+        return (_to_heads(query, self.heads) * self.scale, keys, values), state
+
+
+class Attention(eqx.Module):
+    r"""Multi-head attention over a grid of tokens, with a bias for each offset in place of a positional embedding.
+
+    $$\text{softmax}(q k^\top / \sqrt{d} + b)\, v, \qquad b_{ij} = B_{|y_i - y_j|,\,|x_i - x_j|}$$
+
+    With `stride=1` it keeps the grid. With `stride=2` it is the shrinking attention between stages: queries come from
+    every second row and column, and so do the tokens of the result. The activation stands before the output map.
+    (Section 4.2 of the paper: "Attention bias", "Smaller keys", "Attention activation", "Shrinking attention blocks".)
+    """
+
+    project_in: QueryKeyValue | SubsampledQueryKeyValue
+    bias: AttentionBias | GatheredAttentionBias
+    project_out: LinearNorm
+    dropout: eqx.nn.Dropout
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        *,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        out_dim: int | None = None,
+        stride: int = 1,
+        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        dropout: float = 0.0,
+        zero_init: bool | None = None,
+        output_bias: bool = False,
+        bias_scale: float = 1.0,
+        bias_std: float = 0.0,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`: channels of the input.
+        - `grid`: rows and columns of the input's tokens.
+        - `heads`: number of heads.
+        - `key_dim`: channels of a query and of a key, in each head.
+        - `value_dim`: channels of a value, in each head. In the paper 2 `key_dim`, and 4 `key_dim` where it shrinks.
+        - `out_dim`: channels of the output; by default `dim`.
+        - `stride`: of the queries in the grid.
+        - `activation`: between the attended values and the output map.
+        - `dropout`: rate on the attention weights, and after the output map. The paper has none.
+        - `zero_init`: start the last normalisation with a weight of 0. By default where a residual goes around the
+            layer: with a stride of 1.
+        - `output_bias`: add a bias in the output map. The paper has none; the vit-pytorch network has it.
+        - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
+        - `key`: for the initial weights.
+        """
+        rows, columns = grid
+        check_positive(rows=rows, columns=columns, heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
+        in_key, bias_key, out_key = jax.random.split(key, 3)
+        # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
+        shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
+        if stride == 1:
+            linear = LinearNorm(dim, heads * (2 * key_dim + value_dim), key=in_key)
+            self.project_in = QueryKeyValue(linear, **shared)
+        else:
+            query_key, key_value_key = jax.random.split(in_key)
+            query = LinearNorm(dim, heads * key_dim, key=query_key)
+            key_value = LinearNorm(dim, heads * (key_dim + value_dim), key=key_value_key)
+            self.project_in = SubsampledQueryKeyValue(query, key_value, grid, stride, **shared)
+        self.bias = AttentionBias(heads, grid, stride=stride, scale=bias_scale, std=bias_std, key=bias_key)
+        self.project_out = LinearNorm(
+            heads * value_dim,
+            dim if out_dim is None else out_dim,
+            use_bias=output_bias,
+            zero_init=stride == 1 if zero_init is None else zero_init,
+            key=out_key,
+        )
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.activation = activation
+        self.stride = stride
+
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "queries out_dim"], eqx.nn.State]:
+        """Maps `(rows * columns, dim)`, in row-major order, to
+        `(ceil(rows / stride) * ceil(columns / stride), out_dim)`. `key` is needed where dropout is active."""
+        check_key("Dropout", self.dropout.p, self.dropout.inference, key)
+        weights_key, out_key = split_key(key, 2)
+        (query, keys, values), state = self.project_in(x, state)
+        weights = self._softmax(query, keys).astype(values.dtype)
+        mixed = jnp.matmul(self.dropout(weights, key=weights_key), values)
+        mixed = mixed.transpose(1, 0, 2).reshape(query.shape[1], -1)
+        x, state = self.project_out(self.activation(mixed), state)
+        return self.dropout(x, key=out_key), state
+
+    def weights(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> Float[Array, "heads queries tokens"]:
+        """The attention weights: for each head and query, float32 numbers that add up to 1 over the tokens."""
+        (query, keys, _), _ = self.project_in(x, state)
+        return self._softmax(query, keys)
+
+    def _softmax(self, query, keys):
+        scores = jnp.matmul(query, keys.transpose(0, 2, 1), preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores + self.bias(), axis=-1)
+
+
+def _to_heads(x, heads):
+    return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)

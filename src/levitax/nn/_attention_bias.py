@@ -1,0 +1,64 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import check_positive
+
+
+class AttentionBias(eqx.Module):
+    """A learned bias for each head and each absolute offset between query and key (section 4.2, "Attention bias").
+
+    It is what LeViT has in place of a positional embedding. Offsets are absolute, so the bias does not tell left from
+    right or up from down. `table[:, 0, 0]` belongs to a token and itself.
+    """
+
+    table: Float[Array, "heads rows columns"]
+    stride: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        heads: int,
+        grid: tuple[int, int],
+        *,
+        stride: int = 1,
+        scale: float = 1.0,
+        std: float = 0.0,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `heads`: number of heads.
+        - `grid`: rows and columns of the keys.
+        - `stride`: of the queries in that grid.
+        - `scale`: a factor on the table. 1 in the paper, where the bias is added unscaled.
+        - `std`: standard deviation of the initial table. 0 in the paper, which starts without a preference.
+        - `key`: draws the table.
+        """
+        rows, columns = grid
+        check_positive(heads=heads, rows=rows, columns=columns, stride=stride)
+        self.table = std * jax.random.normal(key, (heads, rows, columns), jnp.float32)
+        self.stride = stride
+        self.scale = scale
+
+    def __call__(self) -> Float[Array, "heads queries tokens"]:
+        """The full matrix: for each head, a bias for each query and key, both in row-major order."""
+        heads, rows, columns = self.table.shape
+        # Row and column offsets are independent: two small gathers in place of one of the size of the result.
+        bias = self.table[:, self._offsets(rows)][..., self._offsets(columns)]
+        return self.scale * bias.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
+
+    def _offsets(self, size):
+        # NumPy, so that indices are constants of the program: never trained, averaged, cast or saved.
+        return np.abs(np.arange(0, size, self.stride)[:, None] - np.arange(size)[None, :])
+
+
+class GatheredAttentionBias(eqx.Module):
+    """An [`levitax.nn.AttentionBias`][] written out once, for inference: the same call without the gather."""
+
+    matrix: Float[Array, "heads queries tokens"]
+
+    def __call__(self) -> Float[Array, "heads queries tokens"]:
+        return self.matrix

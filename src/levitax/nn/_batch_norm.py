@@ -1,0 +1,169 @@
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import check_positive
+
+
+class RunningStatistics(NamedTuple):
+    """What a [`levitax.nn.BatchNorm`][] keeps in the `eqx.nn.State`, in float32."""
+
+    mean: Float[Array, " channels"]
+    var: Float[Array, " channels"]
+
+
+class Affine(eqx.Module):
+    """`scale * x + shift` per channel: what a batch normalisation is once its statistics are fixed.
+
+    Called like the layer it stands in for, `x, state = affine(x, state)`; the state is handed through.
+    """
+
+    scale: Float[Array, " channels"]
+    shift: Float[Array, " channels"]
+
+    def __call__(
+        self, x: Float[Array, "*tokens channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens channels"], eqx.nn.State]:
+        del key
+        y = x.astype(jnp.float32) * _per_channel(self.scale, x.ndim) + _per_channel(self.shift, x.ndim)
+        return y.astype(x.dtype), state
+
+
+class BatchNorm(eqx.Module):
+    r"""Batch normalisation over the last axis, with PyTorch's numerics.
+
+    $$y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \text{weight} + \text{bias}$$
+
+    In training $\mu$ and $\sigma^2$ are the mean and the biased variance over the batch and over every axis of `x` but
+    the last. The running mean and the *unbiased* variance move towards them by `momentum`. In inference the running
+    ones are used. All statistics are float32, whatever the dtype of `x`; the result has the dtype of `x`.
+
+    `equinox.nn.BatchNorm` differs in each of these points; weights trained in PyTorch need this one.
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    statistics: eqx.nn.StateIndex[RunningStatistics]
+    # Neither static nor renamed: `eqx.nn.inference_mode` finds it by this name.
+    inference: bool
+    axis_name: str | tuple[str, ...] | None = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    momentum: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        axis_name: str | tuple[str, ...] | None = "batch",
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        zero_init: bool = False,
+        inference: bool = False,
+    ):
+        """**Arguments:**
+
+        - `channels`: size of the last axis.
+        - `axis_name`: the `jax.vmap` axis (or axes) that hold the batch. `None` when `x` itself holds the whole batch.
+        - `eps`: added to the variance.
+        - `momentum`: weight of the new statistics in the running ones (PyTorch's meaning, not Flax's).
+        - `zero_init`: start with a weight of 0 instead of 1, so that a residual branch ending here starts as zero.
+        - `inference`: use the running statistics.
+        """
+        check_positive(channels=channels)
+        self.weight = jnp.zeros(channels, jnp.float32) if zero_init else jnp.ones(channels, jnp.float32)
+        self.bias = jnp.zeros(channels, jnp.float32)
+        self.statistics = eqx.nn.StateIndex(
+            RunningStatistics(jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32))
+        )
+        self.inference = inference
+        self.axis_name = axis_name
+        self.eps = eps
+        self.momentum = momentum
+
+    def __call__(
+        self, x: Float[Array, "*tokens channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens channels"], eqx.nn.State]:
+        """**Arguments:**
+
+        - `x`: one example, of shape `(..., channels)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** the normalised `x` and the new state (in inference, the same state).
+
+        **Raises:** `ValueError` if, in training, no batch axis is there or each channel has a single value; or if
+        `state` belongs to another model.
+        """
+        del key
+        running = self.running(state)
+        if self.inference:
+            mean, var = running
+        else:
+            mean, var, count = self._batch_statistics(x, running.mean)
+            unbiased = RunningStatistics(mean, var * (count / (count - 1)))
+            state = state.set(
+                self.statistics,
+                RunningStatistics(*(old + self.momentum * (lax.stop_gradient(new) - old) for old, new in zip(running, unbiased))),
+            )
+        scale = self.weight * lax.rsqrt(var + self.eps)
+        centred = x.astype(jnp.float32) - _per_channel(mean, x.ndim)
+        y = centred * _per_channel(scale, x.ndim) + _per_channel(self.bias, x.ndim)
+        return y.astype(x.dtype), state
+
+    def running(self, state: eqx.nn.State) -> RunningStatistics:
+        """The running mean and unbiased variance of this layer, read from `state`."""
+        if not isinstance(state, eqx.nn.State):
+            raise TypeError(
+                f"`state` is of type `{type(state).__name__}`; batch normalisation needs the `eqx.nn.State` that was made "
+                "with the model: `model, state = eqx.nn.make_with_state(levitax.LeViT)(...)`."
+            )
+        try:
+            running = state.get(self.statistics)
+        except KeyError:
+            raise ValueError(
+                f"`state` has no entry for {self.statistics.marker!s}: it was made with another model. Pass the state "
+                "that came with this one from `eqx.nn.make_with_state`."
+            ) from None
+        if running.mean.shape != self.weight.shape:
+            raise ValueError(
+                f"`state` holds statistics of shape {running.mean.shape} for a layer of {self.weight.size} channels: it was "
+                "made with another model. Pass the state that came with this one from `eqx.nn.make_with_state`."
+            )
+        return running
+
+    def affine(self, state: eqx.nn.State) -> Affine:
+        """This layer in inference, as one multiplication and one addition."""
+        mean, var = self.running(state)
+        scale = self.weight * lax.rsqrt(var + self.eps)
+        return Affine(scale=scale, shift=self.bias - mean * scale)
+
+    def _batch_statistics(self, x, offset):
+        axes = tuple(range(x.ndim - 1))
+        count = x.size // x.shape[-1]
+        # Sums about the running mean: one pass over `x` gives both moments, and subtracting their squares does not cancel
+        # once the running mean is near the true one.
+        y = x.astype(jnp.float32) - _per_channel(lax.stop_gradient(offset), x.ndim)
+        sums = (y.sum(axes), (y * y).sum(axes))
+        if self.axis_name is not None:
+            try:
+                count = count * lax.psum(1, self.axis_name)
+            except NameError:
+                raise ValueError(
+                    f"Training mode needs the batch axis {self.axis_name!r}, and there is none here. Call "
+                    "`levitax.batched(model)(images, state)`, or `eqx.nn.inference_mode(model)` for single images."
+                ) from None
+            sums = lax.psum(sums, self.axis_name)
+        if count == 1:
+            raise ValueError(
+                "Training mode needs more than one value per channel to take a variance of, and the batch holds one "
+                "(a single image with a single token). Use a larger batch, or `eqx.nn.inference_mode(model)`."
+            )
+        first, second = sums[0] / count, sums[1] / count
+        return offset + first, jnp.maximum(second - first * first, 0.0), count
+
+
+def _per_channel(values, ndim):
+    return jnp.expand_dims(values, tuple(range(ndim - 1)))

@@ -1,0 +1,32 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import as_rate
+from .._keys import check_key
+
+
+class DropPath(eqx.Module):
+    """Stochastic depth: drops the whole residual branch of an image with probability `rate`, and scales the kept ones by
+    `1 / (1 - rate)` so that the expectation stays (Huang et al. 2016, arXiv 1603.09382)."""
+
+    rate: float = eqx.field(static=True)
+    inference: bool
+
+    def __init__(self, rate: float = 0.0, *, inference: bool = False):
+        """**Arguments:**
+
+        - `rate`: probability of dropping, in [0, 1).
+        - `inference`: hand everything through.
+        """
+        self.rate = as_rate("rate", rate)
+        self.inference = inference
+
+    def __call__(self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
+        """Returns `x` scaled, or zeros of its shape. Raises `ValueError` where a key is needed and `key` is `None`."""
+        check_key("Drop path", self.rate, self.inference, key)
+        if self.inference or self.rate == 0 or key is None:
+            return x
+        keep = jax.random.bernoulli(key, 1 - self.rate)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

@@ -1,0 +1,55 @@
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._keys import check_key, split_key
+from ._norm_linear import LinearNorm
+
+
+class MLP(eqx.Module):
+    """Two normalised linear maps with an activation between them (section 4.2, "MLP": an expansion of 2 instead of 4)."""
+
+    expand: LinearNorm
+    contract: LinearNorm
+    dropout: eqx.nn.Dropout
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        dropout: float = 0.0,
+        use_norm: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`: channels in and out.
+        - `hidden_dim`: channels between the two maps.
+        - `activation`: after the first map; there is none after the second.
+        - `dropout`: rate after the activation and after the second map.
+        - `use_norm`: normalise both maps, the second from a weight of 0. Without, both maps have a bias.
+        - `key`: for the initial weights.
+        """
+        expand_key, contract_key = jax.random.split(key)
+        self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
+        self.contract = LinearNorm(
+            hidden_dim, dim, use_bias=not use_norm, use_norm=use_norm, zero_init=True, key=contract_key
+        )
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.activation = activation
+
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        """Maps `(tokens, dim)` to the same shape. `key` is needed where dropout is active."""
+        check_key("Dropout", self.dropout.p, self.dropout.inference, key)
+        hidden_key, output_key = split_key(key, 2)
+        x, state = self.expand(x, state)
+        x = self.dropout(self.activation(x), key=hidden_key)
+        x, state = self.contract(x, state)
+        return self.dropout(x, key=output_key), state

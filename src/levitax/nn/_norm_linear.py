@@ -1,0 +1,160 @@
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import check_positive
+from ._batch_norm import BatchNorm
+
+
+class LinearNorm(eqx.Module):
+    """A linear map of the last axis, then batch normalisation: `BatchNorm(x @ weight.T + bias)`.
+
+    LeViT normalises after every linear map and nowhere else, so that both fold into one product for inference
+    (section 4.2 of the paper, "Normalization layers and activations").
+    """
+
+    weight: Float[Array, "out_features in_features"]
+    bias: Float[Array, " out_features"] | None
+    norm: BatchNorm | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = False,
+        use_norm: bool = True,
+        zero_init: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: sizes of the last axis, before and after.
+        - `use_bias`: add a bias. Pointless in front of a batch normalisation; the vit-pytorch network has it.
+        - `use_norm`: normalise.
+        - `zero_init`: start the normalisation with a weight of 0.
+        - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
+        """
+        check_positive(in_features=in_features, out_features=out_features)
+        weight_key, bias_key = jax.random.split(key)
+        self.weight = fan_in_uniform(weight_key, (out_features, in_features), in_features)
+        self.bias = fan_in_uniform(bias_key, (out_features,), in_features) if use_bias else None
+        self.norm = BatchNorm(out_features, zero_init=zero_init) if use_norm else None
+
+    def __call__(
+        self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
+        """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
+        del key
+        x = _add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias)
+        return (x, state) if self.norm is None else self.norm(x, state)
+
+
+class ConvNorm(eqx.Module):
+    """A square convolution over a map of channels-last, then batch normalisation."""
+
+    weight: Float[Array, "out_channels in_channels kernel kernel"]
+    bias: Float[Array, " out_channels"] | None
+    norm: BatchNorm | None
+    stride: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 2,
+        use_bias: bool = False,
+        use_norm: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_channels`, `out_channels`: channels before and after.
+        - `kernel_size`: odd; the map is padded by half of it on every side, as PyTorch's `padding=kernel_size // 2`
+            (`"SAME"` would shift even sizes by one pixel).
+        - `stride`: in pixels.
+        - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
+        - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
+        """
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` is {kernel_size}; expected an odd size, which has a centre pixel.")
+        weight_key, bias_key = jax.random.split(key)
+        fan_in = in_channels * kernel_size**2
+        self.weight = fan_in_uniform(weight_key, (out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        self.bias = fan_in_uniform(bias_key, (out_channels,), fan_in) if use_bias else None
+        self.norm = BatchNorm(out_channels) if use_norm else None
+        self.stride = stride
+
+    def __call__(
+        self, x: Float[Array, "height width in_channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "new_height new_width out_channels"], eqx.nn.State]:
+        """Maps `(height, width, in_channels)` to `(ceil(height / stride), ceil(width / stride), out_channels)`, in the
+        dtype of `x`. `key` is ignored."""
+        del key
+        half = self.weight.shape[-1] // 2
+        x = lax.conv_general_dilated(
+            x[None],
+            self.weight.astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((half, half), (half, half)),
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        )[0]
+        x = _add_bias(x, self.bias)
+        return (x, state) if self.norm is None else self.norm(x, state)
+
+
+class NormLinear(eqx.Module):
+    """Batch normalisation, then a linear map with bias: the classifier on the mean token."""
+
+    norm: BatchNorm | None
+    weight: Float[Array, "out_features in_features"]
+    bias: Float[Array, " out_features"]
+
+    def __init__(self, in_features: int, out_features: int, *, use_norm: bool = True, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: sizes of the last axis, before and after.
+        - `use_norm`: normalise.
+        - `key`: draws the weight from N(0, 0.02), with a bias of 0; without normalisation, weight and bias from
+            U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the vit-pytorch network does.
+        """
+        check_positive(in_features=in_features, out_features=out_features)
+        weight_key, bias_key = jax.random.split(key)
+        shape = (out_features, in_features)
+        if use_norm:
+            # The reference truncates at an absolute +-2, a hundred standard deviations: a plain normal distribution.
+            self.norm = BatchNorm(in_features)
+            self.weight = 0.02 * jax.random.normal(weight_key, shape, jnp.float32)
+            self.bias = jnp.zeros(out_features, jnp.float32)
+        else:
+            self.norm = None
+            self.weight = fan_in_uniform(weight_key, shape, in_features)
+            self.bias = fan_in_uniform(bias_key, (out_features,), in_features)
+
+    def __call__(
+        self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
+        """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
+        del key
+        if self.norm is not None:
+            x, state = self.norm(x, state)
+        return _add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias), state
+
+
+def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's `kaiming_uniform_(a=sqrt(5))`."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def _add_bias(x, bias):
+    if bias is None:
+        return x
+    return x + jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)

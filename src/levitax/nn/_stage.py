@@ -1,0 +1,57 @@
+from collections.abc import Sequence
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._keys import split_key
+from ._attention import Attention
+from ._drop_path import DropPath
+from ._mlp import MLP
+
+
+class Block(eqx.Module):
+    """An attention and an MLP, each inside a residual connection.
+
+    Around a shrinking attention there is no residual: its input and output differ in shape.
+    """
+
+    attention: Attention
+    mlp: MLP
+    drop_path: DropPath
+
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
+        """Maps `(tokens, dim)` to the shape that the attention gives. `key` is needed where dropout or drop path is
+        active."""
+        attention_key, attention_drop_key, mlp_key, mlp_drop_key = split_key(key, 4)
+        y, state = self.attention(x, state, key=attention_key)
+        x = x + self.drop_path(y, key=attention_drop_key) if self.attention.stride == 1 else y
+        y, state = self.mlp(x, state, key=mlp_key)
+        return x + self.drop_path(y, key=mlp_drop_key), state
+
+
+class Stage(eqx.Module):
+    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the map."""
+
+    blocks: tuple[Block, ...]
+    remat: bool = eqx.field(static=True)
+
+    def __init__(self, blocks: Sequence[Block], *, remat: bool = False):
+        """**Arguments:**
+
+        - `blocks`: in order.
+        - `remat`: keep only the blocks' inputs for the backward pass, and compute the rest again there.
+        """
+        self.blocks = tuple(blocks)
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
+        """Maps `(tokens, dim)` to the shape that the last block gives. `key` is needed where dropout or drop path is
+        active."""
+        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+            call = eqx.filter_checkpoint(block) if self.remat else block
+            x, state = call(x, state, key=block_key)
+        return x, state

@@ -1,0 +1,49 @@
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._norm_linear import ConvNorm
+
+
+class Stem(eqx.Module):
+    """The patch embedding: 3x3 convolutions of stride 2, an activation between them and none after the last
+    (section 4.2, "Patch embedding")."""
+
+    convolutions: tuple[ConvNorm, ...]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        *,
+        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        use_norm: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_channels`: channels of the image.
+        - `widths`: output channels of each convolution. Each halves the map: four make 16x16 pixels a token.
+        - `activation`: between the convolutions.
+        - `use_norm`: normalise each convolution. Without, each has a bias.
+        - `key`: for the initial weights.
+        """
+        keys = jax.random.split(key, len(widths))
+        self.convolutions = tuple(
+            ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, key=conv_key)
+            for before, after, conv_key in zip((in_channels, *widths[:-1]), widths, keys, strict=True)
+        )
+        self.activation = activation
+
+    def __call__(
+        self, image: Float[Array, "height width in_channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "grid_height grid_width dim"], eqx.nn.State]:
+        """Maps one image to a map of `ceil(size / 2**len(widths))` tokens a side. `key` is ignored."""
+        del key
+        x, state = self.convolutions[0](image, state)
+        for convolution in self.convolutions[1:]:
+            x, state = convolution(self.activation(x), state)
+        return x, state
