@@ -1,6 +1,6 @@
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -177,7 +177,7 @@ class LeViTConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
+    def from_dict(cls, fields: dict[str, Any]) -> "LeViTConfig":
         """The inverse of `to_dict`. Raises `TypeError` for a field that does not exist."""
         return cls(**fields)
 

@@ -1,0 +1,88 @@
+"""Records what timm, transformers and vit-pytorch compute, in `goldens/` beside this script.
+
+From the root of the repository, in an environment of its own (torchvision pulls gigabytes):
+
+    pip install torch torchvision timm transformers vit-pytorch && pip install -e .[train]
+    python -m tests.parity.make_goldens [PART OF A NAME]
+"""
+
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import levitax
+import numpy as np
+
+from . import cases, layouts, numbers, records, references
+
+
+SAMPLES = 1024
+SAMPLES_PER_WEIGHT = 32
+
+
+def record_timm(name: str, variant: str, size: cases.Size) -> None:
+    """Inference of a variant with both heads and with one."""
+    images = numbers.images(2, size.height, size.width)
+    both = references.timm(variant, size, distilled=True)
+    references.fill(both)
+    record = references.evaluate(both, images)
+    single = references.timm(variant, size, distilled=False)
+    references.fill(single)
+    record["logits_single"] = references.evaluate(single, images)["logits"]
+    if (variant, size) == ("levit_256", cases.SQUARE):
+        record["bfloat16_error"] = np.array(references.bfloat16_error(both, images))
+    records.save(f"timm-{name}", records.sample(record, SAMPLES))
+
+
+def record_training(name: str, reference, layout: layouts.Layout, keywords: dict[str, Any]) -> None:
+    """First gradients, and parameters, statistics, losses and logits after some steps."""
+    references.fill(reference)
+    height, width = keywords["image_size"]
+    images = numbers.images(cases.TRAINING_BATCH, height, width)
+    labels = numbers.labels(cases.TRAINING_BATCH, keywords["num_classes"])
+    gradients, final, results = references.train(reference, images, labels)
+    model = eqx.filter_eval_shape(levitax.LeViT, **keywords, key=jax.random.key(0))
+    # A gradient has no statistics; zeros stand in for them where the layout asks.
+    zeros = {name: np.zeros_like(array) for name, array in final.items()}
+    gradients = layouts.to_ours(model, layout, zeros | gradients)
+    record = {f"gradient:{path}": array for path, array in gradients.items() if not path.endswith((".mean", ".var"))}
+    record |= {f"final:{path}": array for path, array in layouts.to_ours(model, layout, final).items()}
+    records.save(name, records.sample(record, SAMPLES_PER_WEIGHT) | records.sample(results, SAMPLES))
+
+
+def main(part: str = "") -> None:
+    for name, variant, size in cases.evaluation_cases():
+        if part in f"timm-{name}":
+            print(f"timm-{name}", flush=True)
+            record_timm(name, variant, size)
+    if part in "timm-training":
+        keywords = cases.TIMM_TRAINING
+        size = cases.Size(*keywords["image_size"], keywords["image_size"])
+        reference = references.timm("levit_128s", size, num_classes=keywords["num_classes"], distilled=True)
+        reference.set_distilled_training(True)
+        record_training("timm-training", reference, layouts.timm, keywords)
+    for variant in cases.PUBLISHED[:1]:
+        if part in f"transformers-{variant}":
+            images = numbers.images(2, 224, 224)
+            reference = references.transformers(variant, teacher=True)
+            references.fill(reference)
+            record = references.evaluate(reference, images)
+            reference = references.transformers(variant, teacher=False)
+            references.fill(reference)
+            record["logits_single"] = references.evaluate(reference, images)["logits"]
+            records.save(f"transformers-{variant}", records.sample(record, SAMPLES))
+    for distilled in (False, True):
+        name = "vit_pytorch-distilled" if distilled else "vit_pytorch"
+        if part in name:
+            reference = references.vit_pytorch(**cases.VIT_PYTORCH_EXAMPLE, distillation=distilled)
+            references.fill(reference)
+            record = references.evaluate(reference, numbers.images(2, 224, 224))
+            records.save(name, records.sample(record, SAMPLES))
+    if part in "vit_pytorch-training":
+        keywords = cases.VIT_PYTORCH_TRAINING
+        record_training("vit_pytorch-training", references.vit_pytorch(**keywords), layouts.vit_pytorch, keywords)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""Records of named arrays: sampled for keeping, and compared."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .layouts import Arrays
+
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def sample(record: Arrays, samples: int) -> Arrays:
+    """At most `samples` evenly spaced elements of each array, and under `<name>:scale` its largest magnitude."""
+    kept = {}
+    for name, array in record.items():
+        positions = np.linspace(0, array.size - 1, min(array.size, samples)).round().astype(np.int64)
+        kept[name] = array.ravel()[positions]
+        kept[f"{name}:scale"] = np.abs(array).max()
+    return kept
+
+
+def errors(ours: Arrays, theirs: Arrays) -> Arrays:
+    """For each array the largest error over the largest magnitude of theirs, whole or as sampled by `sample`.
+
+    The gradient of a bias is held against that of its layer's weight where that is larger: in front of a normalisation,
+    it is zero but for rounding.
+    """
+    if any(name.endswith(":scale") for name in theirs):
+        names = {name for name in theirs if not name.endswith(":scale")}
+        assert ours.keys() == names, ours.keys() ^ names
+        ours = {name: sample({name: array}, theirs[name].size)[name] for name, array in ours.items()}
+    else:
+        assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    scales = {name: theirs.get(f"{name}:scale", np.abs(theirs[name]).max()) for name in ours}
+    for name in ours:
+        if name.startswith("gradient:") and name.endswith(".bias"):
+            scales[name] = max(scales[name], scales[name.removesuffix("bias") + "weight"])
+    return {name: np.abs(array.ravel() - theirs[name].ravel()).max() / scales[name] for name, array in ours.items()}
+
+
+def save(name: str, record: Arrays) -> None:
+    """Keeps a record in the goldens."""
+    GOLDENS.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDENS / f"{name}.npz", **record)
+
+
+def load(name: str) -> Arrays:
+    """A record from the goldens."""
+    with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)

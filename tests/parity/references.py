@@ -1,0 +1,155 @@
+"""The PyTorch implementations, filled with the numbers of `numbers.py`, and what they compute.
+
+timm is imported only where it is used: it needs a torchvision that fits torch.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import cases, numbers
+from .layouts import Arrays
+
+
+def fill(model: torch.nn.Module) -> Arrays:
+    """Puts the numbers that belong to each name into the model, and returns them."""
+    arrays = {}
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                arrays[name] = numbers.tensor(name, tuple(value.shape))
+                value.copy_(torch.from_numpy(arrays[name]))
+    return arrays
+
+
+def timm(variant: str, size: cases.Size, *, num_classes: int = 1000, distilled: bool) -> torch.nn.Module:
+    """timm's model of that name."""
+    import timm.models.levit as levit
+
+    return levit.create_levit(variant, distilled=distilled, img_size=size.told, num_classes=num_classes)
+
+
+def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000, teacher: bool) -> torch.nn.Module:
+    """transformers' model with the sizes of a published variant."""
+    import levitax
+    import transformers as hf
+
+    sizes = levitax.LeViTConfig(**levitax.VARIANTS[variant])
+    config = hf.LevitConfig(
+        image_size=image_size,
+        hidden_sizes=sizes.dim,
+        num_attention_heads=sizes.heads,
+        depths=sizes.depth,
+        key_dim=sizes.key_dim,
+        drop_path_rate=0,
+        num_labels=num_labels,
+    )
+    return (hf.LevitForImageClassificationWithTeacher if teacher else hf.LevitForImageClassification)(config)
+
+
+def vit_pytorch(**keywords: Any) -> torch.nn.Module:
+    """vit-pytorch's model, from its one file: the package imports dozens of others, and torchvision."""
+    package = importlib.util.find_spec("vit_pytorch")
+    assert package is not None and package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0]) / "levit.py"
+    spec = importlib.util.spec_from_file_location("vit_pytorch_levit", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    named = {"image_size": 224, "distillation": False, "network": "vit_pytorch"} | keywords
+    del named["network"]
+    size = named.pop("image_size")
+    distill = named["num_classes"] if named.pop("distillation") else None
+    return module.LeViT(image_size=size if isinstance(size, int) else size[0], num_distill_classes=distill, **named)
+
+
+def stage_ends(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The module that gives the map at the end of each stage, before it is shrunk."""
+    if hasattr(model, "backbone"):
+        return list(model.backbone)[::2]
+    if hasattr(model, "levit"):
+        stages = model.levit.encoder.stages
+        return [stage.layers[2 * depth - 1] for stage, depth in zip(stages, model.config.depths, strict=True)]
+    return list(model.stages)
+
+
+def heads(output) -> list[torch.Tensor]:
+    """The logits of each head."""
+    if hasattr(output, "cls_logits"):
+        return [output.cls_logits, output.distillation_logits]
+    if hasattr(output, "logits"):
+        return [output.logits]
+    return list(output) if isinstance(output, tuple) else [output]
+
+
+def logits(output) -> torch.Tensor:
+    """What the model predicts: the mean over its heads."""
+    return torch.stack(heads(output)).mean(0)
+
+
+def evaluate(model: torch.nn.Module, images: np.ndarray) -> Arrays:
+    """The map at the end of each stage, channels last but flat over the tokens, and the logits, in inference."""
+    model.eval()
+    record = {}
+
+    def hook(name):
+        def keep(module, inputs, output):
+            if output.ndim == 4:
+                output = output.flatten(2).transpose(1, 2)
+            record[name] = output.numpy()
+
+        return keep
+
+    hooks = [end.register_forward_hook(hook(f"stage{index}")) for index, end in enumerate(stage_ends(model))]
+    with torch.inference_mode():
+        record["logits"] = logits(model(_nchw(images))).numpy()
+    for handle in hooks:
+        handle.remove()
+    return record
+
+
+def bfloat16_error(model: torch.nn.Module, images: np.ndarray) -> float:
+    """Largest error of the logits under bfloat16 autocast, over their largest magnitude in float32."""
+    model.eval()
+    with torch.inference_mode():
+        exact = logits(model(_nchw(images)))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = logits(model(_nchw(images))).float()
+    return ((rounded - exact).abs().max() / exact.abs().max()).item()
+
+
+def train(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[Arrays, Arrays, Arrays]:
+    """Plain gradient descent on one batch.
+
+    Returns the first gradients by name, all parameters and buffers at the end by name, and the losses and the logits in
+    inference at the end.
+    """
+    model.train()
+    targets = torch.from_numpy(labels).long()
+    optimizer = torch.optim.SGD(model.parameters(), cases.LEARNING_RATE)
+    gradients: Arrays = {}
+    losses = []
+    for step in range(cases.TRAINING_STEPS):
+        optimizer.zero_grad()
+        each = [
+            torch.nn.functional.cross_entropy(head, targets, label_smoothing=cases.SMOOTHING)
+            for head in heads(model(_nchw(images)))
+        ]
+        loss = torch.stack(each).mean()
+        loss.backward()
+        if step == 0:
+            gradients = {name: value.grad.numpy().copy() for name, value in model.named_parameters()}
+        losses.append(loss.item())
+        optimizer.step()
+    final = {name: value.numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
+    return gradients, final, {"losses": np.array(losses), "logits": evaluate(model, images)["logits"]}
+
+
+def _nchw(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+

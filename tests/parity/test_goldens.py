@@ -1,0 +1,92 @@
+"""levitax against what the references computed once, as recorded by `make_goldens.py`."""
+
+import equinox as eqx
+import levitax
+import pytest
+
+from . import cases, layouts, numbers, ours, records
+
+
+def test_the_generator_is_the_documented_one():
+    # In integers of unlimited size, as another language would check its own.
+    mask = 2**64 - 1
+    seed = 0xCBF29CE484222325
+    for byte in b"images":
+        seed = (seed ^ byte) * 0x100000001B3 & mask
+    for index in range(3):
+        z = seed + (index + 1) * 0x9E3779B97F4A7C15 & mask
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        z = (z ^ z >> 31) >> 40
+        assert numbers.uniform("images", (3,), 0.0, 1.0)[index] == z / 2**24
+
+
+HEAVY = {"levit_384_s8", "levit_512_s8", "levit_512", "levit_512d"}
+EVALUATION = [
+    pytest.param(name, variant, size, id=name, marks=[pytest.mark.slow] * (variant in HEAVY and size == cases.SQUARE))
+    for name, variant, size in cases.evaluation_cases()
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "size"), EVALUATION)
+def test_inference_equals_timm(name, variant, size):
+    golden = records.load(f"timm-{name}")
+    golden.pop("bfloat16_error", None)
+    golden.pop("bfloat16_error:scale", None)
+    keywords = {**levitax.VARIANTS[variant], "image_size": (size.height, size.width), "distillation": True}
+    images = numbers.images(2, size.height, size.width)
+    model, state = ours.make(layouts.timm, **keywords)
+    record = ours.evaluate(model, state, images)
+    single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
+    record["logits_single"] = ours.evaluate(single, state, images)["logits"]
+    errors = records.errors(record, golden)
+    assert max(errors.values()) <= cases.FORWARD, errors
+
+
+def test_bfloat16_is_as_close_as_in_timm():
+    images = numbers.images(2, 224, 224)
+    golden = records.load("timm-levit_256-square")
+    keywords = {**levitax.VARIANTS["levit_256"], "dtype": "bfloat16"}
+    model, state = ours.make(layouts.timm, **keywords)
+    record = {"logits": ours.evaluate(model, state, images)["logits"]}
+    error = records.errors(record, {name: golden[name] for name in ("logits", "logits:scale")})["logits"]
+    assert error <= cases.BFLOAT16_RATIO * golden["bfloat16_error"]
+
+
+def test_inference_equals_transformers():
+    images = numbers.images(2, 224, 224)
+    model, state = ours.make(layouts.transformers, **levitax.VARIANTS["levit_128s"])
+    record = ours.evaluate(model, state, images)
+    single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
+    record["logits_single"] = ours.evaluate(single, state, images)["logits"]
+    errors = records.errors(record, records.load("transformers-levit_128s"))
+    assert max(errors.values()) <= cases.FORWARD, errors
+
+
+@pytest.mark.parametrize("distillation", (False, True))
+def test_inference_equals_vit_pytorch(distillation):
+    golden = records.load("vit_pytorch-distilled" if distillation else "vit_pytorch")
+    keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
+    model, state = ours.make(layouts.vit_pytorch, **keywords)
+    errors = records.errors(ours.evaluate(model, state, numbers.images(2, 224, 224)), golden)
+    assert max(errors.values()) <= cases.FORWARD, errors
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "keywords"),
+    [
+        ("timm", layouts.timm, cases.TIMM_TRAINING),
+        ("vit_pytorch", layouts.vit_pytorch, cases.VIT_PYTORCH_TRAINING),
+    ],
+    ids=("timm", "vit_pytorch"),
+)
+def test_training_follows(name, layout, keywords):
+    golden = records.load(f"{name}-training")
+    model, state = ours.make(layout, **keywords)
+    images = numbers.images(cases.TRAINING_BATCH, *model.config.image_size)
+    labels = numbers.labels(cases.TRAINING_BATCH, model.config.num_classes)
+    gradients, final, results = ours.train(model, state, images, labels)
+    record = {f"gradient:{path}": array for path, array in gradients.items()}
+    record |= {f"final:{path}": array for path, array in final.items()}
+    errors = records.errors(record | results, golden)
+    cases.check_training(errors)
