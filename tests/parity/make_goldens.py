@@ -56,12 +56,13 @@ def main(part: str = "") -> None:
         if part in f"timm-{name}":
             print(f"timm-{name}", flush=True)
             record_timm(name, variant, size)
-    if part in "timm-training":
-        keywords = cases.TIMM_TRAINING
-        size = cases.Size(*keywords["image_size"], keywords["image_size"])
-        reference = references.timm("levit_128s", size, num_classes=keywords["num_classes"], distilled=True)
-        reference.set_distilled_training(True)
-        record_training("timm-training", reference, layouts.timm, keywords)
+    for name, keywords in (("timm-gradients", cases.TIMM_GRADIENTS), ("timm-training", cases.TIMM_TRAINING)):
+        if part in name:
+            size = cases.Size(*keywords["image_size"], keywords["image_size"])
+            options = {"num_classes": keywords["num_classes"], "act_layer": keywords.get("activation", "hard_swish")}
+            reference = references.timm("levit_128s", size, distilled=True, **options)
+            reference.set_distilled_training(True)
+            record_training(name, reference, layouts.timm, keywords)
     for variant in cases.PUBLISHED[:1]:
         if part in f"transformers-{variant}":
             images = numbers.images(2, 224, 224)

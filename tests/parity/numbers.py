@@ -6,17 +6,16 @@ A fresh LeViT starts with residual branches that are zero, on which any two impl
 """
 
 import math
+import re
 
 import numpy as np
 
 # The weights of the normalisations that end a residual branch, in timm, transformers and vit-pytorch. At 1 the gradients
 # grow so steeply towards the stem that PyTorch's own float32 is 4e-4 off its float64.
-RESIDUAL_ENDS = (
-    "proj.ln.bn.weight",
-    "ln2.bn.weight",
-    "projection.batch_norm.weight",
-    "linear_down.batch_norm.weight",
-    "to_out.2.weight",
+RESIDUAL_ENDS = re.compile(
+    r"\.attn\.proj\.ln\.bn\.weight$|\.ln2\.bn\.weight$"
+    r"|\.module\.(projection|linear_down)\.batch_norm\.weight$"
+    r"|backbone\.\d*[02468]\..*\.to_out\.2\.weight$"
 )
 
 
@@ -47,7 +46,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return uniform(name, shape, -0.3, 0.3)
     if name.endswith("bias"):
         return uniform(name, shape, -0.5, 0.5)
-    if name.endswith(RESIDUAL_ENDS):
+    if RESIDUAL_ENDS.search(name):
         return uniform(name, shape, 0.15, 0.45)
     if len(shape) == 1:
         return uniform(name, shape, 0.5, 1.5)

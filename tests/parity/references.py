@@ -26,11 +26,11 @@ def fill(model: torch.nn.Module) -> Arrays:
     return arrays
 
 
-def timm(variant: str, size: cases.Size, *, num_classes: int = 1000, distilled: bool) -> torch.nn.Module:
+def timm(variant: str, size: cases.Size, *, distilled: bool, **options: Any) -> torch.nn.Module:
     """timm's model of that name."""
     import timm.models.levit as levit
 
-    return levit.create_levit(variant, distilled=distilled, img_size=size.told, num_classes=num_classes)
+    return levit.create_levit(variant, distilled=distilled, img_size=size.told, **options)
 
 
 def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000, teacher: bool) -> torch.nn.Module:
