@@ -15,14 +15,15 @@ from . import cases, numbers
 from .layouts import Arrays
 
 
-def fill(model: torch.nn.Module) -> Arrays:
-    """Puts the numbers that belong to each name into the model, and returns them."""
-    arrays = {}
+def fill(model: torch.nn.Module, arrays: Arrays | None = None) -> Arrays:
+    """Puts arrays into the model, by default the numbers that belong to their names, and returns them."""
+    tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    if arrays is None:
+        arrays = {name: numbers.tensor(name, tuple(value.shape)) for name, value in tensors.items()}
+    assert arrays.keys() == tensors.keys(), arrays.keys() ^ tensors.keys()
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                arrays[name] = numbers.tensor(name, tuple(value.shape))
-                value.copy_(torch.from_numpy(arrays[name]))
+        for name, value in tensors.items():
+            value.copy_(torch.from_numpy(arrays[name]))
     return arrays
 
 
@@ -153,3 +154,11 @@ def _nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
+
+
+def replace_activation(model: torch.nn.Module, activation: torch.nn.Module) -> None:
+    """Puts another activation in place of every hard-swish."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, torch.nn.Hardswish):
+                setattr(parent, name, activation)

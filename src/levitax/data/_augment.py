@@ -1,0 +1,38 @@
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def random_affine(
+    image: Float[Array, "height width channels"],
+    *,
+    max_shift: float = 0.0,
+    max_rotation: float = 0.0,
+    max_scale: float = 0.0,
+    fill: float = 0.0,
+    key: PRNGKeyArray,
+) -> Float[Array, "height width channels"]:
+    """Shifts, turns and scales an image at random, with bilinear interpolation.
+
+    **Arguments:**
+
+    - `image`: one image; use `jax.vmap` with split keys for a batch.
+    - `max_shift`: pixels, in both directions.
+    - `max_rotation`: degrees, about the centre, either way.
+    - `max_scale`: largest relative change of size.
+    - `fill`: what comes in from outside.
+    - `key`: draws all of them uniformly.
+    """
+    height, width, _ = image.shape
+    shift_key, angle_key, scale_key = jax.random.split(key, 3)
+    shift = jax.random.uniform(shift_key, (2, 1, 1), jnp.float32, -max_shift, max_shift)
+    angle = math.radians(1) * jax.random.uniform(angle_key, (), jnp.float32, -max_rotation, max_rotation)
+    scale = 1 + jax.random.uniform(scale_key, (), jnp.float32, -max_scale, max_scale)
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
+    offset = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")) - centre
+    rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    source = centre + shift + jnp.einsum("ij,jhw->ihw", rotation, offset) / scale
+    sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, list(source), order=1, cval=fill)
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)

@@ -1,0 +1,110 @@
+"""levitax against transformers and vit-pytorch, run side by side: whole arrays, all published variants.
+
+Needs the extra `parity`, and for its one file vit-pytorch: `pip install --no-deps vit-pytorch`.
+"""
+
+from importlib.util import find_spec
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import levitax
+import numpy as np
+import pytest
+
+from . import cases, layouts, numbers, ours, records
+
+
+missing = [name for name in ("torch", "transformers", "vit_pytorch", "einops") if find_spec(name) is None]
+if missing:
+    pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
+
+# Only here: it imports torch.
+from . import references  # noqa: E402
+
+
+def timm_numbers(model):
+    """The numbers of timm's names under transformers' names, for which rounding does not decide the training."""
+    arrays = layouts.generate(model, layouts.timm)
+    pairs = zip(layouts.sources(model, layouts.timm), layouts.sources(model, layouts.transformers), strict=True)
+    return {theirs: arrays[timm] for (_, _, ((timm,), _)), (_, _, ((theirs,), _)) in pairs}
+
+
+def assert_equal_training(reference, layout, keywords, *, steps=True):
+    arrays = None
+    if layout is layouts.transformers:
+        arrays = timm_numbers(eqx.filter_eval_shape(levitax.LeViT, **keywords, key=jax.random.key(0)))
+    model, state = ours.make(layout, references.fill(reference, arrays), **keywords)
+    images = numbers.images(cases.TRAINING_BATCH, *model.config.image_size)
+    labels = numbers.labels(cases.TRAINING_BATCH, model.config.num_classes)
+    gradients, final, results = references.train(reference, images, labels)
+    zeros = {name: np.zeros_like(array) for name, array in final.items()}
+    theirs = {f"gradient:{k}": v for k, v in layouts.to_ours(model, layout, zeros | gradients).items()}
+    theirs = {name: array for name, array in theirs.items() if not name.endswith((".mean", ".var"))}
+    our_gradients, our_final, our_results = ours.train(model, state, images, labels)
+    cases.check_training(records.errors({f"gradient:{k}": v for k, v in our_gradients.items()}, theirs))
+    if steps:
+        theirs = {f"final:{k}": v for k, v in layouts.to_ours(model, layout, final).items()} | results
+        cases.check_training(records.errors({f"final:{k}": v for k, v in our_final.items()} | our_results, theirs))
+
+
+@pytest.mark.parametrize("variant", cases.PUBLISHED)
+@pytest.mark.parametrize("teacher", (True, False), ids=("two heads", "one head"))
+def test_inference_equals_transformers(variant, teacher):
+    reference = references.transformers(variant, teacher=teacher)
+    keywords = {**levitax.VARIANTS[variant], "distillation": teacher}
+    model, state = ours.make(layouts.transformers, references.fill(reference), **keywords)
+    images = numbers.images(2, 224, 224)
+    errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
+    assert max(errors.values()) <= cases.FORWARD, errors
+
+
+@pytest.mark.parametrize("variant", cases.PUBLISHED)
+def test_bfloat16_is_as_close_as_in_transformers(variant):
+    reference = references.transformers(variant, teacher=True)
+    keywords = {**levitax.VARIANTS[variant], "dtype": "bfloat16"}
+    model, state = ours.make(layouts.transformers, references.fill(reference), **keywords)
+    images = numbers.images(2, 224, 224)
+    record = {"logits": ours.evaluate(model, state, images)["logits"]}
+    error = records.errors(record, {"logits": references.evaluate(reference, images)["logits"]})["logits"]
+    assert error <= cases.BFLOAT16_RATIO * references.bfloat16_error(reference, images)
+
+
+def test_gradients_equal_transformers():
+    keywords = {**cases.TIMM_GRADIENTS, "image_size": (128, 128)}
+    reference = references.transformers("levit_128s", teacher=True, image_size=128, num_labels=100)
+    assert_equal_training(reference, layouts.transformers, keywords, steps=False)
+
+
+@pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
+def test_inference_equals_vit_pytorch(distillation):
+    keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
+    reference = references.vit_pytorch(**keywords)
+    model, state = ours.make(layouts.vit_pytorch, references.fill(reference), **keywords)
+    images = numbers.images(2, 224, 224)
+    errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
+    assert max(errors.values()) <= cases.FORWARD, errors
+
+
+@pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
+def test_ten_steps_follow_vit_pytorch(distillation):
+    keywords = {**cases.VIT_PYTORCH_TRAINING, "distillation": distillation}
+    assert_equal_training(references.vit_pytorch(**keywords), layouts.vit_pytorch, keywords)
+
+
+def test_ten_steps_follow_transformers():
+    # With SiLU, as the comparison with timm: see `cases.TIMM_TRAINING`. transformers has the activation built in.
+    keywords = {**cases.TIMM_TRAINING, "image_size": (128, 128)}
+    reference = references.transformers("levit_128s", teacher=True, image_size=128, num_labels=100)
+    references.replace_activation(reference, references.torch.nn.SiLU())
+    assert_equal_training(reference, layouts.transformers, keywords)
+
+
+def test_fused_model_equals_transformers():
+    reference = references.transformers("levit_256", teacher=True)
+    model, state = ours.make(layouts.transformers, references.fill(reference), **levitax.VARIANTS["levit_256"])
+    images = numbers.images(2, 224, 224)
+    predict = levitax.fuse(model, state)
+    logits = eqx.filter_jit(eqx.filter_vmap(predict))(jnp.asarray(images))
+    theirs = {"logits": references.evaluate(reference, images)["logits"]}
+    assert records.errors({"logits": np.asarray(logits)}, theirs)["logits"] <= cases.FORWARD
