@@ -5,11 +5,10 @@ from importlib.metadata import version as _version
 from . import nn as nn
 from ._batched import batched as batched
 from ._config import LeViTConfig as LeViTConfig
-from ._fuse import Predictor as Predictor, fuse as fuse
+from ._fuse import fuse as fuse, Predictor as Predictor
 from ._model import LeViT as LeViT
 from ._parameters import count_parameters as count_parameters
 from ._variants import (
-    VARIANTS as VARIANTS,
     create_model as create_model,
     levit_128 as levit_128,
     levit_128s as levit_128s,
@@ -21,6 +20,8 @@ from ._variants import (
     levit_512 as levit_512,
     levit_512_s8 as levit_512_s8,
     levit_512d as levit_512d,
+    VARIANTS as VARIANTS,
 )
+
 
 __version__ = _version("levitax")

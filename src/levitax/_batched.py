@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+
 StatefulCallable: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
 
 

@@ -20,11 +20,13 @@ def as_integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...]:
-    """`value`, one positive integer or a sequence of `length`, as a tuple of `length`; `each` says what they belong to."""
+    """`value`, one positive integer or a sequence of `length`, as a tuple; `each` says what each belongs to."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (as_integer(name, value),) * length
     if len(value) != length:
-        raise ValueError(f"`{name}` is {value!r}, of length {len(value)}; expected one integer, or {length}: one for {each}.")
+        raise ValueError(
+            f"`{name}` is {value!r}, of length {len(value)}; expected one integer, or {length}: one for {each}."
+        )
     return tuple(as_integer(name, number) for number in value)
 
 
@@ -61,7 +63,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_image(image: Any, expected: tuple[int, int, int]) -> None:
-    """Raises unless `image` is one floating-point image of shape `expected`, saying which habit leads to what is there."""
+    """Raises unless `image` is one floating-point image of shape `expected`, saying how what is there comes about."""
     shape, dtype = jnp.shape(image), jnp.result_type(image)
     height, width, channels = expected
     if shape == expected:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from ._checks import as_flag, as_integer, as_integers, as_rate, check_choice
 
+
 PerStage: TypeAlias = int | Sequence[int]
 NetworkName: TypeAlias = Literal["paper", "vit_pytorch"]
 ActivationName: TypeAlias = Literal["hard_swish", "silu", "gelu", "relu"]
@@ -112,7 +113,7 @@ class LeViTConfig:
         per_stage("key_dim", key_dim)
         per_stage("value_dim", [2 * size for size in self.key_dim] if value_dim is None else value_dim)
         if subsample_heads is None:
-            fits = [max(channels // size, 1) for channels, size in zip(self.dim, self.key_dim)]
+            fits = [max(channels // size, 1) for channels, size in zip(self.dim, self.key_dim, strict=True)]
             subsample_heads = (fits if paper else [2 * number for number in self.heads])[:-1]
         if subsample_value_ratio is None:
             subsample_value_ratio = 4 if paper else 2
@@ -128,8 +129,8 @@ class LeViTConfig:
         for stage in range(self.stages - 1):
             if self.grid(stage) == (1, 1):
                 raise ValueError(
-                    f"`image_size` {self.image_size} is too small for {self.stages} stages at {self.patch_size} pixels a "
-                    f"token: stage {stage + 1} has a single token, which leaves the shrinking attention after it nothing to "
+                    f"`image_size` {self.image_size} is too small for {self.stages} stages at {self.patch_size} pixels "
+                    f"a token: stage {stage + 1} has a single token, and the shrinking attention after it nothing to "
                     "shrink. Use larger images, a smaller `patch_size` (16, 8 or 4) or fewer `stages`."
                 )
 

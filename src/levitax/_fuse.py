@@ -54,8 +54,8 @@ def fuse(model: PyTree, state: eqx.nn.State) -> Predictor:
     """
     if not isinstance(state, eqx.nn.State):
         raise TypeError(
-            f"`state` is of type `{type(state).__name__}`; fusing needs the running statistics, in the `eqx.nn.State` that "
-            "was made with the model or that training returned."
+            f"`state` is of type `{type(state).__name__}`; fusing needs the running statistics, in the `eqx.nn.State` "
+            "that was made with the model or that training returned."
         )
     folded = jax.tree.map(lambda node: _fold(node, state), model, is_leaf=_is_foldable)
     return Predictor(folded, state.substate(folded))

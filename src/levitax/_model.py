@@ -13,6 +13,7 @@ from ._checks import check_image
 from ._config import ActivationName, BlockSizes, LeViTConfig, NetworkName, PerStage
 from ._keys import split_key
 
+
 Logits: TypeAlias = Float[Array, " classes"] | nn.DistilledLogits
 
 _ACTIVATIONS = {
@@ -153,9 +154,9 @@ class LeViT(eqx.Module):
         **Returns:** float32 logits `(num_classes,)`, or a [`levitax.nn.DistilledLogits`][] from two heads in training,
         or the mean token `(dim[-1],)` if `num_classes` is 0; and the new state.
 
-        **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels last;
-        if `state` belongs to another model; if a key is missing; or if, in training, no batch axis is there or the batch
-        holds a single image.
+        **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels
+        last; if `state` belongs to another model; if a key is missing; or if, in training, no batch axis is there or
+        the batch holds a single image.
         """
         maps, state = self.features(image, state, key=key)
         x = maps[-1].astype(jnp.float32).mean((0, 1))
@@ -178,8 +179,8 @@ class LeViT(eqx.Module):
     ) -> tuple[tuple[Float[Array, "heads queries tokens"], ...], ...]:
         """What each block attends to, in inference: for each stage and block, the weights `(heads, queries, tokens)`.
 
-        Queries and tokens are in row-major order on the stage's grid; in the first block of a stage after the first, the
-        tokens are those of the stage before.
+        Queries and tokens are in row-major order on the stage's grid; in the first block of a stage after the first,
+        the tokens are those of the stage before.
         """
         model = eqx.nn.inference_mode(self)
         tokens, state = model._embed(image, state, None)
@@ -209,7 +210,9 @@ def _stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
 def _stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
     blocks = config.block_sizes(stage)
     keys = jax.random.split(key, len(blocks))
-    return nn.Stage([_block(config, sizes, block_key) for sizes, block_key in zip(blocks, keys)], remat=config.remat)
+    return nn.Stage(
+        [_block(config, sizes, block_key) for sizes, block_key in zip(blocks, keys, strict=True)], remat=config.remat
+    )
 
 
 def _block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Block:
@@ -228,9 +231,7 @@ def _block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Bloc
         dropout=dropout,
         key=attention_key,
     )
-    mlp = partial(
-        nn.MLP, sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, key=mlp_key
-    )
+    mlp = partial(nn.MLP, sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, key=mlp_key)
     drop_path = nn.DropPath(config.drop_path)
     if config.network == "paper":
         return nn.Block(attention(activation=activation), mlp(), drop_path)

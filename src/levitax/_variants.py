@@ -74,8 +74,8 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
 
     - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`; case and `-` or `_` do not matter.
     - `key`: draws the initial weights.
-    - `overrides`: any of `image_size`, `num_classes`, `in_channels`, `distillation`, `dropout`, `drop_path`, `remat` and
-        `dtype`, as in [`levitax.LeViT`][].
+    - `overrides`: any of `image_size`, `num_classes`, `in_channels`, `distillation`, `dropout`, `drop_path`, `remat`
+        and `dtype`, as in [`levitax.LeViT`][].
 
     **Raises:** `ValueError` for an unknown name, with the nearest ones.
     """

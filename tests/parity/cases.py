@@ -24,6 +24,8 @@ VIT_PYTORCH_EXAMPLE: dict[str, Any] = {
     "mlp_mult": 2,
     "dropout": 0.0,
 }
+
+
 class Size(NamedTuple):
     """Pixels of the images, and those that the reference must be told to arrive at the same grid.
 

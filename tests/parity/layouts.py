@@ -1,17 +1,20 @@
 """The names that other implementations give to our arrays, and how theirs become ours.
 
 A layout maps the dotted path of one of our arrays to the reference's names with their shapes (but for the trailing ones
-of 1x1 convolutions), and to a function from the reference's arrays to ours. Running statistics have paths too: `<path of the BatchNorm>.mean` and `.var`.
+of 1x1 convolutions), and to a function from the reference's arrays to ours. Running statistics have paths too: `<path
+of the BatchNorm>.mean` and `.var`.
 """
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import levitax
 import numpy as np
+
+import levitax
 
 from . import numbers
 
@@ -140,7 +143,7 @@ def _flat_table(shape: Shape) -> Shape:
     return heads, rows * columns
 
 
-def paths(tree) -> Iterator[tuple[str, object]]:
+def paths(tree) -> Iterator[tuple[str, Any]]:
     """The dotted path and the node of every array and every BatchNorm in a model."""
     is_norm = lambda node: isinstance(node, levitax.nn.BatchNorm)
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_norm):
@@ -191,9 +194,7 @@ def fill(model, state, layout: Layout, arrays: Arrays):
         nonlocal state
         path = jax.tree_util.keystr(path, simple=True, separator=".")
         if is_norm(node):
-            state = state.set(
-                node.statistics, levitax.nn.RunningStatistics(ours[f"{path}.mean"], ours[f"{path}.var"])
-            )
+            state = state.set(node.statistics, levitax.nn.RunningStatistics(ours[f"{path}.mean"], ours[f"{path}.var"]))
             weights = ours[f"{path}.weight"], ours[f"{path}.bias"]
             return eqx.tree_at(lambda norm: (norm.weight, norm.bias), node, weights)
         return ours[path] if eqx.is_array(node) else node

@@ -11,8 +11,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import levitax
 import numpy as np
+
+import levitax
 
 from . import cases, layouts, numbers, records, references
 
@@ -58,8 +59,12 @@ def main(part: str = "") -> None:
             record_timm(name, variant, size)
     for name, keywords in (("timm-gradients", cases.TIMM_GRADIENTS), ("timm-training", cases.TIMM_TRAINING)):
         if part in name:
-            size = cases.Size(*keywords["image_size"], keywords["image_size"])
-            options = {"num_classes": keywords["num_classes"], "act_layer": keywords.get("activation", "hard_swish")}
+            height, width = keywords["image_size"]
+            size = cases.Size(height, width, (height, width))
+            options: dict[str, Any] = {
+                "num_classes": keywords["num_classes"],
+                "act_layer": keywords.get("activation", "hard_swish"),
+            }
             reference = references.timm("levit_128s", size, distilled=True, **options)
             reference.set_distilled_training(True)
             record_training(name, reference, layouts.timm, keywords)
@@ -86,4 +91,4 @@ def main(part: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(" ".join(sys.argv[1:]))

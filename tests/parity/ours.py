@@ -3,9 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import levitax
 import numpy as np
 import optax
+
+import levitax
 from levitax.train import cross_entropy
 
 from . import cases, layouts

@@ -32,7 +32,7 @@ def errors(ours: Arrays, theirs: Arrays) -> Arrays:
         ours = {name: sample({name: array}, theirs[name].size)[name] for name, array in ours.items()}
     else:
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-    scales = {name: theirs.get(f"{name}:scale", np.abs(theirs[name]).max()) for name in ours}
+    scales = {name: float(np.abs(theirs.get(f"{name}:scale", theirs[name])).max()) for name in ours}
     for name in ours:
         if name.startswith("gradient:") and name.endswith(".bias"):
             scales[name] = max(scales[name], scales[name.removesuffix("bias") + "weight"])
@@ -47,7 +47,7 @@ def errors(ours: Arrays, theirs: Arrays) -> Arrays:
 def save(name: str, record: Arrays) -> None:
     """Keeps a record in the goldens."""
     GOLDENS.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDENS / f"{name}.npz", **record)
+    np.savez_compressed(GOLDENS / f"{name}.npz", allow_pickle=False, **record)
 
 
 def load(name: str) -> Arrays:

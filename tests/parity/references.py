@@ -1,10 +1,10 @@
+# pyright: reportMissingImports=false
 """The PyTorch implementations, filled with the numbers of `numbers.py`, and what they compute.
 
 timm is imported only where it is used: it needs a torchvision that fits torch.
 """
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ def timm(variant: str, size: cases.Size, *, distilled: bool, **options: Any) -> 
 
 def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000, teacher: bool) -> torch.nn.Module:
     """transformers' model with the sizes of a published variant."""
-    import levitax
     import transformers as hf
+
+    import levitax
 
     sizes = levitax.LeViTConfig(**levitax.VARIANTS[variant])
     config = hf.LevitConfig(
@@ -152,8 +153,6 @@ def train(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tup
 
 def _nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-
 
 
 def replace_activation(model: torch.nn.Module, activation: torch.nn.Module) -> None:

@@ -1,8 +1,9 @@
 """levitax against what the references computed once, as recorded by `make_goldens.py`."""
 
 import equinox as eqx
-import levitax
 import pytest
+
+import levitax
 
 from . import cases, layouts, numbers, ours, records
 

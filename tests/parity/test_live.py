@@ -8,9 +8,10 @@ from importlib.util import find_spec
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import levitax
 import numpy as np
 import pytest
+
+import levitax
 
 from . import cases, layouts, numbers, ours, records
 

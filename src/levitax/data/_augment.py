@@ -11,7 +11,7 @@ def random_affine(
     max_shift: float = 0.0,
     max_rotation: float = 0.0,
     max_scale: float = 0.0,
-    fill: float = 0.0,
+    fill: float | Float[Array, ""] = 0.0,
     key: PRNGKeyArray,
 ) -> Float[Array, "height width channels"]:
     """Shifts, turns and scales an image at random, with bilinear interpolation.

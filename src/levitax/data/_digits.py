@@ -3,6 +3,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+
 # Of the pixels of MNIST's training set, in [0, 1]: the customary numbers.
 MEAN, STD = 0.1307, 0.3081
 

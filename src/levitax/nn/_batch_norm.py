@@ -1,11 +1,15 @@
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_positive
+
+
+_OTHER_MODEL = "it was made with another model. Pass the one that `eqx.nn.make_with_state` returned with this model."
 
 
 class RunningStatistics(NamedTuple):
@@ -104,10 +108,8 @@ class BatchNorm(eqx.Module):
         else:
             mean, var, count = self._batch_statistics(x, running.mean)
             unbiased = RunningStatistics(mean, var * (count / (count - 1)))
-            state = state.set(
-                self.statistics,
-                RunningStatistics(*(old + self.momentum * (lax.stop_gradient(new) - old) for old, new in zip(running, unbiased))),
-            )
+            move = lambda old, new: old + self.momentum * (lax.stop_gradient(new) - old)
+            state = state.set(self.statistics, jax.tree.map(move, running, unbiased))
         scale = self.weight * lax.rsqrt(var + self.eps)
         centred = x.astype(jnp.float32) - _per_channel(mean, x.ndim)
         y = centred * _per_channel(scale, x.ndim) + _per_channel(self.bias, x.ndim)
@@ -117,20 +119,16 @@ class BatchNorm(eqx.Module):
         """The running mean and unbiased variance of this layer, read from `state`."""
         if not isinstance(state, eqx.nn.State):
             raise TypeError(
-                f"`state` is of type `{type(state).__name__}`; batch normalisation needs the `eqx.nn.State` that was made "
-                "with the model: `model, state = eqx.nn.make_with_state(levitax.LeViT)(...)`."
+                f"`state` is of type `{type(state).__name__}`; batch normalisation needs the `eqx.nn.State` that was "
+                "made with the model: `model, state = eqx.nn.make_with_state(levitax.LeViT)(...)`."
             )
         try:
             running = state.get(self.statistics)
         except KeyError:
-            raise ValueError(
-                f"`state` has no entry for {self.statistics.marker!s}: it was made with another model. Pass the state "
-                "that came with this one from `eqx.nn.make_with_state`."
-            ) from None
+            raise ValueError(f"`state` has no entry for {self.statistics.marker}: {_OTHER_MODEL}") from None
         if running.mean.shape != self.weight.shape:
             raise ValueError(
-                f"`state` holds statistics of shape {running.mean.shape} for a layer of {self.weight.size} channels: it was "
-                "made with another model. Pass the state that came with this one from `eqx.nn.make_with_state`."
+                f"`state` has statistics of shape {running.mean.shape} for {self.weight.size} channels: {_OTHER_MODEL}"
             )
         return running
 
@@ -143,8 +141,8 @@ class BatchNorm(eqx.Module):
     def _batch_statistics(self, x, offset):
         axes = tuple(range(x.ndim - 1))
         count = x.size // x.shape[-1]
-        # Sums about the running mean: one pass over `x` gives both moments, and subtracting their squares does not cancel
-        # once the running mean is near the true one.
+        # Sums about the running mean: one pass over `x` gives both moments, and subtracting their squares does not
+        # cancel once the running mean is near the true one.
         y = x.astype(jnp.float32) - _per_channel(lax.stop_gradient(offset), x.ndim)
         sums = (y.sum(axes), (y * y).sum(axes))
         if self.axis_name is not None:

@@ -8,8 +8,8 @@ from .._keys import check_key
 
 
 class DropPath(eqx.Module):
-    """Stochastic depth: drops the whole residual branch of an image with probability `rate`, and scales the kept ones by
-    `1 / (1 - rate)` so that the expectation stays (Huang et al. 2016, arXiv 1603.09382)."""
+    """Stochastic depth: drops the whole residual branch of an image with probability `rate`, and scales the kept ones
+    by `1 / (1 - rate)` so that the expectation stays (Huang et al. 2016, arXiv 1603.09382)."""
 
     rate: float = eqx.field(static=True)
     inference: bool

@@ -9,7 +9,8 @@ from ._norm_linear import LinearNorm
 
 
 class MLP(eqx.Module):
-    """Two normalised linear maps with an activation between them (section 4.2, "MLP": an expansion of 2 instead of 4)."""
+    """Two normalised linear maps with an activation between them (section 4.2, "MLP": an expansion of 2 instead of
+    4)."""
 
     expand: LinearNorm
     contract: LinearNorm

@@ -32,7 +32,8 @@ class Block(eqx.Module):
 
 
 class Stage(eqx.Module):
-    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the map."""
+    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the
+    map."""
 
     blocks: tuple[Block, ...]
     remat: bool = eqx.field(static=True)

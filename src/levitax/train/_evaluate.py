@@ -2,6 +2,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -46,7 +47,9 @@ def evaluate(
     """Loss and top-1 accuracy over a data set that fits in memory. Arguments as in
     [`levitax.train.predict_logits`][], with a class number for each image."""
     logits = predict_logits(predict, images, batch_size=batch_size)
-    return Evaluation(float(cross_entropy(logits, labels)), float((logits.argmax(-1) == labels).mean()))
+    return Evaluation(
+        float(cross_entropy(jnp.asarray(logits), jnp.asarray(labels))), float((logits.argmax(-1) == labels).mean())
+    )
 
 
 @eqx.filter_jit

@@ -26,11 +26,11 @@ class TrainState(eqx.Module):
     ):
         """**Arguments:**
 
-        - `model`, `state`: as `eqx.nn.make_with_state` gives them. They and `key` are copied, since a training step uses up
-            the memory of the train state it is given.
+        - `model`, `state`: as `eqx.nn.make_with_state` gives them. They and `key` are copied, since a training step
+            uses up the memory of the train state it is given.
         - `optimizer`: whose state is started here.
-        - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken up
-            again at step `n` goes on as it would have.
+        - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken
+            up again at step `n` goes on as it would have.
         """
         copies = jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, (model, state, key))
         self.model, self.state, self.key = copies

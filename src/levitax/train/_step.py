@@ -12,6 +12,7 @@ from ._loss import cross_entropy
 from ._optimizer import trainable
 from ._state import TrainState
 
+
 Loss: TypeAlias = Callable[[Any, PyTree], Float[Array, ""]]
 
 
