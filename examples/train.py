@@ -136,6 +136,9 @@ def plot_curves(path: Path, history: list[dict[str, float]]) -> None:
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=0)
     losses.legend(frameon=False)
     errors.semilogy(epochs, [100 * (1 - line["test_accuracy"]) for line in history], color="C1")
+    ticks = [1, 2, 5, 10, 20, 50]
+    errors.set_yticks(ticks, labels=map(str, ticks))
+    errors.minorticks_off()
     errors.set(xlabel="epoch", ylabel="test error, %")
     figure.savefig(path, dpi=120)
     plt.close(figure)

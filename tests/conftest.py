@@ -1,5 +1,14 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
 import pytest
+
+import levitax
 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -9,3 +18,87 @@ jax.config.update("jax_default_matmul_precision", "highest")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture
+def make(key: jax.Array) -> Callable[..., Any]:
+    """Makes a model of two small stages with one block each, and its state; keywords override."""
+    small: dict[str, Any] = {
+        "image_size": 16,
+        "num_classes": 5,
+        "stages": 2,
+        "dim": (16, 24),
+        "depth": 1,
+        "heads": (1, 2),
+        "patch_size": 4,
+        "key_dim": 8,
+    }
+
+    def make(**overrides):
+        return eqx.nn.make_with_state(levitax.LeViT)(**small | overrides, key=key)
+
+    return make
+
+
+@pytest.fixture
+def randomise() -> Callable[..., Any]:
+    """Gives normalisations and attention biases random numbers, as training would: in a fresh model, residual branches
+    are zero and much goes unseen."""
+    rng = np.random.default_rng(0)
+
+    def randomise(model, state):
+        state = jax.tree.map(lambda leaf: leaf, state)  # `set` makes the old state unusable; this one is a copy.
+
+        def draw(low, high, like):
+            return jnp.asarray(rng.uniform(low, high, like.shape), jnp.float32)
+
+        def put(node):
+            nonlocal state
+            if isinstance(node, levitax.nn.BatchNorm):
+                statistics = draw(-0.5, 0.5, node.weight), draw(0.5, 1.5, node.weight)
+                state = state.set(node.statistics, levitax.nn.RunningStatistics(*statistics))
+                new = draw(0.5, 1.5, node.weight), draw(-0.5, 0.5, node.weight)
+                return eqx.tree_at(lambda norm: (norm.weight, norm.bias), node, new)
+            if isinstance(node, levitax.nn.AttentionBias):
+                return eqx.tree_at(lambda bias: bias.table, node, draw(-1, 1, node.table))
+            return node
+
+        changed = levitax.nn.BatchNorm, levitax.nn.AttentionBias
+        model = jax.tree.map(put, model, is_leaf=lambda node: isinstance(node, changed))
+        return model, state
+
+    return randomise
+
+
+@pytest.fixture
+def images() -> Callable[..., jax.Array]:
+    """Draws a batch of images."""
+
+    def images(*shape, seed=1):
+        return jax.random.normal(jax.random.key(seed), shape)
+
+    return images
+
+
+@pytest.fixture
+def error() -> Callable[[Any, Any], float]:
+    """Measures the largest error over the largest magnitude, in the worst pair of leaves."""
+
+    def error(ours, theirs):
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        pairs = [(np.asarray(one, np.float64), np.asarray(other, np.float64)) for one, other in _pairs(ours, theirs)]
+        assert pairs and all(one.shape == other.shape for one, other in pairs)
+        return max(np.abs(one - other).max() / np.abs(other).max() for one, other in pairs)
+
+    def _pairs(ours, theirs):
+        return zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+
+    return error
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switches jaxtyping's run-time checks off, so that messages are those that a user sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

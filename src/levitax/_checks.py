@@ -1,6 +1,7 @@
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,11 +33,12 @@ def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...
 
 def as_rate(name: str, value: Any) -> float:
     """`value` as a `float` in [0, 1), or an error that names `name`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number in [0, 1).")
-    if not 0 <= value < 1:
+    rate = float(value)
+    if not 0 <= rate < 1:
         raise ValueError(f"`{name}` is {value}; expected a rate in [0, 1), where 0 turns it off.")
-    return float(value)
+    return rate
 
 
 def as_flag(name: str, value: Any) -> bool:
@@ -55,7 +57,8 @@ def check_positive(**sizes: Any) -> None:
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises unless `value` is one of `choices`, naming the nearest ones."""
     choices = tuple(choices)
-    if value in choices:
+    # 16.0 equals 16, but is no number of pixels.
+    if value in choices and not isinstance(value, float):
         return
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -97,13 +97,13 @@ class LeViTConfig:
             put(name, as_integers(name, value, self.stages - 1, "each shrinking attention"))
 
         check_choice("network", network, ("paper", "vit_pytorch"))
-        check_choice("patch_size", patch_size, (16, 8, 4))
         check_choice("activation", activation, ("hard_swish", "silu", "gelu", "relu"))
         paper = network == "paper"
         put("network", network)
         put("image_size", as_integers("image_size", image_size, 2, "height and width"))
         put("in_channels", as_integer("in_channels", in_channels))
-        put("patch_size", patch_size)
+        check_choice("patch_size", patch_size, (16, 8, 4))
+        put("patch_size", as_integer("patch_size", patch_size))
         put("num_classes", as_integer("num_classes", num_classes, minimum=0))
         put("stages", as_integer("stages", stages))
         per_stage("dim", dim)

@@ -31,7 +31,8 @@ class Predictor(eqx.Module):
 
     def __call__(self, *inputs: Any) -> Any:
         """The model's output for one example; use `jax.vmap(predict)` for a batch."""
-        output, _ = self.model(*inputs, self.state)
+        # A copy, since a layer of the user's own may set its state even in inference, which uses up the old one.
+        output, _ = self.model(*inputs, jax.tree.map(lambda leaf: leaf, self.state))
         return output
 
 

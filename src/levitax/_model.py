@@ -1,6 +1,6 @@
 import math
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,7 +14,12 @@ from ._config import ActivationName, BlockSizes, LeViTConfig, NetworkName, PerSt
 from ._keys import split_key
 
 
-Logits: TypeAlias = Float[Array, " classes"] | nn.DistilledLogits
+if TYPE_CHECKING:
+    # Which of the two it is depends on mode and heads, which the type does not know. With the union of both, every use
+    # of the logits of one head would be an error to a type checker; `Any` in it lets both pass.
+    Logits: TypeAlias = Array | Any
+else:
+    Logits: TypeAlias = Float[Array, " classes"] | nn.DistilledLogits
 
 _ACTIVATIONS = {
     "hard_swish": jax.nn.hard_swish,

@@ -1,5 +1,6 @@
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from . import nn
@@ -8,15 +9,17 @@ from . import nn
 def count_parameters(tree: PyTree) -> int:
     """The number of learnt numbers in a model, or in any PyTree of layers: its floating-point arrays.
 
-    Running statistics are no parameters, and live in the state. An attention bias that [`levitax.fuse`][] has written
-    out counts as the table it came from: as many numbers a head as there are tokens.
+    Running statistics are none, and an `eqx.nn.State` counts for nothing. An attention bias that [`levitax.fuse`][] has
+    written out counts as the table it came from: as many numbers a head as there are tokens. The result of
+    `eqx.filter_eval_shape`, which allocates nothing, is counted alike.
     """
-    is_gathered = lambda node: isinstance(node, nn.GatheredAttentionBias)
-    return sum(map(_size, jax.tree.leaves(tree, is_leaf=is_gathered)))
+    is_leaf = lambda node: isinstance(node, nn.GatheredAttentionBias | eqx.nn.State)
+    return sum(map(_size, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 
 def _size(node):
     if isinstance(node, nn.GatheredAttentionBias):
         heads, _, tokens = node.matrix.shape
         return heads * tokens
-    return node.size if eqx.is_inexact_array(node) else 0
+    is_array = eqx.is_array(node) or isinstance(node, jax.ShapeDtypeStruct)
+    return node.size if is_array and jnp.issubdtype(node.dtype, jnp.inexact) else 0

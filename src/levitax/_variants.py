@@ -77,8 +77,10 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
     - `overrides`: any of `image_size`, `num_classes`, `in_channels`, `distillation`, `dropout`, `drop_path`, `remat`
         and `dtype`, as in [`levitax.LeViT`][].
 
-    **Raises:** `ValueError` for an unknown name, with the nearest ones.
+    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name, with the nearest ones.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
     canonical = name.lower().replace("-", "_")
     check_choice("name", canonical, VARIANTS)
     return eqx.nn.make_with_state(LeViT)(**{**VARIANTS[canonical], **overrides}, key=key)

@@ -34,5 +34,6 @@ def random_affine(
     offset = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")) - centre
     rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     source = centre + shift + jnp.einsum("ij,jhw->ihw", rotation, offset) / scale
-    sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, list(source), order=1, cval=fill)
+    # `map_coordinates` takes only a constant of the program as its own fill.
+    sample = lambda channel: fill + jax.scipy.ndimage.map_coordinates(channel - fill, list(source), order=1)
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_positive
+from .._checks import as_integers, as_rate, check_positive
 from .._keys import check_key, split_key
 from ._attention_bias import AttentionBias, GatheredAttentionBias
 from ._norm_linear import LinearNorm
@@ -111,8 +111,8 @@ class Attention(eqx.Module):
         - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
         - `key`: for the initial weights.
         """
-        rows, columns = grid
-        check_positive(rows=rows, columns=columns, heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
+        check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
+        as_integers("grid", grid, 2, "rows and columns")
         in_key, bias_key, out_key = jax.random.split(key, 3)
         # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
@@ -132,7 +132,7 @@ class Attention(eqx.Module):
             zero_init=stride == 1 if zero_init is None else zero_init,
             key=out_key,
         )
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = eqx.nn.Dropout(as_rate("dropout", dropout))
         self.activation = activation
         self.stride = stride
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_positive
+from .._checks import as_integers, check_positive
 
 
 class AttentionBias(eqx.Module):
@@ -37,8 +37,8 @@ class AttentionBias(eqx.Module):
         - `std`: standard deviation of the initial table. 0 in the paper, which starts without a preference.
         - `key`: draws the table.
         """
-        rows, columns = grid
-        check_positive(heads=heads, rows=rows, columns=columns, stride=stride)
+        check_positive(heads=heads, stride=stride)
+        rows, columns = as_integers("grid", grid, 2, "rows and columns")
         self.table = std * jax.random.normal(key, (heads, rows, columns), jnp.float32)
         self.stride = stride
         self.scale = scale

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import as_rate
 from .._keys import check_key, split_key
 from ._norm_linear import LinearNorm
 
@@ -41,7 +42,7 @@ class MLP(eqx.Module):
         self.contract = LinearNorm(
             hidden_dim, dim, use_bias=not use_norm, use_norm=use_norm, zero_init=True, key=contract_key
         )
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = eqx.nn.Dropout(as_rate("dropout", dropout))
         self.activation = activation
 
     def __call__(

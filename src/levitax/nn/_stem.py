@@ -31,6 +31,8 @@ class Stem(eqx.Module):
         - `use_norm`: normalise each convolution. Without, each has a bias.
         - `key`: for the initial weights.
         """
+        if not widths:
+            raise ValueError("`widths` is empty; expected the output channels of at least one convolution.")
         keys = jax.random.split(key, len(widths))
         self.convolutions = tuple(
             ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, key=conv_key)

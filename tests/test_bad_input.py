@@ -1,0 +1,221 @@
+import re
+from typing import Any, cast
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import levitax
+
+
+# Each message has to tell the value, the rule and the way out; the fragments of a case are some of each.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def fails(kind, *fragments):
+    """Expects an error of `kind` whose message has the fragments, in order."""
+    return pytest.raises(kind, match="(?s)" + ".*".join(map(re.escape, fragments)))
+
+
+IMAGES = {
+    "channels first": ((3, 16, 20), "(3, 16, 20)", "expected (16, 20, 3)", "jnp.moveaxis(image, 0, -1)"),
+    "channels": ((16, 20, 4), "(16, 20, 4)", "expected (16, 20, 3)", "in_channels=4"),
+    "grey": ((16, 20), "(16, 20)", "expected (16, 20, 3)", "image[:, :, None]"),
+    "batch": ((2, 16, 20, 3), "(2, 16, 20, 3)", "expected (16, 20, 3)", "levitax.batched(model)"),
+    "size": ((20, 16, 3), "(20, 16, 3)", "expected (16, 20, 3)", "image_size=(20, 16)", "resize"),
+}
+
+
+@pytest.mark.parametrize("method", ("__call__", "features", "attention_maps"))
+@pytest.mark.parametrize(("shape", "fragments"), [(case[0], case[1:]) for case in IMAGES.values()], ids=IMAGES)
+def test_images_of_a_wrong_shape(shape, fragments, method, make):
+    model, state = make(image_size=(16, 20))
+    with fails(ValueError, "`image`", *fragments):
+        getattr(eqx.nn.inference_mode(model), method)(jnp.ones(shape), state)
+
+
+def test_a_single_image_where_a_batch_belongs(make):
+    model, state = make(image_size=(16, 20))
+    with fails(ValueError, "`image`", "(20, 3)", "expected (16, 20, 3)", "without `batched`"):
+        levitax.batched(model)(jnp.ones((16, 20, 3)), state)
+
+
+def test_a_batch_with_channels_first(make):
+    model, state = make(image_size=(16, 20))
+    with fails(ValueError, "`image`", "(3, 16, 20)", "expected (16, 20, 3)", "jnp.moveaxis(image, 0, -1)"):
+        levitax.batched(model)(jnp.ones((2, 3, 16, 20)), state)
+
+
+@pytest.mark.parametrize("dtype", ("uint8", "int32", "bool", "complex64"))
+def test_images_that_are_no_floating_point_numbers(dtype, make):
+    model, state = make()
+    with fails(TypeError, "`image`", dtype, "expected floating-point", "image.astype(jnp.float32) / 255"):
+        model(jnp.ones((16, 16, 3), dtype), state)
+
+
+KEYWORDS: list[tuple[dict[str, Any], Any, list[str]]] = [
+    # Images too small.
+    ({"image_size": 32, "stages": 3}, ValueError, ["`image_size` (32, 32)", "3 stages", "`patch_size`", "`stages`"]),
+    ({"image_size": 4, "patch_size": 4, "stages": 2, "dim": 8, "heads": 1}, ValueError, ["(4, 4)", "2 stages"]),
+    # Tuples of the wrong length.
+    ({"dim": (16, 24)}, ValueError, ["`dim`", "(16, 24)", "length 2", "3: one for each stage"]),
+    ({"depth": (1, 2, 3, 4)}, ValueError, ["`depth`", "length 4", "3: one for each stage"]),
+    ({"heads": [1]}, ValueError, ["`heads`", "[1]", "3: one for each stage"]),
+    ({"mlp_mult": ()}, ValueError, ["`mlp_mult`", "()", "3: one for each stage"]),
+    ({"subsample_heads": (1, 2, 3)}, ValueError, ["`subsample_heads`", "2: one for each shrinking attention"]),
+    ({"image_size": (32, 32, 3)}, ValueError, ["`image_size`", "(32, 32, 3)", "2: one for height and width"]),
+    ({"stages": 4}, ValueError, ["`dim`", "length 3", "4: one for each stage"]),
+    # Sizes that are none.
+    ({"image_size": 0}, ValueError, ["`image_size` is 0", "integer of at least 1"]),
+    ({"dim": (16, -24, 32)}, ValueError, ["`dim` is -24", "integer of at least 1"]),
+    ({"depth": 0}, ValueError, ["`depth` is 0", "integer of at least 1"]),
+    ({"num_classes": -1}, ValueError, ["`num_classes` is -1", "integer of at least 0"]),
+    ({"in_channels": 0}, ValueError, ["`in_channels` is 0", "integer of at least 1"]),
+    ({"stages": 0}, ValueError, ["`stages` is 0", "integer of at least 1"]),
+    ({"dim": 16.5}, TypeError, ["`dim` is 16.5", "integer of at least 1"]),
+    ({"heads": (1, 2, 2.0)}, TypeError, ["`heads` is 2.0", "integer of at least 1"]),
+    ({"image_size": "224"}, TypeError, ["`image_size` is '224'", "integer of at least 1"]),
+    ({"num_classes": None}, TypeError, ["`num_classes` is None", "integer of at least 0"]),
+    ({"patch_size": 16.0}, (TypeError, ValueError), ["`patch_size` is 16.0", "16, 8, 4"]),
+    # True is 1 to Python.
+    ({"depth": True}, TypeError, ["`depth` is True", "integer of at least 1"]),
+    ({"heads": (1, True, 2)}, TypeError, ["`heads` is True", "integer of at least 1"]),
+    ({"num_classes": False}, TypeError, ["`num_classes` is False", "integer of at least 0"]),
+    # Rates.
+    ({"dropout": 1}, ValueError, ["`dropout` is 1", "[0, 1)"]),
+    ({"dropout": -0.1}, ValueError, ["`dropout` is -0.1", "[0, 1)"]),
+    ({"drop_path": 1.5}, ValueError, ["`drop_path` is 1.5", "[0, 1)"]),
+    ({"drop_path": float("nan")}, ValueError, ["`drop_path` is nan", "[0, 1)"]),
+    ({"dropout": "0.1"}, TypeError, ["`dropout` is '0.1'", "[0, 1)"]),
+    ({"dropout": True}, TypeError, ["`dropout` is True", "[0, 1)"]),
+    # Choices and flags.
+    ({"activation": "hardswish"}, ValueError, ["`activation` is 'hardswish'", "'silu'", "Did you mean 'hard_swish'"]),
+    ({"network": "vit-pytorch"}, ValueError, ["`network` is 'vit-pytorch'", "'paper'", "Did you mean 'vit_pytorch'"]),
+    ({"patch_size": 32}, ValueError, ["`patch_size` is 32", "16, 8, 4"]),
+    ({"dtype": "int32"}, ValueError, ["`dtype` is 'int32'", "'bfloat16'"]),
+    ({"dtype": "bf16"}, ValueError, ["`dtype` is 'bf16'", "'bfloat16'"]),
+    ({"distillation": 2}, TypeError, ["`distillation` is 2", "True or False"]),
+    ({"remat": "yes"}, TypeError, ["`remat` is 'yes'", "True or False"]),
+]
+
+
+@pytest.mark.parametrize(("keywords", "kind", "fragments"), KEYWORDS, ids=[str(case[0]) for case in KEYWORDS])
+def test_keywords_of_the_model(keywords, kind, fragments, make):
+    three = {"stages": 3, "dim": (16, 24, 32), "heads": (1, 2, 2), "image_size": 64, "patch_size": 16}
+    with fails(kind, *fragments):
+        make(**three | keywords)
+
+
+@pytest.mark.parametrize("image_size", ((8, 4), (4, 5)))
+def test_an_image_of_two_tokens_is_large_enough_to_shrink(image_size):
+    config = levitax.LeViTConfig(image_size=image_size, patch_size=4, stages=2, dim=8, heads=1)
+    assert config.grid(1) == (1, 1)
+
+
+@pytest.mark.parametrize("value", (np.int64(16), jnp.asarray(16)), ids=repr)
+def test_integers_of_numpy_and_jax_are_integers(value):
+    config = levitax.LeViTConfig(dim=value, num_classes=value)
+    assert type(config.num_classes) is int and config.dim == (16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "kind", "fragments"),
+    [
+        (lambda key: levitax.nn.BatchNorm(0), ValueError, ["`channels` is 0", "at least 1"]),
+        (lambda key: levitax.nn.LinearNorm(4, -1, key=key), ValueError, ["`out_features` is -1", "at least 1"]),
+        (
+            lambda key: levitax.nn.NormLinear(4, cast(Any, 2.5), key=key),
+            TypeError,
+            ["`out_features` is 2.5", "at least 1"],
+        ),
+        (lambda key: levitax.nn.ConvNorm(3, 8, stride=0, key=key), ValueError, ["`stride` is 0", "at least 1"]),
+        (lambda key: levitax.nn.AttentionBias(0, (2, 2), key=key), ValueError, ["`heads` is 0", "at least 1"]),
+        (lambda key: levitax.nn.DropPath(1.0), ValueError, ["`rate` is 1.0", "[0, 1)"]),
+        (lambda key: levitax.nn.MLP(4, 8, dropout=1.5, key=key), ValueError, ["`dropout` is 1.5", "[0, 1)"]),
+        (
+            lambda key: levitax.nn.Attention(4, (2, 2), heads=1, key_dim=2, value_dim=2, dropout=-1.0, key=key),
+            ValueError,
+            ["`dropout` is -1.0", "[0, 1)"],
+        ),
+    ],
+    ids=("BatchNorm", "LinearNorm", "NormLinear", "ConvNorm", "AttentionBias", "DropPath", "MLP", "Attention"),
+)
+def test_arguments_of_the_layers(make_layer, kind, fragments, key):
+    with fails(kind, *fragments):
+        make_layer(key)
+
+
+@pytest.mark.parametrize(("rate", "what"), [("dropout", "Dropout"), ("drop_path", "Drop path")])
+def test_a_missing_key(rate, what, make):
+    model, state = make(**{rate: 0.2})
+    with fails(ValueError, what, "0.2", "`key=...`", "eqx.nn.inference_mode(model)"):
+        eqx.filter_eval_shape(levitax.batched(model), jnp.ones((2, 16, 16, 3)), state)
+
+
+def test_training_without_a_batch_axis(make):
+    model, state = make()
+    with fails(ValueError, "batch axis 'batch'", "levitax.batched(model)", "eqx.nn.inference_mode(model)"):
+        eqx.filter_eval_shape(model, jnp.ones((16, 16, 3)), state)
+
+
+def test_training_on_a_batch_of_one(make):
+    model, state = make()
+    with fails(ValueError, "more than one value per channel", "larger batch", "eqx.nn.inference_mode(model)"):
+        eqx.filter_eval_shape(levitax.batched(model), jnp.ones((1, 16, 16, 3)), state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"dim": (16, 32)}, {"depth": 1, "stages": 1, "dim": 16, "heads": 1}, {"distillation": False}],
+    ids=("wider", "fewer stages", "one head"),
+)
+def test_a_state_of_another_model(other, make):
+    (model, _), (_, state) = make(), make(**other)
+    for use in (lambda: model_in_inference(model, state), lambda: levitax.fuse(model, state)):
+        with fails(ValueError, "`state`", "another model", "eqx.nn.make_with_state"):
+            use()
+
+
+def model_in_inference(model, state):
+    return eqx.filter_eval_shape(eqx.nn.inference_mode(model), jnp.ones((16, 16, 3)), state)
+
+
+@pytest.mark.parametrize("state", (None, {}, "state"), ids=repr)
+def test_a_state_that_is_none(state, make):
+    model, _ = make()
+    with fails(TypeError, "`state`", f"`{type(state).__name__}`", "eqx.nn.make_with_state"):
+        model_in_inference(model, state)
+    with fails(TypeError, "`state`", f"`{type(state).__name__}`", "fusing needs the running statistics"):
+        levitax.fuse(model, state)
+
+
+def test_fusing_with_model_and_state_exchanged(make):
+    model, state = make()
+    with fails(TypeError, "`state`", "`LeViT`", "fusing needs the running statistics"):
+        levitax.fuse(state, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("levit_265", "'levit_256'"),
+        ("LeViT-128-S", "'levit_128s'"),
+        ("levit_384s8", "'levit_384_s8'"),
+        ("levit", "'levit_"),
+    ],
+)
+def test_an_unknown_variant(name, near, key):
+    with fails(ValueError, "`name` is", "expected one of", "'levit_512d'", "Did you mean", near):
+        levitax.create_model(name, key=key)
+
+
+def test_a_variant_with_a_keyword_that_is_not_there(key):
+    with fails(TypeError, "num_class"):
+        levitax.levit_256(num_class=10, key=key)  # type: ignore[call-arg]
+
+
+def test_a_name_that_resembles_nothing_gets_no_suggestion(key):
+    with pytest.raises(ValueError, match="expected one of") as error:
+        levitax.create_model("xyz", key=key)
+    assert "Did you mean" not in str(error.value)

@@ -1,0 +1,41 @@
+import importlib.metadata
+import importlib.resources
+import subprocess
+import sys
+
+import pytest
+
+import levitax
+import levitax.nn
+
+
+OPTIONAL = ("optax", "torch", "mlxtend", "matplotlib", "tqdm", "safetensors", "transformers")
+
+
+def test_importing_needs_no_optional_package():
+    code = f"import sys, levitax; print(*(name for name in {OPTIONAL} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_the_version_is_that_of_the_package():
+    assert levitax.__version__ == importlib.metadata.version("levitax")
+
+
+def test_types_are_shipped():
+    assert importlib.resources.files("levitax").joinpath("py.typed").is_file()
+
+
+PUBLIC = [
+    pytest.param(value, id=f"{module.__name__}.{name}")
+    for module in (levitax, levitax.nn)
+    for name, value in vars(module).items()
+    # jaxtyping's hook leaves its own name in the modules it has checked.
+    if not name.startswith("_") and name not in ("VARIANTS", "jaxtyping")
+]
+
+
+@pytest.mark.parametrize("value", PUBLIC)
+def test_every_public_name_has_a_docstring(value):
+    # Named tuples and dataclasses without one get their signature for a docstring.
+    assert value.__doc__ and not value.__doc__.startswith(f"{value.__name__}(")
