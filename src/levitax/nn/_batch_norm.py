@@ -106,6 +106,9 @@ class BatchNorm(eqx.Module):
         if self.inference:
             mean, var = running
         else:
+            # Also on the way back, where XLA would otherwise fuse the derivative of the normalisation into a transposing
+            # copy for the product before it. LeViT-128S, batch 16, two cores: 241 ms a training step instead of 258.
+            x = lax.optimization_barrier(x)
             mean, var, count = self._batch_statistics(x)
             unbiased = RunningStatistics(mean, var * (count / (count - 1)))
             move = lambda old, new: old + self.momentum * (lax.stop_gradient(new) - old)
@@ -149,7 +152,7 @@ class BatchNorm(eqx.Module):
             )
         # Both moments in one pass over `x`, about a point near their mean so that their difference does not cancel: the
         # mean of the images' first tokens. (The running mean is no such point before it has converged: with a true mean
-        # of 100 standard deviations the variance was 8e-4 off in the first step, and now is 1e-6.)
+        # of 100 standard deviations that put the outputs of the first step 8e-4 off; now it is 9e-7.)
         examples = self._sum_over_batch(1)
         offset = lax.stop_gradient(self._sum_over_batch(x[(0,) * len(axes)]) / examples)
         y = x - _per_channel(offset, x.ndim)
