@@ -1,9 +1,9 @@
-"""Trains a small LeViT on 5,000 real handwritten digits, in about two minutes on two cores.
+"""Trains a small LeViT on 5,000 real handwritten digits, in two and a half minutes on two cores.
 
-    python examples/train.py [--epochs 30] [--seed 0] [--out runs/digits]
+    python examples/train.py [--epochs 26] [--seed 0] [--out runs/digits]
 
-It leaves in the output folder: `model.eqx` and `config.json` (the checkpoint), `metrics.jsonl` (one line an epoch),
-`curves.png` and `predictions.png`. It ends with the test accuracy of the trained model, and of the same model fused.
+It leaves in the output folder: the checkpoint `model.eqx`, `metrics.jsonl` (one line an epoch), `curves.png` and
+`predictions.png`. It ends with the test accuracy of the checkpoint, and of the same model fused.
 """
 
 import argparse
@@ -29,15 +29,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-# Expect 98 to 98.5 % of the test digits (measured, seeds 0 to 2).
+# Expect 98 % of the test digits: 98.2 % on Python 3.12 with jax 0.12, 98.0 % on 3.11 with jax 0.10 (seed 0).
 ARCHITECTURE = {
     "image_size": 28,
     "in_channels": 1,
     "num_classes": 10,
     "patch_size": 4,
-    "dim": (64, 96, 128),
+    "dim": (96, 128, 160),
     "depth": 1,
-    "heads": (2, 3, 4),
+    "heads": (3, 4, 5),
     "key_dim": 16,
     "distillation": False,
 }
@@ -45,12 +45,14 @@ ARCHITECTURE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=26)
+    parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     arguments = parser.parse_args()
+    if arguments.epochs < 3 or not 2 <= arguments.batch_size <= 4000:
+        parser.error("--epochs must be at least 3, two of them to warm up, and --batch-size from 2 to 4000")
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     data = digits()
@@ -99,8 +101,8 @@ def main() -> None:
                 "epoch {epoch}: train loss {train_loss:.4f}, test accuracy {test_accuracy:.2%}".format(**history[-1])
             )
 
-    model, state = train_state.model, train_state.state
-    save(arguments.out, model, state)
+    save(arguments.out / "model.eqx", train_state.model, train_state.state)
+    model, state = load(arguments.out / "model.eqx")
     plot_curves(arguments.out / "curves.png", history)
     fused = levitax.fuse(model, state)
     plot_predictions(arguments.out / "predictions.png", fused, data)
@@ -116,15 +118,24 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     return jax.vmap(lambda image, key: one(image, key=key))(images, jax.random.split(key, len(images)))
 
 
-def save(folder: Path, model: levitax.LeViT, state: eqx.nn.State) -> None:
-    """Writes the checkpoint; whoever reads it sees the old one or the new one, never half of either."""
-    temporary = folder / "model.eqx.tmp"
+def save(path: Path, model: levitax.LeViT, state: eqx.nn.State) -> None:
+    """Writes a checkpoint: a line of JSON with the configuration, and the arrays. Whoever reads it sees the old file or
+    the new one, never half of either."""
+    temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
+        file.write(json.dumps(model.config.to_dict()).encode() + b"\n")
         eqx.tree_serialise_leaves(file, (model, state))
         file.flush()
         os.fsync(file.fileno())
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2))
-    temporary.replace(folder / "model.eqx")
+    temporary.replace(path)
+
+
+def load(path: Path) -> tuple[levitax.LeViT, eqx.nn.State]:
+    """Reads what `save` wrote."""
+    with path.open("rb") as file:
+        config = json.loads(file.readline())
+        like = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), **config, key=jax.random.key(0))
+        return eqx.tree_deserialise_leaves(file, like)
 
 
 def plot_curves(path: Path, history: list[dict[str, float]]) -> None:

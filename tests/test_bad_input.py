@@ -186,13 +186,13 @@ def test_a_state_that_is_none(state, make):
     model, _ = make()
     with fails(TypeError, "`state`", f"`{type(state).__name__}`", "eqx.nn.make_with_state"):
         model_in_inference(model, state)
-    with fails(TypeError, "`state`", f"`{type(state).__name__}`", "fusing needs the running statistics"):
+    with fails(TypeError, "`state`", f"`{type(state).__name__}`", "running statistics"):
         levitax.fuse(model, state)
 
 
 def test_fusing_with_model_and_state_exchanged(make):
     model, state = make()
-    with fails(TypeError, "`state`", "`LeViT`", "fusing needs the running statistics"):
+    with fails(TypeError, "`state`", "`LeViT`", "running statistics"):
         levitax.fuse(state, model)
 
 
@@ -219,3 +219,32 @@ def test_a_name_that_resembles_nothing_gets_no_suggestion(key):
     with pytest.raises(ValueError, match="expected one of") as error:
         levitax.create_model("xyz", key=key)
     assert "Did you mean" not in str(error.value)
+
+
+def test_a_model_that_was_fused_already(make):
+    predict = levitax.fuse(*make())
+    with fails(TypeError, "`Predictor`", "fused already", "`.model`"):
+        levitax.fuse(predict, predict.state)
+
+
+def test_a_layer_made_without_its_state(key):
+    layer = levitax.nn.LinearNorm(3, 4, key=key)
+    _, state = eqx.nn.make_with_state(levitax.nn.LinearNorm)(3, 4, key=key)
+    with fails(ValueError, "made without its state", "make_with_state"):
+        eqx.nn.inference_mode(layer)(jnp.zeros((2, 3)), state)
+
+
+@pytest.mark.parametrize("image", ([[1.0]], "cat.png"), ids=("list", "path"))
+def test_an_image_that_is_no_array(image, make):
+    with fails(TypeError, "`image` is of type", type(image).__name__, "`jnp.asarray(image, jnp.float32)`"):
+        model, state = make()
+        eqx.nn.inference_mode(model)(image, state)
+
+
+def test_a_layer_given_another_number_of_channels_or_tokens(key):
+    norm, state = eqx.nn.make_with_state(levitax.nn.BatchNorm)(8, inference=True)
+    with fails(ValueError, "(5, 1)", "8 channels"):
+        norm(jnp.zeros((5, 1)), state)
+    attention, state = eqx.nn.make_with_state(levitax.nn.Attention)(8, (2, 3), heads=1, key_dim=4, value_dim=8, key=key)
+    with fails(ValueError, "(5, 8)", "6 tokens"):
+        eqx.nn.inference_mode(attention)(jnp.zeros((5, 8)), state)

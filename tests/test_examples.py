@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-pytest.importorskip("matplotlib", reason="needs the extra `examples`")
+pytest.importorskip("tqdm", reason="needs the extra `examples`")
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -17,7 +17,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(script: str, *arguments: object) -> str:
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 import levitax
+import levitax.data
 import levitax.nn
+import levitax.train
 
 
 OPTIONAL = ("optax", "torch", "mlxtend", "matplotlib", "tqdm", "safetensors", "transformers")
@@ -26,12 +28,13 @@ def test_types_are_shipped():
     assert importlib.resources.files("levitax").joinpath("py.typed").is_file()
 
 
+# Tables and types, which cannot have a docstring; and jaxtyping's hook leaves its own name in what it has checked.
+WITHOUT = ("VARIANTS", "ACTIVATIONS", "Activation", "Loss", "jaxtyping")
 PUBLIC = [
     pytest.param(value, id=f"{module.__name__}.{name}")
-    for module in (levitax, levitax.nn)
+    for module in (levitax, levitax.nn, levitax.train, levitax.data)
     for name, value in vars(module).items()
-    # jaxtyping's hook leaves its own name in the modules it has checked.
-    if not name.startswith("_") and name not in ("VARIANTS", "jaxtyping")
+    if not name.startswith("_") and name not in WITHOUT
 ]
 
 

@@ -1,3 +1,7 @@
+import copy
+import inspect
+import pickle
+
 import equinox as eqx
 import jax
 import jax.flatten_util
@@ -10,6 +14,7 @@ import levitax
 from levitax.nn import DistilledLogits
 
 
+TINY = {"image_size": 32, "patch_size": 4, "dim": (16, 24, 32), "depth": 1, "heads": (1, 2, 2), "key_dim": 8}
 THREE = {"stages": 3, "dim": (16, 24, 32), "heads": (1, 2, 2)}
 
 
@@ -201,3 +206,26 @@ def test_wrong_shapes_and_dtypes_are_caught_in_this_suite(make):
     model, state = make()
     with pytest.raises(jaxtyping.TypeCheckError):
         model(jnp.ones((16, 16, 3), jnp.int32), state)
+
+
+@pytest.mark.parametrize("network", ("paper", "vit_pytorch"))
+def test_a_model_is_pickled_and_copied_as_the_same_tree(network, key):
+    model, state = eqx.nn.make_with_state(levitax.LeViT)(**TINY, network=network, key=key)
+    for other, other_state in (pickle.loads(pickle.dumps((model, state))), copy.deepcopy((model, state))):
+        assert jax.tree.structure(other) == jax.tree.structure(model)
+        assert eqx.tree_equal((model, state), (other, other_state))
+
+
+def test_a_model_is_made_again_from_its_configuration(key):
+    model, _ = eqx.nn.make_with_state(levitax.LeViT)(**TINY, key=key)
+    again, _ = eqx.nn.make_with_state(levitax.LeViT)(**model.config.to_dict(), key=key)
+    assert eqx.tree_equal(model, again)
+
+
+def test_model_and_configuration_take_the_same_keywords():
+    ours = dict(inspect.signature(levitax.LeViT).parameters)
+    ours.pop("key")
+    configuration = inspect.signature(levitax.LeViTConfig).parameters
+    assert {name: value.default for name, value in ours.items()} == {
+        name: value.default for name, value in configuration.items()
+    }

@@ -20,6 +20,7 @@ from ._variants import (
     levit_512 as levit_512,
     levit_512_s8 as levit_512_s8,
     levit_512d as levit_512d,
+    Overrides as Overrides,
     VARIANTS as VARIANTS,
 )
 

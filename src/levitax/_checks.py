@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
 
 def as_integer(name: str, value: Any, minimum: int = 1) -> int:
@@ -22,6 +24,8 @@ def as_integer(name: str, value: Any, minimum: int = 1) -> int:
 
 def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...]:
     """`value`, one positive integer or a sequence of `length`, as a tuple; `each` says what each belongs to."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (as_integer(name, value),) * length
     if len(value) != length:
@@ -54,6 +58,25 @@ def check_positive(**sizes: Any) -> None:
         as_integer(name, value)
 
 
+def check_axis(name: str, array: Any, axis: int, size: int, what: str) -> None:
+    """Raises unless `array` has `size` elements along `axis`; `what` says of what."""
+    if array.ndim == 0 or array.shape[axis] != size:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}; this layer takes {size} {what} on axis {axis}. Bring the input to that "
+            "shape, or make the layer for this one."
+        )
+
+
+def check_state(state: Any) -> None:
+    """Raises unless `state` is an `eqx.nn.State`."""
+    if not isinstance(state, eqx.nn.State):
+        raise TypeError(
+            f"`state` is of type `{type(state).__name__}`; expected the `eqx.nn.State`, with the running statistics, "
+            "that was made with the model or that training returned: `model, state = "
+            "eqx.nn.make_with_state(Model)(...)`."
+        )
+
+
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises unless `value` is one of `choices`, naming the nearest ones."""
     choices = tuple(choices)
@@ -67,7 +90,12 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 def check_image(image: Any, expected: tuple[int, int, int]) -> None:
     """Raises unless `image` is one floating-point image of shape `expected`, saying how what is there comes about."""
-    shape, dtype = jnp.shape(image), jnp.result_type(image)
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        raise TypeError(
+            f"`image` is of type `{type(image).__name__}`; expected an array: use `jnp.asarray(image, jnp.float32)`, "
+            "scaled and normalised."
+        )
+    shape, dtype = image.shape, image.dtype
     height, width, channels = expected
     if shape == expected:
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -80,9 +108,9 @@ def check_image(image: Any, expected: tuple[int, int, int]) -> None:
     if shape == (channels, height, width):
         way_out = "channels come last: use `jnp.moveaxis(image, 0, -1)`"
     elif len(shape) == 4:
-        way_out = "this is a batch: use `levitax.batched(model)(images, state)`"
+        way_out = "this is a batch: call `levitax.batched(model)(images, state)`, or `jax.vmap(predict)(images)`"
     elif len(shape) == 2 and shape == expected[1:]:
-        way_out = "a single image went where a batch belongs: call `model(image, state)` without `batched`"
+        way_out = "a single image went where a batch belongs: call `model(image, state)` without `batched` or `vmap`"
     elif len(shape) == 2:
         way_out = "the axis of channels is missing: use `image[:, :, None]` for grey images"
     elif shape[:2] == expected[:2]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ._checks import as_flag, as_integer, as_integers, as_rate, check_choice
+from .nn import ACTIVATIONS
 
 
 PerStage: TypeAlias = int | Sequence[int]
@@ -30,7 +31,8 @@ class BlockSizes(NamedTuple):
 class LeViTConfig:
     """What a [`levitax.LeViT`][] is: its keywords, checked, with one number for each stage.
 
-    Immutable and hashable; `to_dict` and `from_dict` go to and from what JSON can hold.
+    Immutable and hashable; `to_dict` and `from_dict` go to and from what JSON can hold. A model is made from one by
+    `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)`, and has it as `model.config`.
     """
 
     image_size: tuple[int, int]
@@ -97,7 +99,7 @@ class LeViTConfig:
             put(name, as_integers(name, value, self.stages - 1, "each shrinking attention"))
 
         check_choice("network", network, ("paper", "vit_pytorch"))
-        check_choice("activation", activation, ("hard_swish", "silu", "gelu", "relu"))
+        check_choice("activation", activation, ACTIVATIONS)
         paper = network == "paper"
         put("network", network)
         put("image_size", as_integers("image_size", image_size, 2, "height and width"))
@@ -126,6 +128,11 @@ class LeViTConfig:
         put("distillation", as_flag("distillation", paper if distillation is None else distillation))
         put("remat", as_flag("remat", remat))
         put("dtype", _floating_name(dtype))
+        if paper and self.dim[0] < self.patch_size // 2:
+            raise ValueError(
+                f"`dim` is {self.dim}; expected at least {self.patch_size // 2} in the first stage: each of the stem's "
+                f"convolutions before the last has half the channels of the next, at `patch_size` {self.patch_size}."
+            )
         for stage in range(self.stages - 1):
             if self.grid(stage) == (1, 1):
                 raise ValueError(

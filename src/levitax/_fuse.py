@@ -1,31 +1,38 @@
 import dataclasses
+from collections.abc import Callable
 from functools import singledispatch
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from . import nn
+from ._checks import check_state
 
 
-class Predictor(eqx.Module):
+Model = TypeVar("Model", bound=Callable[..., Any])
+
+
+class Predictor(eqx.Module, Generic[Model]):
     """A model in inference, closed over its state: `output = predict(image)`.
 
     [`levitax.fuse`][] returns one whose model is folded. `Predictor(model, state)` holds the model as it is, for
     comparison. Other methods of the model are reached as `predict.model.features(image, predict.state)`.
     """
 
-    model: PyTree
+    model: Model
     state: eqx.nn.State
 
-    def __init__(self, model: PyTree, state: eqx.nn.State):
+    def __init__(self, model: Model, state: eqx.nn.State):
         """**Arguments:**
 
         - `model`: called as `model(x, state) -> (output, state)`; put into inference mode here.
         - `state`: what was made with it.
+
+        **Raises:** `TypeError` if `state` is no `eqx.nn.State`.
         """
+        check_state(state)
         self.model = eqx.nn.inference_mode(model)
         self.state = state
 
@@ -36,7 +43,7 @@ class Predictor(eqx.Module):
         return output
 
 
-def fuse(model: PyTree, state: eqx.nn.State) -> Predictor:
+def fuse(model: Model, state: eqx.nn.State) -> Predictor[Model]:
     """Folds what is constant in inference into the weights, and closes the model over what remains of its state.
 
     Every [`levitax.nn.BatchNorm`][] disappears into the map before or after it (one that stands alone becomes a
@@ -51,13 +58,12 @@ def fuse(model: PyTree, state: eqx.nn.State) -> Predictor:
     **Returns:** a [`levitax.Predictor`][]: `logits = jax.vmap(predict)(images)`. Other stateful layers of your own
     keep their part of the state in it.
 
-    **Raises:** `TypeError` or `ValueError` if `state` is not the state of `model`.
+    **Raises:** `TypeError` or `ValueError` if `state` is not the state of `model`, or `model` is a
+    [`levitax.Predictor`][] already.
     """
-    if not isinstance(state, eqx.nn.State):
-        raise TypeError(
-            f"`state` is of type `{type(state).__name__}`; fusing needs the running statistics, in the `eqx.nn.State` "
-            "that was made with the model or that training returned."
-        )
+    check_state(state)
+    if isinstance(model, Predictor):
+        raise TypeError("`model` is a `Predictor`, which has been fused already: use it, or fuse its `.model`.")
     folded = jax.tree.map(lambda node: _fold(node, state), model, is_leaf=_is_foldable)
     return Predictor(folded, state.substate(folded))
 
@@ -125,7 +131,7 @@ def _(head: nn.DistilledHead, state: eqx.nn.State) -> nn.NormLinear:
 
 
 def _scale_rows(layer, scale):
-    return _with(layer, weight=layer.weight * scale[:, None], bias=layer.bias * scale)
+    return _with(layer, weight=layer.weight * scale[:, None], bias=None if layer.bias is None else layer.bias * scale)
 
 
 def _with(layer, **fields):

@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 else:
     Logits: TypeAlias = Float[Array, " classes"] | nn.DistilledLogits
 
-_ACTIVATIONS = {
-    "hard_swish": jax.nn.hard_swish,
-    "silu": jax.nn.silu,
-    # As `torch.nn.GELU()`. JAX's default is the approximation by a hyperbolic tangent.
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "relu": jax.nn.relu,
-}
-
 
 class LeViT(eqx.Module):
     """LeViT, "a Vision Transformer in ConvNet's clothing for faster inference" (Graham et al. 2021, arXiv 2104.01136).
@@ -105,14 +97,15 @@ class LeViT(eqx.Module):
             the usage example that these keywords come from. It has no normalisation in stem, MLP and head, biases
             instead, stem widths of 32, 64 and 128 without activations, GELU inside attention, attention biases drawn
             from N(0, 1) and multiplied by `sqrt(key_dim)`, shrinking attentions with twice the heads of their stage and
-            a value ratio of 2, and by default one head. Published weights are the paper's.
+            a value ratio of 2, and by default one head. (Its original returns the logits of two heads apart in
+            inference too.) Published weights are the paper's.
         - `remat`: compute each block again in the backward pass instead of keeping what it needs.
         - `dtype`: of the computation. Parameters, statistics, softmax and logits are float32 in any case.
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError`, naming the argument, for sizes that are not positive integers, rates
-        outside [0, 1), tuples that do not have one number for each stage, unknown names, and images too small for the
-        stages.
+        outside [0, 1), tuples that do not have one number for each stage, unknown names, too few channels for the stem, and images too
+        small for the stages.
         """
         config = LeViTConfig(
             image_size=image_size,
@@ -160,8 +153,8 @@ class LeViT(eqx.Module):
         or the mean token `(dim[-1],)` if `num_classes` is 0; and the new state.
 
         **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels
-        last; if `state` belongs to another model; if a key is missing; or if, in training, no batch axis is there or
-        the batch holds a single image.
+        last; if `state` belongs to another model; if a key is missing; or if, in training, no batch axis is there or a
+        normalisation sees one value per channel, as the head's does in a batch of one image.
         """
         maps, state = self.features(image, state, key=key)
         x = maps[-1].astype(jnp.float32).mean((0, 1))
@@ -172,7 +165,7 @@ class LeViT(eqx.Module):
     ) -> tuple[tuple[Float[Array, "rows columns dim"], ...], eqx.nn.State]:
         """The map that each stage ends with, `(rows, columns, dim)`, as a backbone for detection or segmentation needs
         them. Arguments, new state and errors are those of a call; the dtype is that of the computation."""
-        tokens, state = self._embed(image, state, key)
+        tokens, state = self._embed(image, state)
         maps = []
         for index, (stage, stage_key) in enumerate(zip(self.stages, split_key(key, len(self.stages)), strict=True)):
             tokens, state = stage(tokens, state, key=stage_key)
@@ -188,7 +181,7 @@ class LeViT(eqx.Module):
         the tokens are those of the stage before.
         """
         model = eqx.nn.inference_mode(self)
-        tokens, state = model._embed(image, state, None)
+        tokens, state = model._embed(image, state)
         maps = []
         for stage in model.stages:
             maps.append([])
@@ -197,7 +190,7 @@ class LeViT(eqx.Module):
                 tokens, state = block(tokens, state)
         return tuple(map(tuple, maps))
 
-    def _embed(self, image, state, key):
+    def _embed(self, image, state):
         check_image(image, (*self.config.image_size, self.config.in_channels))
         x, state = self.stem(image.astype(self.config.dtype), state)
         return x.reshape(-1, x.shape[-1]), state
@@ -207,9 +200,9 @@ def _stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
     halvings = {16: 4, 8: 3, 4: 2}[config.patch_size]
     if config.network == "paper":
         widths = [config.dim[0] // 2**power for power in reversed(range(halvings))]
-        return nn.Stem(config.in_channels, widths, activation=_ACTIVATIONS[config.activation], key=key)
+        return nn.Stem(config.in_channels, widths, activation=nn.ACTIVATIONS[config.activation], key=key)
     widths = [*(32, 64, 128)[-(halvings - 1) :], config.dim[0]]
-    return nn.Stem(config.in_channels, widths, activation=jax.nn.identity, use_norm=False, key=key)
+    return nn.Stem(config.in_channels, widths, activation=nn.identity, use_norm=False, key=key)
 
 
 def _stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
@@ -222,7 +215,7 @@ def _stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
 
 def _block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Block:
     attention_key, mlp_key = jax.random.split(key)
-    activation = _ACTIVATIONS[config.activation]
+    activation = nn.ACTIVATIONS[config.activation]
     dropout = config.dropout if sizes.stride == 1 else 0.0
     attention = partial(
         nn.Attention,
@@ -241,7 +234,7 @@ def _block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Bloc
     if config.network == "paper":
         return nn.Block(attention(activation=activation), mlp(), drop_path)
     vit_pytorch_attention = attention(
-        activation=_ACTIVATIONS["gelu"],
+        activation=nn.gelu,
         zero_init=True,
         output_bias=True,
         bias_scale=math.sqrt(sizes.key_dim),

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_choice
-from ._config import PerStage
+from ._config import ActivationName, PerStage
 from ._model import LeViT
 
 
@@ -17,6 +17,8 @@ class Overrides(TypedDict, total=False):
     image_size: PerStage
     num_classes: int
     in_channels: int
+    patch_size: int
+    activation: ActivationName
     distillation: bool
     dropout: float
     drop_path: float

@@ -1,9 +1,18 @@
 """The layers of LeViT, each usable alone.
 
-They share one convention: `x, state = layer(x, state, key=key)` for a single example, channels last, the batch added
-outside by `jax.vmap` (see [`levitax.batched`][]).
+Those that map tokens share one convention: `x, state = layer(x, state, key=key)` for a single example, channels last,
+the batch added outside by `jax.vmap` (see [`levitax.batched`][]).
 """
 
+from ._activations import (
+    Activation as Activation,
+    ACTIVATIONS as ACTIVATIONS,
+    gelu as gelu,
+    hard_swish as hard_swish,
+    identity as identity,
+    relu as relu,
+    silu as silu,
+)
 from ._attention import (
     Attention as Attention,
     QueryKeyValue as QueryKeyValue,

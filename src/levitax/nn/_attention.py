@@ -1,5 +1,4 @@
 import math
-from collections.abc import Callable
 from typing import TypeAlias
 
 import equinox as eqx
@@ -7,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_integers, as_rate, check_positive
+from .._checks import as_integers, as_rate, check_axis, check_positive
 from .._keys import check_key, split_key
+from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias, GatheredAttentionBias
 from ._norm_linear import LinearNorm
 
@@ -66,15 +66,17 @@ class Attention(eqx.Module):
 
     With `stride=1` it keeps the grid. With `stride=2` it is the shrinking attention between stages: queries come from
     every second row and column, and so do the tokens of the result. The activation stands before the output map.
-    (Section 4.2 of the paper: "Attention bias", "Smaller keys", "Attention activation", "Shrinking attention blocks".)
+    (Section 4.2 of the paper: "Attention bias instead of a positional embedding", "Smaller keys", "Attention
+    activation", "Downsampling".)
     """
 
     project_in: QueryKeyValue | SubsampledQueryKeyValue
     bias: AttentionBias | GatheredAttentionBias
     project_out: LinearNorm
     dropout: eqx.nn.Dropout
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Activation = eqx.field(static=True)
     stride: int = eqx.field(static=True)
+    tokens: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Attention(eqx.Module):
         value_dim: int,
         out_dim: int | None = None,
         stride: int = 1,
-        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        activation: Activation = hard_swish,
         dropout: float = 0.0,
         zero_init: bool | None = None,
         output_bias: bool = False,
@@ -112,7 +114,7 @@ class Attention(eqx.Module):
         - `key`: for the initial weights.
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
-        as_integers("grid", grid, 2, "rows and columns")
+        rows, columns = as_integers("grid", grid, 2, "rows and columns")
         in_key, bias_key, out_key = jax.random.split(key, 3)
         # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
@@ -123,7 +125,7 @@ class Attention(eqx.Module):
             query_key, key_value_key = jax.random.split(in_key)
             query = LinearNorm(dim, heads * key_dim, key=query_key)
             key_value = LinearNorm(dim, heads * (key_dim + value_dim), key=key_value_key)
-            self.project_in = SubsampledQueryKeyValue(query, key_value, grid, stride, **shared)
+            self.project_in = SubsampledQueryKeyValue(query, key_value, (rows, columns), stride, **shared)
         self.bias = AttentionBias(heads, grid, stride=stride, scale=bias_scale, std=bias_std, key=bias_key)
         self.project_out = LinearNorm(
             heads * value_dim,
@@ -135,6 +137,7 @@ class Attention(eqx.Module):
         self.dropout = eqx.nn.Dropout(as_rate("dropout", dropout))
         self.activation = activation
         self.stride = stride
+        self.tokens = rows * columns
 
     def __call__(
         self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
@@ -143,6 +146,7 @@ class Attention(eqx.Module):
         `(ceil(rows / stride) * ceil(columns / stride), out_dim)`. `key` is needed where dropout is active."""
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)
+        check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, values), state = self.project_in(x, state)
         weights = self._softmax(query, keys).astype(values.dtype)
         mixed = jnp.matmul(self.dropout(weights, key=weights_key), values)
@@ -152,6 +156,7 @@ class Attention(eqx.Module):
 
     def weights(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> Float[Array, "heads queries tokens"]:
         """The attention weights: for each head and query, float32 numbers that add up to 1 over the tokens."""
+        check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, _), _ = self.project_in(x, state)
         return self._softmax(query, keys)
 

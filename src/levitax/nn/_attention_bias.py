@@ -8,7 +8,8 @@ from .._checks import as_integers, check_positive
 
 
 class AttentionBias(eqx.Module):
-    """A learned bias for each head and each absolute offset between query and key (section 4.2, "Attention bias").
+    """A learned bias for each head and each absolute offset between query and key (section 4.2, "Attention bias
+    instead of a positional embedding").
 
     It is what LeViT has in place of a positional embedding. Offsets are absolute, so the bias does not tell left from
     right or up from down. `table[:, 0, 0]` belongs to a token and itself.

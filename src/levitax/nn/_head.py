@@ -16,7 +16,7 @@ class DistilledLogits(NamedTuple):
 
 class DistilledHead(eqx.Module):
     """Two classifiers on the same features: one learns from the labels, the other from a teacher (section 4.2,
-    "Classification heads"; section 5.1).
+    "No classification token").
 
     In training the logits of both come back as [`levitax.nn.DistilledLogits`][], in inference their mean.
     """

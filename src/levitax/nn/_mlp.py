@@ -1,29 +1,28 @@
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_rate
 from .._keys import check_key, split_key
+from ._activations import Activation, hard_swish
 from ._norm_linear import LinearNorm
 
 
 class MLP(eqx.Module):
-    """Two normalised linear maps with an activation between them (section 4.2, "MLP": an expansion of 2 instead of
-    4)."""
+    """Two normalised linear maps with an activation between them (section 4.2, "Reducing the MLP
+    blocks": an expansion of 2 instead of 4)."""
 
     expand: LinearNorm
     contract: LinearNorm
     dropout: eqx.nn.Dropout
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Activation = eqx.field(static=True)
 
     def __init__(
         self,
         dim: int,
         hidden_dim: int,
         *,
-        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        activation: Activation = hard_swish,
         dropout: float = 0.0,
         use_norm: bool = True,
         key: PRNGKeyArray,

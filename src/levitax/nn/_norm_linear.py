@@ -6,15 +6,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_positive
+from .._checks import check_axis, check_positive
 from ._batch_norm import BatchNorm
 
 
 class LinearNorm(eqx.Module):
     """A linear map of the last axis, then batch normalisation: `BatchNorm(x @ weight.T + bias)`.
 
-    LeViT normalises after every linear map and nowhere else, so that both fold into one product for inference
-    (section 4.2 of the paper, "Normalization layers and activations").
+    Each of LeViT's convolutions and linear maps but the classifiers is followed by one, so that both fold into a single
+    product for inference (section 4.2 of the paper, "Normalization layers and activations").
     """
 
     weight: Float[Array, "out_features in_features"]
@@ -50,6 +50,7 @@ class LinearNorm(eqx.Module):
     ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
         """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
         del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
         x = _add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias)
         return (x, state) if self.norm is None else self.norm(x, state)
 
@@ -98,6 +99,7 @@ class ConvNorm(eqx.Module):
         """Maps `(height, width, in_channels)` to `(ceil(height / stride), ceil(width / stride), out_channels)`, in the
         dtype of `x`. `key` is ignored."""
         del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
         half = self.weight.shape[-1] // 2
         x = lax.conv_general_dilated(
             x[None],
@@ -143,6 +145,7 @@ class NormLinear(eqx.Module):
     ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
         """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
         del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
         if self.norm is not None:
             x, state = self.norm(x, state)
         return _add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias), state

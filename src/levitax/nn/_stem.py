@@ -1,9 +1,10 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._activations import Activation, hard_swish
 from ._norm_linear import ConvNorm
 
 
@@ -12,14 +13,14 @@ class Stem(eqx.Module):
     (section 4.2, "Patch embedding")."""
 
     convolutions: tuple[ConvNorm, ...]
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    activation: Activation = eqx.field(static=True)
 
     def __init__(
         self,
         in_channels: int,
         widths: Sequence[int],
         *,
-        activation: Callable[[Array], Array] = jax.nn.hard_swish,
+        activation: Activation = hard_swish,
         use_norm: bool = True,
         key: PRNGKeyArray,
     ):

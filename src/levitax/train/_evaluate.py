@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from .._fuse import Predictor
 from ._loss import cross_entropy
@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
 
 
 def predict_logits(
-    predict: Predictor, images: Shaped[np.ndarray, "images height width channels"], *, batch_size: int = 256
+    predict: Predictor, images: Float[Array | np.ndarray, "images height width channels"], *, batch_size: int = 256
 ) -> Float[np.ndarray, "images classes"]:
     """The logits of any number of images, computed in batches of one size so that there is one compilation.
 
@@ -27,7 +27,11 @@ def predict_logits(
     - `predict`: from [`levitax.fuse`][], or a [`levitax.Predictor`][] around a model as it is.
     - `images`: floating point, channels last, as the model takes them.
     - `batch_size`: images at a time.
+
+    **Raises:** `ValueError` without images.
     """
+    if not len(images):
+        raise ValueError("`images` is empty; expected at least one.")
     logits = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -39,8 +43,8 @@ def predict_logits(
 
 def evaluate(
     predict: Predictor,
-    images: Shaped[np.ndarray, "images height width channels"],
-    labels: Int[np.ndarray, " images"],
+    images: Float[Array | np.ndarray, "images height width channels"],
+    labels: Int[Array | np.ndarray, " images"],
     *,
     batch_size: int = 256,
 ) -> Evaluation:

@@ -17,7 +17,7 @@ def cross_entropy(
 
     - `logits`: `(batch, classes)`. For the logits of two heads, the mean of their losses: without a teacher, both learn
         from the labels.
-    - `labels`: class numbers `(batch,)`, or a distribution over the classes `(batch, classes)`.
+    - `labels`: class numbers `(batch,)`, each below `classes`, or a distribution over the classes `(batch, classes)`.
     - `label_smoothing`: share of each target that is spread evenly over all classes; 0.1 in the paper's recipe.
     """
     if isinstance(logits, DistilledLogits):
