@@ -104,8 +104,8 @@ class LeViT(eqx.Module):
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError`, naming the argument, for sizes that are not positive integers, rates
-        outside [0, 1), tuples that do not have one number for each stage, unknown names, too few channels for the stem, and images too
-        small for the stages.
+        outside [0, 1), tuples that do not have one number for each stage, unknown names, too few channels for the stem,
+        and images too small for the stages.
         """
         config = LeViTConfig(
             image_size=image_size,

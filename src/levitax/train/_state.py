@@ -8,7 +8,11 @@ from ._optimizer import trainable
 
 
 class TrainState(eqx.Module):
-    """All that training carries from step to step, as one PyTree: what a checkpoint has to hold."""
+    """All that training carries from step to step, as one PyTree: what a checkpoint has to hold.
+
+    `equinox.tree_serialise_leaves` does not write keys: replace `key` by `jax.random.key_data(key)` before and by
+    `jax.random.wrap_key_data` of that after.
+    """
 
     model: PyTree
     state: eqx.nn.State
