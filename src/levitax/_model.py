@@ -85,8 +85,8 @@ class LeViT(eqx.Module):
         - `key_dim`: channels of queries and keys in each head, per stage. The shrinking attention has those of the
             stage before it.
         - `value_dim`: channels of values in each head, per stage; by default twice `key_dim`.
-        - `subsample_heads`: heads of each of the `stages - 1` shrinking attentions; by default `dim // key_dim` of the
-            stage before.
+        - `subsample_heads`: heads of each of the `stages - 1` shrinking attentions, which the official code calls
+            subsampling; by default `dim // key_dim` of the stage before.
         - `subsample_value_ratio`: their values' channels over `key_dim`; by default 4.
         - `subsample_mlp_mult`: as `mlp_mult`, for the MLP that follows each of them.
         - `activation`: "hard_swish", "silu", "gelu" or "relu".

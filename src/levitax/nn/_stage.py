@@ -12,7 +12,9 @@ from ._mlp import MLP
 class Block(eqx.Module):
     """An attention and an MLP, each inside a residual connection.
 
-    Around a shrinking attention there is no residual: its input and output differ in shape.
+    Around a shrinking attention, one with a stride, there is no residual: its input and output differ in shape.
+
+    **Arguments:** `attention` and `mlp`, of matching sizes; `drop_path`, applied to each residual branch on its own.
     """
 
     attention: Attention
