@@ -27,7 +27,7 @@ def test_the_generator_is_the_documented_one():
 
 HEAVY = {"levit_384_s8", "levit_512_s8", "levit_512", "levit_512d"}
 EVALUATION = [
-    pytest.param(name, variant, size, id=name, marks=[pytest.mark.slow] * (variant in HEAVY and size == cases.SQUARE))
+    pytest.param(name, variant, size, id=name, marks=[pytest.mark.slow] * (variant in HEAVY))
     for name, variant, size in cases.evaluation_cases()
 ]
 
