@@ -13,6 +13,8 @@ import levitax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# A third of the time goes into compiling; what is compared with the references is compiled as for a user.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def key() -> jax.Array:
 
 
 @pytest.fixture
-def make(key: jax.Array) -> Callable[..., Any]:
-    """Makes a model of two small stages with one block each, and its state; keywords override."""
-    small: dict[str, Any] = {
+def small() -> dict[str, Any]:
+    """The sizes of a model of two small stages with one block each."""
+    return {
         "image_size": 16,
         "num_classes": 5,
         "stages": 2,
@@ -33,6 +35,11 @@ def make(key: jax.Array) -> Callable[..., Any]:
         "patch_size": 4,
         "key_dim": 8,
     }
+
+
+@pytest.fixture
+def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
+    """Makes a small model and its state; keywords override."""
 
     def make(**overrides):
         return eqx.nn.make_with_state(levitax.LeViT)(**small | overrides, key=key)

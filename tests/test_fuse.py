@@ -100,18 +100,9 @@ class Classifier(eqx.Module):
 
 
 @pytest.fixture
-def backbone():
+def backbone(small):
     """Makes a LeViT without a head and without splitting off its state."""
-    sizes: dict[str, Any] = {
-        "image_size": 16,
-        "patch_size": 4,
-        "stages": 2,
-        "dim": (16, 24),
-        "depth": 1,
-        "heads": (1, 2),
-        "key_dim": 8,
-    }
-    return lambda *, key: levitax.LeViT(**sizes, num_classes=0, key=key)
+    return lambda *, key: levitax.LeViT(**small | {"num_classes": 0}, key=key)
 
 
 def test_a_users_module_is_folded_around_its_levit(backbone, randomise, images, error, key):

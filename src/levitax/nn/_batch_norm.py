@@ -115,7 +115,7 @@ class BatchNorm(eqx.Module):
             unbiased = RunningStatistics(mean, var * (count / (count - 1)))
             move = lambda old, new: old + self.momentum * (lax.stop_gradient(new) - old)
             state = state.set(self.statistics, jax.tree.map(move, running, unbiased))
-        scale = self.weight * lax.rsqrt(var + self.eps)
+        scale = self._scale(var)
         centred = x.astype(jnp.float32) - _per_channel(mean, x.ndim)
         y = centred * _per_channel(scale, x.ndim) + _per_channel(self.bias, x.ndim)
         return y.astype(x.dtype), state
@@ -145,8 +145,11 @@ class BatchNorm(eqx.Module):
     def affine(self, state: eqx.nn.State) -> Affine:
         """This layer in inference, as one multiplication and one addition. Raises what `running` raises."""
         mean, var = self.running(state)
-        scale = self.weight * lax.rsqrt(var + self.eps)
+        scale = self._scale(var)
         return Affine(scale=scale, shift=self.bias - mean * scale)
+
+    def _scale(self, var):
+        return self.weight * lax.rsqrt(var + self.eps)
 
     def _batch_statistics(self, x):
         axes = tuple(range(x.ndim - 1))
