@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import nn as nn
+from . import nn as nn, weights as weights
 from ._batched import batched as batched
 from ._config import LeViTConfig as LeViTConfig
 from ._fuse import fuse as fuse, Predictor as Predictor
@@ -23,6 +23,7 @@ from ._variants import (
     Overrides as Overrides,
     VARIANTS as VARIANTS,
 )
+from .weights import load as load, save as save
 
 
 __version__ = _version("levitax")

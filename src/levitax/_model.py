@@ -137,7 +137,7 @@ class LeViT(eqx.Module):
             _stage(config, stage, stage_key)
             for stage, stage_key in enumerate(jax.random.split(stages_key, config.stages))
         )
-        self.head = _head(config, head_key)
+        self.head = make_head(config, head_key)
 
     def __call__(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
@@ -243,7 +243,7 @@ def _block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Bloc
     return nn.Block(vit_pytorch_attention, mlp(use_norm=False), drop_path)
 
 
-def _head(config: LeViTConfig, key: PRNGKeyArray) -> nn.NormLinear | nn.DistilledHead | None:
+def make_head(config: LeViTConfig, key: PRNGKeyArray) -> nn.NormLinear | nn.DistilledHead | None:
     if config.num_classes == 0:
         return None
     head = nn.DistilledHead if config.distillation else nn.NormLinear

@@ -4,18 +4,24 @@ From the root of the repository, in an environment of its own (torchvision pulls
 
     pip install torch torchvision timm transformers vit-pytorch && pip install -e .[train]
     python -m tests.parity.make_goldens [PART OF A NAME]
+
+The authors' names of the arrays live on in timm 0.6.13, and mmpretrain needs nothing but its files:
+
+    pip install --no-deps -t /tmp/old timm==0.6.13 mmpretrain
+    PYTHONPATH=/tmp/old:. python -m tests.parity.make_goldens written-official
+    PYTHONPATH=/tmp/old:. python -m tests.parity.make_goldens written-mmpretrain
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import equinox as eqx
-import jax
 import numpy as np
 
 import levitax
+from levitax.weights import LayoutName
 
-from . import cases, layouts, numbers, records, references
+from . import cases, numbers, ours, records, references
 
 
 SAMPLES = 1024
@@ -36,20 +42,35 @@ def record_timm(name: str, variant: str, size: cases.Size) -> None:
     records.save(f"timm-{name}", records.sample(record, SAMPLES))
 
 
-def record_training(name: str, reference, layout: layouts.Layout, keywords: dict[str, Any]) -> None:
+def record_training(name: str, reference, keywords: dict[str, Any]) -> None:
     """First gradients, and parameters, statistics, losses and logits after some steps."""
     references.fill(reference)
     height, width = keywords["image_size"]
     images = numbers.images(cases.TRAINING_BATCH, height, width)
     labels = numbers.labels(cases.TRAINING_BATCH, keywords["num_classes"])
     gradients, final, results = references.train(reference, images, labels)
-    model = eqx.filter_eval_shape(levitax.LeViT, **keywords, key=jax.random.key(0))
-    # A gradient has no statistics; zeros stand in for them where the layout asks.
+    # A gradient has no statistics; zeros stand in for them.
     zeros = {name: np.zeros_like(array) for name, array in final.items()}
-    gradients = layouts.to_ours(model, layout, zeros | gradients)
+    gradients = ours.by_path(zeros | gradients, **keywords)
     record = {f"gradient:{path}": array for path, array in gradients.items() if not path.endswith((".mean", ".var"))}
-    record |= {f"final:{path}": array for path, array in layouts.to_ours(model, layout, final).items()}
+    record |= {f"final:{path}": array for path, array in ours.by_path(final, **keywords).items()}
     records.save(name, records.sample(record, SAMPLES_PER_WEIGHT) | records.sample(results, SAMPLES))
+
+
+def record_written(layout: LayoutName, make_reference: Callable[[str], Any], variants: Iterable[str]) -> None:
+    """What we write in a layout, as it was when the reference took it, strictly, and computed these logits from it."""
+    record = {}
+    for variant in variants:
+        print(f"written-{layout}-{variant}", flush=True)
+        arrays = ours.write(layout, variant)
+        reference = make_reference(variant)
+        reference.load_state_dict({name: references.torch.from_numpy(array) for name, array in arrays.items()})
+        kept = {name: value.numpy() for name, value in reference.state_dict().items()}
+        assert records.digest(kept) == records.digest(arrays)
+        record[f"{variant}:digest"] = np.frombuffer(records.digest(kept), np.uint8)
+        logits = references.predict(reference, numbers.images(2, 224, 224))
+        record |= records.sample({f"{variant}:logits": logits}, SAMPLES)
+    records.save(f"written-{layout}", record)
 
 
 def main(part: str = "") -> None:
@@ -67,7 +88,7 @@ def main(part: str = "") -> None:
             }
             reference = references.timm("levit_128s", size, distilled=True, **options)
             reference.set_distilled_training(True)
-            record_training(name, reference, layouts.timm, keywords)
+            record_training(name, reference, keywords)
     for variant in cases.PUBLISHED[:1]:
         if part in f"transformers-{variant}":
             images = numbers.images(2, 224, 224)
@@ -85,9 +106,24 @@ def main(part: str = "") -> None:
             references.fill(reference)
             record = references.evaluate(reference, numbers.images(2, 224, 224))
             records.save(name, records.sample(record, SAMPLES))
+    written: dict[LayoutName, tuple[Callable[[str], Any], Iterable[str]]] = {
+        "timm": (lambda variant: references.timm(variant, cases.SQUARE, distilled=True), levitax.VARIANTS),
+        "timm_conv": (
+            lambda variant: references.timm(variant, cases.SQUARE, distilled=True, use_conv=True),
+            levitax.VARIANTS,
+        ),
+        "transformers": (lambda variant: references.transformers(variant, teacher=True), cases.PUBLISHED),
+    }
+    if part == "written-official":
+        written = {"official": (references.official, cases.PUBLISHED)}
+    if part == "written-mmpretrain":
+        written = {"mmpretrain": (references.mmpretrain, cases.PUBLISHED)}
+    for layout, (make_reference, variants) in written.items():
+        if part in f"written-{layout}":
+            record_written(layout, make_reference, variants)
     if part in "vit_pytorch-training":
         keywords = cases.VIT_PYTORCH_TRAINING
-        record_training("vit_pytorch-training", references.vit_pytorch(**keywords), layouts.vit_pytorch, keywords)
+        record_training("vit_pytorch-training", references.vit_pytorch(**keywords), keywords)
 
 
 if __name__ == "__main__":

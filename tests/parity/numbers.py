@@ -11,6 +11,9 @@ import re
 import numpy as np
 
 
+Arrays = dict[str, np.ndarray]
+
+
 # The weights of the normalisations that end a residual branch, in timm, transformers and vit-pytorch. At 1 the
 # gradients grow so steeply towards the stem that PyTorch's own float32 is 4e-4 off its float64.
 RESIDUAL_ENDS = re.compile(

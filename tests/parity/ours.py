@@ -1,5 +1,7 @@
 """What levitax computes, in the form of `references.py`."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,17 +10,46 @@ import optax
 
 import levitax
 from levitax.train import cross_entropy
+from levitax.weights import LayoutName
 
-from . import cases, layouts
-from .layouts import Arrays, Layout
+from . import cases, numbers
+from .numbers import Arrays
 
 
-def make(layout: Layout, arrays: Arrays | None = None, **keywords):
-    """A model with the reference's weights and statistics; by default with the numbers that belong to their names."""
+def generate(layout: LayoutName, **keywords) -> Arrays:
+    """The numbers that belong to the names which the reference gives to the arrays of a model."""
+    model, state = _zeros(**keywords)
+    arrays = levitax.weights.state_dict(model, state, layout=layout)
+    return {name: numbers.tensor(name, array.shape) for name, array in arrays.items() if array.dtype == np.float32}
+
+
+def load(arrays: Arrays, **keywords) -> tuple[Any, eqx.nn.State]:
+    """A model with the reference's weights and statistics."""
+    model, state = _zeros(**keywords)
+    return levitax.weights.load_into(model, state, arrays)
+
+
+def make(layout: LayoutName, **keywords) -> tuple[Any, eqx.nn.State]:
+    """A model with the numbers that belong to the reference's names."""
+    return load(generate(layout, **keywords), **keywords)
+
+
+def write(layout: LayoutName, variant: str) -> Arrays:
+    """A variant with two heads and the numbers of timm's names, as we write it in a layout."""
+    model, state = make("timm", **{**levitax.VARIANTS[variant], "distillation": True})
+    return levitax.weights.state_dict(model, state, layout=layout)
+
+
+def by_path(arrays: Arrays, **keywords) -> Arrays:
+    """The reference's arrays under our paths."""
+    model, state = load(arrays, **keywords)
+    return levitax.weights.state_dict(model, state, layout="levitax")
+
+
+def _zeros(**keywords) -> tuple[levitax.LeViT, eqx.nn.State]:
     skeleton = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), key=jax.random.key(0), **keywords)
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    model, state = jax.tree.map(zeros, skeleton)
-    return layouts.fill(model, state, layout, layouts.generate(model, layout) if arrays is None else arrays)
+    return jax.tree.map(zeros, skeleton)
 
 
 @eqx.filter_jit
@@ -60,7 +91,16 @@ def train(model, state, images: np.ndarray, labels: np.ndarray) -> tuple[Arrays,
     for index in range(cases.TRAINING_STEPS):
         model, state, opt_state, loss, gradients = step(model, state, opt_state)
         if index == 0:
-            first = layouts.read(gradients, None)
+            first = _gradients_by_path(gradients)
         losses.append(float(loss))
     logits = evaluate(model, state, images)["logits"]
-    return first, layouts.read(model, state), {"losses": np.array(losses), "logits": logits}
+    return (
+        first,
+        levitax.weights.state_dict(model, state, layout="levitax"),
+        {"losses": np.array(losses), "logits": logits},
+    )
+
+
+def _gradients_by_path(gradients) -> Arrays:
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(gradients, eqx.is_array))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}

@@ -1,10 +1,11 @@
 """Records of named arrays: sampled for keeping, and compared."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from .layouts import Arrays
+from .numbers import Arrays
 
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -42,6 +43,15 @@ def errors(ours: Arrays, theirs: Arrays) -> Arrays:
         name: np.abs(array.ravel() - theirs[name].ravel()).max() / max(scales[name], tiny)
         for name, array in ours.items()
     }
+
+
+def digest(record: Arrays) -> bytes:
+    """A hash of all names, shapes, types and numbers."""
+    sha = hashlib.sha256()
+    for name in sorted(record):
+        array = np.ascontiguousarray(record[name])
+        sha.update(f"{name} {array.shape} {array.dtype}\n".encode() + array.tobytes())
+    return sha.digest()
 
 
 def save(name: str, record: Arrays) -> None:

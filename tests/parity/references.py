@@ -5,6 +5,8 @@ timm is imported only where it is used: it needs a torchvision that fits torch.
 """
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 
 from . import cases, numbers
-from .layouts import Arrays
+from .numbers import Arrays
 
 
 def fill(model: torch.nn.Module, arrays: Arrays | None = None) -> Arrays:
@@ -32,6 +34,64 @@ def timm(variant: str, size: cases.Size, *, distilled: bool, **options: Any) -> 
     import timm.models.levit as levit
 
     return levit.create_levit(variant, distilled=distilled, img_size=size.told, **options)
+
+
+def official(variant: str, **keywords: Any) -> torch.nn.Module:
+    """The model of timm before 2023, whose arrays are named as in the authors' repository."""
+    import timm.models.levit as levit
+
+    return getattr(levit, variant)(**keywords)
+
+
+def mmpretrain(variant: str) -> torch.nn.Module:
+    """mmpretrain's backbone and head, from their two files: the packages below them need compilers and OpenCV."""
+    nn = torch.nn
+
+    class Module(nn.Module):
+        def __init__(self, init_cfg=None):
+            super().__init__()
+
+    class Registry:
+        def register_module(self):
+            return lambda cls: cls
+
+    norms = {"BN": nn.BatchNorm2d, "BN1d": nn.BatchNorm1d}
+    stand_ins = {
+        "mmcv": {},
+        "mmcv.cnn": {"build_activation_layer": lambda config: nn.Hardswish(), "fuse_conv_bn": None},
+        "mmcv.cnn.bricks": {"DropPath": None},
+        "mmengine": {},
+        "mmengine.model": {"BaseModule": Module, "ModuleList": nn.ModuleList, "Sequential": nn.Sequential},
+        "mmpretrain": {},
+        "mmpretrain.registry": {"MODELS": Registry()},
+        "mmpretrain.models": {},
+        "mmpretrain.models.utils": {"build_norm_layer": lambda config, size: norms[config["type"]](size)},
+        "mmpretrain.models.backbones": {},
+        "mmpretrain.models.backbones.base_backbone": {"BaseBackbone": Module},
+        "mmpretrain.models.heads": {"ClsHead": Module},
+    }
+    sys.modules.pop("mmpretrain", None)
+    package = importlib.util.find_spec("mmpretrain")
+    assert package is not None and package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0]) / "models"
+    for name, content in stand_ins.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(content, __path__=[])
+        sys.modules[name] = module
+    backbone = _from_file("mmpretrain.models.backbones.levit", folder / "backbones" / "levit.py")
+    head = _from_file("mmpretrain.models.heads.levit_head", folder / "heads" / "levit_head.py")
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = backbone.LeViT(variant.removeprefix("levit_"))
+            self.head = head.LeViTClsHead(in_channels=self.backbone.embed_dims[-1])
+            self.head.pre_logits = lambda features: features
+
+        def forward(self, x):
+            return self.head(self.backbone(x)[-1].mean((2, 3)))
+
+    return Classifier()
 
 
 def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000, teacher: bool) -> torch.nn.Module:
@@ -57,16 +117,20 @@ def vit_pytorch(**keywords: Any) -> torch.nn.Module:
     """vit-pytorch's model, from its one file: the package imports dozens of others, and torchvision."""
     package = importlib.util.find_spec("vit_pytorch")
     assert package is not None and package.submodule_search_locations is not None
-    path = Path(package.submodule_search_locations[0]) / "levit.py"
-    spec = importlib.util.spec_from_file_location("vit_pytorch_levit", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _from_file("vit_pytorch_levit", Path(package.submodule_search_locations[0]) / "levit.py")
     named = {"image_size": 224, "distillation": False, "network": "vit_pytorch"} | keywords
     del named["network"]
     size = named.pop("image_size")
     distill = named["num_classes"] if named.pop("distillation") else None
     return module.LeViT(image_size=size if isinstance(size, int) else size[0], num_distill_classes=distill, **named)
+
+
+def _from_file(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def stage_ends(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -112,6 +176,13 @@ def evaluate(model: torch.nn.Module, images: np.ndarray) -> Arrays:
     for handle in hooks:
         handle.remove()
     return record
+
+
+def predict(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """The logits alone, in inference."""
+    model.eval()
+    with torch.inference_mode():
+        return logits(model(_nchw(images))).numpy()
 
 
 def bfloat16_error(model: torch.nn.Module, images: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 import levitax
 
-from . import cases, layouts, numbers, ours, records
+from . import cases, numbers, ours, records
 
 
 def test_the_generator_is_the_documented_one():
@@ -39,7 +39,7 @@ def test_inference_equals_timm(name, variant, size):
     golden.pop("bfloat16_error:scale", None)
     keywords = {**levitax.VARIANTS[variant], "image_size": (size.height, size.width), "distillation": True}
     images = numbers.images(2, size.height, size.width)
-    model, state = ours.make(layouts.timm, **keywords)
+    model, state = ours.make("timm", **keywords)
     record = ours.evaluate(model, state, images)
     single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
     record["logits_single"] = ours.evaluate(single, state, images)["logits"]
@@ -52,7 +52,7 @@ def only_logits(golden):
 
 
 def test_the_fused_model_equals_timm():
-    predict = levitax.fuse(*ours.make(layouts.timm, **levitax.VARIANTS["levit_128s"]))
+    predict = levitax.fuse(*ours.make("timm", **levitax.VARIANTS["levit_128s"]))
     run = eqx.filter_jit(lambda predict, images: jax.vmap(predict)(images))
     logits = np.asarray(run(predict, jnp.asarray(numbers.images(2, 224, 224))))
     cases.check_forward(records.errors({"logits": logits}, only_logits(records.load("timm-levit_128s-square"))))
@@ -62,7 +62,7 @@ def test_bfloat16_is_as_close_as_in_timm():
     images = numbers.images(2, 224, 224)
     golden = records.load("timm-levit_256-square")
     keywords = {**levitax.VARIANTS["levit_256"], "dtype": "bfloat16"}
-    model, state = ours.make(layouts.timm, **keywords)
+    model, state = ours.make("timm", **keywords)
     record = {"logits": ours.evaluate(model, state, images)["logits"]}
     error = records.errors(record, only_logits(golden))["logits"]
     assert error <= cases.BFLOAT16_RATIO * golden["bfloat16_error"]
@@ -70,7 +70,7 @@ def test_bfloat16_is_as_close_as_in_timm():
 
 def test_inference_equals_transformers():
     images = numbers.images(2, 224, 224)
-    model, state = ours.make(layouts.transformers, **levitax.VARIANTS["levit_128s"])
+    model, state = ours.make("transformers", **levitax.VARIANTS["levit_128s"])
     record = ours.evaluate(model, state, images)
     single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
     record["logits_single"] = ours.evaluate(single, state, images)["logits"]
@@ -82,7 +82,7 @@ def test_inference_equals_transformers():
 def test_inference_equals_vit_pytorch(distillation):
     golden = records.load("vit_pytorch-distilled" if distillation else "vit_pytorch")
     keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
-    model, state = ours.make(layouts.vit_pytorch, **keywords)
+    model, state = ours.make("vit_pytorch", **keywords)
     errors = records.errors(ours.evaluate(model, state, numbers.images(2, 224, 224)), golden)
     cases.check_forward(errors)
 
@@ -98,19 +98,49 @@ def train(layout, keywords):
 
 def test_gradients_equal_timm():
     golden = records.load("timm-gradients")
-    gradients, _ = train(layouts.timm, cases.TIMM_GRADIENTS)
+    gradients, _ = train("timm", cases.TIMM_GRADIENTS)
     golden = {name: array for name, array in golden.items() if name.startswith("gradient:")}
     cases.check_training(records.errors(gradients, golden))
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "keywords"),
+    ("layout", "keywords"),
     [
-        ("timm", layouts.timm, cases.TIMM_TRAINING),
-        ("vit_pytorch", layouts.vit_pytorch, cases.VIT_PYTORCH_TRAINING),
+        ("timm", cases.TIMM_TRAINING),
+        ("vit_pytorch", cases.VIT_PYTORCH_TRAINING),
     ],
     ids=("timm", "vit_pytorch"),
 )
-def test_ten_steps_follow(name, layout, keywords):
+def test_ten_steps_follow(layout, keywords):
     gradients, results = train(layout, keywords)
-    cases.check_training(records.errors(gradients | results, records.load(f"{name}-training")))
+    cases.check_training(records.errors(gradients | results, records.load(f"{layout}-training")))
+
+
+WRITTEN = {
+    "timm": levitax.VARIANTS,
+    "timm_conv": levitax.VARIANTS,
+    "official": cases.PUBLISHED,
+    "transformers": cases.PUBLISHED,
+    "mmpretrain": cases.PUBLISHED,
+}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(variant, marks=[pytest.mark.slow] * (variant in HEAVY)) for variant in levitax.VARIANTS]
+)
+def test_what_is_written_is_what_the_references_took_and_reads_back_bit_by_bit(variant):
+    model, state = ours.make("timm", **{**levitax.VARIANTS[variant], "distillation": True})
+    golden = only_logits(records.load(f"timm-{variant}-square"))
+    for layout, variants in WRITTEN.items():
+        if variant not in variants:
+            continue
+        written = records.load(f"written-{layout}")
+        arrays = levitax.weights.state_dict(model, state, layout=layout)
+        assert records.digest(arrays) == written[f"{variant}:digest"].tobytes(), layout
+        # Their logits from what was written, and from the numbers that it was made of.
+        theirs = {name: written[f"{variant}:{name}"] for name in ("logits", "logits:scale")}
+        assert np.abs(theirs["logits"] - golden["logits"]).max() <= cases.FORWARD * golden["logits:scale"]
+        loaded = levitax.load(arrays)
+        assert eqx.tree_equal(loaded, (model, state), typematch=True), layout
+        again = levitax.weights.state_dict(*loaded, layout=layout)
+        assert records.digest(again) == records.digest(arrays), layout

@@ -7,14 +7,13 @@ installed is not compared with.
 from importlib.util import find_spec
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import levitax
 
-from . import cases, layouts, numbers, ours, records
+from . import cases, numbers, ours, records
 
 
 if find_spec("torch") is None:
@@ -33,29 +32,25 @@ needs_transformers = needs("transformers")
 needs_vit_pytorch = needs("vit_pytorch", "einops")
 
 
-def timm_numbers(model):
-    """The numbers of timm's names under transformers' names, for which rounding does not decide the training."""
-    arrays = layouts.generate(model, layouts.timm)
-    pairs = zip(layouts.sources(model, layouts.timm), layouts.sources(model, layouts.transformers), strict=True)
-    return {theirs: arrays[timm] for (_, _, ((timm,), _)), (_, _, ((theirs,), _)) in pairs}
-
-
-def assert_equal_training(reference, layout, keywords, *, steps=True):
-    arrays = None
-    if layout is layouts.transformers:
-        arrays = timm_numbers(eqx.filter_eval_shape(levitax.LeViT, **keywords, key=jax.random.key(0)))
-    model, state = ours.make(layout, references.fill(reference, arrays), **keywords)
+def assert_equal_training(reference, arrays, keywords, *, steps=True):
+    model, state = ours.load(references.fill(reference, arrays), **keywords)
     images = numbers.images(cases.TRAINING_BATCH, *model.config.image_size)
     labels = numbers.labels(cases.TRAINING_BATCH, model.config.num_classes)
     gradients, final, results = references.train(reference, images, labels)
     zeros = {name: np.zeros_like(array) for name, array in final.items()}
-    theirs = {f"gradient:{k}": v for k, v in layouts.to_ours(model, layout, zeros | gradients).items()}
+    theirs = {f"gradient:{k}": v for k, v in ours.by_path(zeros | gradients, **keywords).items()}
     theirs = {name: array for name, array in theirs.items() if not name.endswith((".mean", ".var"))}
     our_gradients, our_final, our_results = ours.train(model, state, images, labels)
     cases.check_training(records.errors({f"gradient:{k}": v for k, v in our_gradients.items()}, theirs))
     if steps:
-        theirs = {f"final:{k}": v for k, v in layouts.to_ours(model, layout, final).items()} | results
+        theirs = {f"final:{k}": v for k, v in ours.by_path(final, **keywords).items()} | results
         cases.check_training(records.errors({f"final:{k}": v for k, v in our_final.items()} | our_results, theirs))
+
+
+def timm_numbers(**keywords):
+    """The numbers of timm's names under transformers' names, for which rounding does not decide the training."""
+    arrays = levitax.weights.state_dict(*ours.make("timm", **keywords), layout="transformers")
+    return {name: array for name, array in arrays.items() if array.dtype == np.float32}
 
 
 @needs_transformers
@@ -64,7 +59,7 @@ def assert_equal_training(reference, layout, keywords, *, steps=True):
 def test_inference_equals_transformers(variant, teacher):
     reference = references.transformers(variant, teacher=teacher)
     keywords = {**levitax.VARIANTS[variant], "distillation": teacher}
-    model, state = ours.make(layouts.transformers, references.fill(reference), **keywords)
+    model, state = ours.load(references.fill(reference), **keywords)
     images = numbers.images(2, 224, 224)
     errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
     cases.check_forward(errors)
@@ -75,7 +70,7 @@ def test_inference_equals_transformers(variant, teacher):
 def test_bfloat16_is_as_close_as_in_transformers(variant):
     reference = references.transformers(variant, teacher=True)
     keywords = {**levitax.VARIANTS[variant], "dtype": "bfloat16"}
-    model, state = ours.make(layouts.transformers, references.fill(reference), **keywords)
+    model, state = ours.load(references.fill(reference), **keywords)
     images = numbers.images(2, 224, 224)
     record = {"logits": ours.evaluate(model, state, images)["logits"]}
     error = records.errors(record, {"logits": references.evaluate(reference, images)["logits"]})["logits"]
@@ -86,7 +81,7 @@ def test_bfloat16_is_as_close_as_in_transformers(variant):
 def test_gradients_equal_transformers():
     keywords = {**cases.TIMM_GRADIENTS, "image_size": (128, 128)}
     reference = references.transformers("levit_128s", teacher=True, image_size=128, num_labels=100)
-    assert_equal_training(reference, layouts.transformers, keywords, steps=False)
+    assert_equal_training(reference, timm_numbers(**keywords), keywords, steps=False)
 
 
 @needs_vit_pytorch
@@ -94,7 +89,7 @@ def test_gradients_equal_transformers():
 def test_inference_equals_vit_pytorch(distillation):
     keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
     reference = references.vit_pytorch(**keywords)
-    model, state = ours.make(layouts.vit_pytorch, references.fill(reference), **keywords)
+    model, state = ours.load(references.fill(reference), **keywords)
     images = numbers.images(2, 224, 224)
     errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
     cases.check_forward(errors)
@@ -104,7 +99,7 @@ def test_inference_equals_vit_pytorch(distillation):
 @pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
 def test_ten_steps_follow_vit_pytorch(distillation):
     keywords = {**cases.VIT_PYTORCH_TRAINING, "distillation": distillation}
-    assert_equal_training(references.vit_pytorch(**keywords), layouts.vit_pytorch, keywords)
+    assert_equal_training(references.vit_pytorch(**keywords), None, keywords)
 
 
 @needs_transformers
@@ -113,13 +108,13 @@ def test_ten_steps_follow_transformers():
     keywords = {**cases.TIMM_TRAINING, "image_size": (128, 128)}
     reference = references.transformers("levit_128s", teacher=True, image_size=128, num_labels=100)
     references.replace_activation(reference, references.torch.nn.SiLU())
-    assert_equal_training(reference, layouts.transformers, keywords)
+    assert_equal_training(reference, timm_numbers(**keywords), keywords)
 
 
 @needs_transformers
 def test_fused_model_equals_transformers():
     reference = references.transformers("levit_256", teacher=True)
-    model, state = ours.make(layouts.transformers, references.fill(reference), **levitax.VARIANTS["levit_256"])
+    model, state = ours.load(references.fill(reference), **levitax.VARIANTS["levit_256"])
     images = numbers.images(2, 224, 224)
     predict = levitax.fuse(model, state)
     logits = eqx.filter_jit(eqx.filter_vmap(predict))(jnp.asarray(images))

@@ -1,0 +1,48 @@
+"""The header of our own files."""
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .._config import LeViTConfig
+
+
+# Goes up when older versions could no longer read what is written.
+VERSION = 1
+
+
+class Header(NamedTuple):
+    """What a file of ours says of itself beside its arrays."""
+
+    config: LeViTConfig
+    fused: bool
+
+    def to_metadata(self) -> dict[str, str]:
+        """The entries of a safetensors header."""
+        return {
+            "levitax.format_version": str(VERSION),
+            "levitax.config": json.dumps(self.config.to_dict()),
+            "levitax.fused": json.dumps(self.fused),
+        }
+
+
+def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
+    """The header that `Header.to_metadata` wrote, or `None` if the file is not ours.
+
+    **Raises:** `ValueError` if it was written by a later version, or is damaged.
+    """
+    version = metadata.get("levitax.format_version")
+    if version is None:
+        return None
+    if not version.isdecimal():
+        raise ValueError(f"{where} has the format version {version!r}; expected a number. The file is damaged.")
+    if int(version) > VERSION:
+        raise ValueError(
+            f"{where} has format version {version}, of a later levitax; this one reads up to {VERSION}. Update with "
+            "`pip install --upgrade levitax`."
+        )
+    try:
+        config = LeViTConfig.from_dict(json.loads(metadata["levitax.config"]))
+        return Header(config, bool(json.loads(metadata["levitax.fused"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The header of {where} makes no model: {error}") from error

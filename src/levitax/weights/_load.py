@@ -1,0 +1,184 @@
+from functools import cache
+from typing import Unpack
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from .._checks import check_state
+from .._config import LeViTConfig
+from .._model import LeViT, make_head
+from .._variants import Overrides
+from . import _tree
+from ._adapt import adapted
+from ._open import open_weights, Source, Weights
+
+
+def load(
+    source: Source,
+    *,
+    key: PRNGKeyArray | None = None,
+    revision: str | None = None,
+    allow_nonfinite: bool = False,
+    **overrides: Unpack[Overrides],
+) -> tuple[LeViT, eqx.nn.State]:
+    """Makes the model that weights belong to, whoever wrote them.
+
+    The layout is told by the names of the arrays and the sizes by their shapes, so neither need be said: the authors'
+    files, timm's of any version, those of transformers, mmpretrain and vit-pytorch, and our own.
+
+    ```python
+    model, state = levitax.load("timm/levit_256.fb_dist_in1k")
+    model, state = levitax.load("levit_256.pth", image_size=(320, 192), num_classes=10, key=key)
+    ```
+
+    **Arguments:**
+
+    - `source`: a file, `.safetensors` or (with PyTorch installed) `.pth`; a folder with one; the name of a repository
+        on the Hugging Face hub; or arrays by name, such as `torch_model.state_dict()`.
+    - `key`: draws a new classifier, where `num_classes` asks for one. Otherwise nothing is drawn.
+    - `revision`: branch, tag or commit on the hub.
+    - `allow_nonfinite`: take weights that are NaN or infinite.
+    - `overrides`: what shall be other than in the file, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
+
+    **Returns:** the model, in training mode, with float32 parameters whatever the file has, and its state. From a fused
+    file a fused model: `predict = levitax.Predictor(*levitax.load(path))`.
+
+    **Raises:** `FileNotFoundError` if there is no such file or repository, `ConnectionError` if the hub is out of
+    reach, `ModuleNotFoundError` if a package for it is missing; `ValueError` if the file is damaged, no LeViT's or of a
+    later version, if arrays are missing, unexpected, of a wrong shape or not finite (all of them are named), if a
+    folder holds several files, if a file wants code to be run, or if the overrides do not fit.
+    """
+    with open_weights(source, revision, overrides.get("image_size")) as weights:
+        if weights.fused and overrides:
+            names = ", ".join(f"`{name}`" for name in overrides)
+            raise ValueError(
+                f"{weights.where} holds a fused model, of which {names} cannot change: load the one before."
+            )
+        config = LeViTConfig(**{**weights.config.to_dict(), **overrides})
+        read = adapted(weights.read, weights.config, config, _drawn_head(config, key))
+        model, state = _tree.fill(*_tree.skeleton(config, fused=weights.fused), read)
+        if not allow_nonfinite:
+            weights.check_finite()
+    return model, state
+
+
+def load_into(
+    model: LeViT,
+    state: eqx.nn.State,
+    source: Source,
+    *,
+    revision: str | None = None,
+    allow_nonfinite: bool = False,
+) -> tuple[LeViT, eqx.nn.State]:
+    """Gives a model that is there the weights of a file, also one inside a module of your own.
+
+    ```python
+    module, state = eqx.nn.make_with_state(Module)(key=key)
+    backbone, state = levitax.weights.load_into(module.backbone, state, "levit_256.safetensors")
+    module = eqx.tree_at(lambda module: module.backbone, module, backbone)
+    ```
+
+    **Arguments:**
+
+    - `model`: of the architecture of the weights. Where it is for other images or classes, the weights are adapted as
+        by [`levitax.weights.adapt`][], and a classifier for other classes stays as it is.
+    - `state`: the state of the model, or of the module it is in.
+    - `source`, `revision`, `allow_nonfinite`: as in [`levitax.load`][].
+
+    **Returns:** the model and the state with the new weights and statistics; what else `state` holds is kept.
+
+    **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ.
+    """
+    check_state(state)
+    with open_weights(source, revision, model.config.image_size) as weights:
+        model, state = _tree.fill(model, state, _for_model(weights, model, state))
+        if not allow_nonfinite:
+            weights.check_finite()
+    return model, state
+
+
+def load_initial(model: LeViT, source: Source, *, revision: str | None = None, allow_nonfinite: bool = False) -> LeViT:
+    """As [`levitax.weights.load_into`][], before there is a state: inside the constructor of a module of your own.
+
+    ```python
+    class Module(eqx.Module):
+        backbone: levitax.LeViT
+
+        def __init__(self, *, key):
+            backbone = levitax.LeViT(num_classes=0, key=key)
+            self.backbone = levitax.weights.load_initial(backbone, "levit_256.safetensors")
+
+    module, state = eqx.nn.make_with_state(Module)(key=key)
+    ```
+    """
+    with open_weights(source, revision, model.config.image_size) as weights:
+        model = _tree.fill_initial(model, _for_model(weights, model, None))
+        if not allow_nonfinite:
+            weights.check_finite()
+    return model
+
+
+def adapt(
+    model: LeViT, state: eqx.nn.State, *, key: PRNGKeyArray | None = None, **overrides: Unpack[Overrides]
+) -> tuple[LeViT, eqx.nn.State]:
+    """Makes a model for other images or classes from a trained one.
+
+    **Arguments:**
+
+    - `model`, `state`: the trained one; it stays as it is.
+    - `key`: draws a new classifier, where `num_classes` asks for one.
+    - `overrides`: what shall be other, as in [`levitax.LeViT`][]:
+        - `image_size`: each table of attention biases is interpolated linearly between its offsets, the smallest and
+            the largest of which stay where they are: offset 0, the bias of a token towards itself, keeps its value.
+        - `num_classes`: the classifiers are drawn anew behind the normalisations that are there; 0 leaves them off.
+        - `in_channels`: the sum of each filter over the channels is kept. One channel gets the filters of red, green
+            and blue together; more than there are share those of the first ones in equal parts.
+        - `distillation`: `False` merges two heads into one that computes the mean of their logits; `True` gives two
+            heads the weights of the one.
+        - the others change no array.
+
+    **Returns:** a new model, in the same mode, and its own state.
+
+    **Raises:** `ValueError` if something else would have to change, or a key is missing.
+    """
+    check_state(state)
+    config = LeViTConfig(**{**model.config.to_dict(), **overrides})
+    own = _tree.checked_arrays(model, state)
+    read = adapted(own.__getitem__, model.config, config, _drawn_head(config, key))
+    new, new_state = _tree.fill(*_tree.skeleton(config), read)
+    return _in_mode_of(model, new), new_state
+
+
+def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _tree.Reader:
+    own = _tree.checked_arrays(model, state)
+    if weights.fused:
+        raise ValueError(f"{weights.where} holds a fused model, without normalisations. Load the model that was fused.")
+    if weights.has_header and weights.config.activation != model.config.activation:
+        raise ValueError(
+            f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
+            f"{weights.where}. Make the model with that of the weights."
+        )
+    return adapted(weights.read, weights.config, model.config, own.__getitem__)
+
+
+def _drawn_head(config: LeViTConfig, key: PRNGKeyArray | None) -> _tree.Reader:
+    @cache
+    def arrays():
+        if key is None:
+            raise ValueError(
+                f"There is no classifier for `num_classes` {config.num_classes} in the weights: pass `key=...` to draw "
+                "one."
+            )
+        head = make_head(config, key)
+        assert head is not None, "asked for an array of a head that is not there"
+        return _tree.arrays(head, None)
+
+    return lambda path: arrays()[path.removeprefix("head.")]
+
+
+def _in_mode_of(model: LeViT, new: LeViT) -> LeViT:
+    """`new`, with the `inference` flags of `model`; where that has none, as where a head is new, with what all are."""
+    flags = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model) if isinstance(leaf, bool)}
+    keep = lambda path, leaf: flags.get(path, all(flags.values())) if isinstance(leaf, bool) else leaf
+    return jax.tree_util.tree_map_with_path(keep, new)

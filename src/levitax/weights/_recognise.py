@@ -1,0 +1,200 @@
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .._config import LeViTConfig
+from .._variants import VARIANTS
+from ._entries import bias_name, inside, Shape
+from ._layouts import Layer, Layout, LayoutName, LAYOUTS, Place
+
+
+Shapes = Mapping[str, Shape]
+
+# What a model of other sizes cannot take weights across.
+ARCHITECTURE = (
+    "network",
+    "patch_size",
+    "stages",
+    "dim",
+    "depth",
+    "heads",
+    "mlp_mult",
+    "key_dim",
+    "value_dim",
+    "subsample_heads",
+    "subsample_value_ratio",
+    "subsample_mlp_mult",
+)
+
+
+def recognise(shapes: Shapes, image_sizes: Sequence[tuple[int, ...]] = ()) -> tuple[LayoutName, LeViTConfig]:
+    """The layout that the names belong to, and the model that the shapes make.
+
+    A table of attention biases does not tell height from width, nor 224 pixels from 210, which make 14 tokens too. The
+    first of `image_sizes` that fits is taken, else the square of whole tokens.
+
+    **Raises:** `ValueError` if the names are of no layout, or the shapes of no LeViT.
+    """
+    found: list[LayoutName] = [name for name, layout in LAYOUTS.items() if _first_names(layout) & shapes.keys()]
+    if not found:
+        some = ", ".join(f"`{name}`" for name in sorted(shapes)[:3])
+        raise ValueError(
+            f"These are not the weights of a LeViT: of {len(shapes)} names{some and f' ({some}, ...)'} none begins one "
+            f"in a known layout: {', '.join(LAYOUTS)}."
+        )
+    name = found[0]
+    sizes = _sizes(LAYOUTS[name], shapes, image_sizes)
+    if name == "vit_pytorch":
+        return name, LeViTConfig(network="vit_pytorch", **sizes)
+    config = LeViTConfig(**sizes)
+    for variant in VARIANTS.values():
+        published = LeViTConfig(**variant)
+        if all(getattr(published, field) == getattr(config, field) for field in ARCHITECTURE):
+            # Neither shows in the shapes.
+            return name, LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
+    return name, config
+
+
+def _first_names(layout: Layout) -> set[str]:
+    first = Place(0, ())
+    layers = [layout.convolution(0), *inside(layout.attention(first), layout.query_key_value)]
+    return {bias_name(layout, first), *_weights(layers)}
+
+
+def _sizes(layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """The keywords of a LeViT."""
+    convolutions = 0
+    while any(name in shapes for name in _arrays(layout.convolution(convolutions))):
+        convolutions += 1
+    depths: list[int] = []
+    while _is_there(layout, shapes, Place(0, tuple(depths))):
+        before, depth = tuple(depths), 0
+        while _is_there(layout, shapes, Place(depth + (len(before) > 0), before)):
+            depth += 1
+        depths.append(depth)
+    if 0 in depths or not depths:
+        raise ValueError(f"The names make stages of {depths} blocks; every stage of a LeViT has at least one.")
+    regular, shrinking = [], []
+    for stage, depth in enumerate(depths):
+        before = tuple(depths[:stage])
+        regular.append(_block(layout, shapes, [Place(block + (stage > 0), before) for block in range(depth)]))
+        if stage > 0:
+            shrinking.append(_block(layout, shapes, [Place(0, before)]))
+    stem = shapes.get(_weights([layout.convolution(0)])[0], ())
+    heads = _weights([layout.classification, layout.distillation, layout.head])
+    patch_size = 2**convolutions
+    return {
+        "image_size": _image_size([block.grid for block in regular], patch_size, image_sizes),
+        "num_classes": _most(shapes[name][0] for name in heads if shapes.get(name)) or 0,
+        "in_channels": stem[1] if len(stem) == 4 else 3,
+        "patch_size": patch_size,
+        "stages": len(depths),
+        "dim": [block.out_dim for block in regular],
+        "depth": depths,
+        "heads": [block.heads for block in regular],
+        "mlp_mult": [_ratio(block.hidden_dim, block.out_dim) for block in regular],
+        "key_dim": [block.key_dim for block in regular],
+        "value_dim": [block.value_dim for block in regular],
+        "subsample_heads": [block.heads for block in shrinking],
+        "subsample_value_ratio": [_ratio(block.value_dim, block.key_dim) for block in shrinking],
+        "subsample_mlp_mult": [_ratio(block.hidden_dim, block.out_dim) for block in shrinking],
+        "distillation": any(name in shapes for name in _arrays(layout.distillation)),
+    }
+
+
+class _Block(NamedTuple):
+    """The sizes that blocks of one kind share. The grid is its number of tokens alone where a file has it flat."""
+
+    grid: Shape
+    heads: int
+    key_dim: int
+    value_dim: int
+    out_dim: int
+    hidden_dim: int
+
+
+def _block(layout: Layout, shapes: Shapes, places: Sequence[Place]) -> _Block:
+    """Each size is that of most blocks, so that an array that is wrong is told from the others, not they from it."""
+
+    def size(axis: int, layer: Layer, owner=layout.attention) -> int:
+        names = [name for place in places for name in _weights(inside(owner(place), [layer]))]
+        found = _most(shapes[name][axis] for name in names if name in shapes and len(shapes[name]) > axis)
+        if found is None:
+            raise ValueError(f"Nothing tells the sizes of the model: `{names[0]}` is missing, and all like it.")
+        return found
+
+    tables = [shapes[name] for name in (bias_name(layout, place) for place in places) if name in shapes]
+    if layout.bias_table == "embedding":
+        tables = [table[::-1] for table in tables]
+    table = _most(table for table in tables if len(table) > 1)
+    if table is None:
+        raise ValueError(f"Nothing tells the sizes of the model: `{bias_name(layout, places[0])}` is missing.")
+    heads, *grid = table
+    value_dim = _ratio(size(1, layout.project_out), heads)
+    if places[0].shrinks:
+        key_dim = _ratio(size(0, layout.query[0]), heads)
+    else:
+        key_dim = _ratio(_ratio(sum(size(0, layer) for layer in layout.query_key_value), heads) - value_dim, 2)
+    return _Block(
+        tuple(grid),
+        heads,
+        key_dim,
+        value_dim,
+        size(0, layout.project_out),
+        size(0, layout.expand, layout.mlp),
+    )
+
+
+def _image_size(grids: Sequence[Shape], patch_size: int, image_sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    def fits(rows: int, columns: int) -> bool:
+        halved = [(-(-rows // 2**stage), -(-columns // 2**stage)) for stage in range(len(grids))]
+        return all(grid in (size, (math.prod(size),)) for grid, size in zip(grids, halved, strict=True))
+
+    for height, width in image_sizes:
+        if fits(-(-height // patch_size), -(-width // patch_size)):
+            return height, width
+    tokens = math.prod(grids[0])
+    found = [
+        (rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0 and fits(rows, tokens // rows)
+    ]
+    squares = [(rows, columns) for rows, columns in found if rows == columns]
+    if not found:
+        raise ValueError(
+            f"The stages have {', '.join(map(str, map(math.prod, grids)))} tokens by their tables of attention biases; "
+            "no grid halves like that."
+        )
+    if len(found) > 1 and not squares:
+        grids_found = " or ".join(f"{rows}x{columns}" for rows, columns in found)
+        raise ValueError(
+            f"The tables of attention biases are for {tokens} tokens: {grids_found}. Pass the `image_size` that the "
+            f"weights are for, {patch_size} pixels a token."
+        )
+    rows, columns = (squares or found)[0]
+    return rows * patch_size, columns * patch_size
+
+
+def _is_there(layout: Layout, shapes: Shapes, place: Place) -> bool:
+    kinds = (layout.key_value, layout.query) if place.shrinks else (layout.query_key_value,)
+    layers = [*(layer for kind in kinds for layer in kind), layout.project_out]
+    names = _weights(inside(layout.attention(place), layers))
+    return any(name in shapes for name in (*names, bias_name(layout, place)))
+
+
+def _weights(layers: Iterable[Layer]) -> list[str]:
+    return [f"{layer.map}.weight" for layer in layers]
+
+
+def _arrays(layer: Layer) -> list[str]:
+    return [f"{name}.{leaf}" for name in layer if name for leaf in ("weight", "bias")]
+
+
+def _most(values: Iterable[Any]) -> Any:
+    counts = Counter(values).most_common(1)
+    return counts[0][0] if counts else None
+
+
+def _ratio(total: int, part: int) -> int:
+    if part == 0 or total % part:
+        raise ValueError(f"The shapes are of no LeViT: {total} channels do not divide into {part}.")
+    return total // part

@@ -1,0 +1,117 @@
+import os
+from pathlib import Path
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from .._checks import check_choice, check_state
+from .._model import LeViT
+from . import _tree
+from ._entries import entries, places
+from ._files import SAFETENSORS, write_safetensors
+from ._format import Header
+from ._layouts import LayoutName, LAYOUTS
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: LeViT,
+    state: eqx.nn.State,
+    *,
+    layout: LayoutName = "levitax",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Writes a model's weights and running statistics to a safetensors file.
+
+    Whoever reads the file sees the old one or the new one whole, also when writing fails or two write at once.
+
+    **Arguments:**
+
+    - `path`: ends in `.safetensors`; a file that is there is replaced.
+    - `model`, `state`: a [`levitax.LeViT`][] and its state, or those of the module it is in. Of a fused one,
+        `predict.model` and `predict.state`; only our own layout has it.
+    - `layout`: our own, which [`levitax.load`][] reads with every keyword of the model; or one that others read, see
+        [`levitax.weights.state_dict`][].
+    - `dtype`: of the arrays in the file. "bfloat16" halves it.
+
+    **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
+    layout or dtype, for a model that is not as its configuration makes it, and for one that the layout cannot hold.
+    """
+    path = Path(path)
+    if path.suffix not in SAFETENSORS:
+        raise ValueError(
+            f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "
+            "`levitax.weights.state_dict(model, state, layout=...)` returns, each array through `torch.from_numpy`."
+        )
+    check_choice("dtype", dtype, ("float32", "bfloat16"))
+    check_state(state)
+    if layout == "levitax":
+        fused = _tree.shapes(model) == _tree.shapes(_tree.skeleton(model.config, fused=True)[0])
+        arrays = _tree.arrays(model, state) if fused else _tree.checked_arrays(model, state)
+        metadata = Header(model.config, fused).to_metadata()
+    else:
+        arrays = state_dict(model, state, layout=layout)
+        # What transformers wants to see.
+        metadata = {"format": "pt"}
+    cast = lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    write_safetensors(path, {name: np.asarray(cast(array)) for name, array in arrays.items()}, metadata)
+
+
+def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict[str, np.ndarray]:
+    """A model's weights and running statistics as another library names and shapes them.
+
+    There `load_state_dict(..., strict=True)` takes them:
+
+    ```python
+    arrays = levitax.weights.state_dict(model, state, layout="timm")
+    torch_model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    ```
+
+    **Arguments:**
+
+    - `model`, `state`: a [`levitax.LeViT`][], not fused, and its state, or that of the module it is in.
+    - `layout`: "timm" or "timm_conv", for `levit_*` and `levit_conv_*`; "transformers" for
+        `LevitForImageClassification` and `...WithTeacher`, "transformers_backbone" for `LevitModel`; "official" for the
+        authors' repository and timm before 2023; "mmpretrain"; "vit_pytorch", for models of that network and no other;
+        "levitax" for the paths in the model itself.
+
+    **Returns:** float32 arrays by name, and the integers that the other library keeps beside them.
+
+    **Raises:** `ValueError` for another layout, for a model that is not as its configuration makes it, and for one that
+    the layout cannot hold.
+    """
+    check_choice("layout", layout, LAYOUTS)
+    check_state(state)
+    config, names = model.config, LAYOUTS[layout]
+    arrays = _tree.checked_arrays(model, state)
+    if layout != "levitax" and (layout == "vit_pytorch") != (config.network == "vit_pytorch"):
+        raise ValueError(
+            f"`layout` is {layout!r}, which is for another network than the model's, {config.network!r}: nothing would "
+            "load the result."
+        )
+    if layout == "transformers_backbone" and config.num_classes:
+        raise ValueError(
+            "`layout` is 'transformers_backbone', which has no classifier, and the model has one: take it off by "
+            "`levitax.weights.adapt(model, state, num_classes=0)`."
+        )
+    kept = entries(names, config, {path: array.shape for path, array in arrays.items()})
+    found: dict[str, np.ndarray] = {}
+    for path, array in arrays.items():
+        found |= kept[path].write(np.array(array, np.float32))  # A copy: PyTorch wants to be able to write to it.
+    if names.batch_count:
+        owners = [name.removesuffix(names.mean) for name in found if name.endswith(names.mean)]
+        found |= {owner + names.batch_count: np.zeros((), np.int64) for owner in owners}
+    if names.bias_index:
+        for place in places(config.depth):
+            sizes = config.block_sizes(place.stage)[place.block]
+            found[f"{names.attention(place)}.{names.bias_index}"] = _bias_index(sizes.grid, sizes.stride)
+    return found
+
+
+def _bias_index(grid: tuple[int, int], stride: int) -> np.ndarray:
+    """The position, in a flat table of attention biases, of each query and key."""
+    rows, columns = (np.abs(np.arange(0, size, stride)[:, None] - np.arange(size)) for size in grid)
+    index = rows[:, None, :, None] * grid[1] + columns[None, :, None, :]
+    return index.reshape(len(rows) * len(columns), -1).astype(np.int64)

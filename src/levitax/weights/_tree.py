@@ -1,0 +1,121 @@
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import nn
+from .._config import LeViTConfig
+from .._fuse import fuse
+from .._model import LeViT
+from ._entries import Shape
+
+
+# Gives the array of a path: dotted, with the running statistics as `<path of the BatchNorm>.mean` and `.var`.
+Reader = Callable[[str], Array | np.ndarray]
+Model = TypeVar("Model")
+
+
+def skeleton(config: LeViTConfig, *, fused: bool = False) -> tuple[LeViT, eqx.nn.State]:
+    """A model and its state with shapes in place of arrays: nothing is allocated, no random number drawn."""
+
+    def make(key):
+        model, state = eqx.nn.make_with_state(LeViT)(**config.to_dict(), key=key)
+        if not fused:
+            return model, state
+        predict = fuse(model, state)
+        return predict.model, predict.state
+
+    return eqx.filter_eval_shape(make, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def shapes(model: eqx.Module) -> dict[str, Shape]:
+    """The shape of each array by path."""
+    found = {}
+    for path, node in _nodes(model):
+        if isinstance(node, nn.BatchNorm):
+            found |= {f"{path}.{leaf}": node.weight.shape for leaf in ("weight", "bias", "mean", "var")}
+        else:
+            found[path] = node.shape
+    return found
+
+
+def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
+    """Each array by path; without a state, of a model from which it is not yet split off."""
+    found = {}
+    for path, node in _nodes(model):
+        if isinstance(node, nn.BatchNorm):
+            running: Any = node.statistics.init if state is None else node.running(state)
+            found |= {f"{path}.weight": node.weight, f"{path}.bias": node.bias}
+            found |= {f"{path}.mean": running.mean, f"{path}.var": running.var}
+        else:
+            found[path] = node
+    return found
+
+
+def checked_arrays(model: LeViT, state: eqx.nn.State | None) -> dict[str, Array]:
+    """As `arrays`, of a LeViT that is as its configuration makes it.
+
+    **Raises:** `ValueError` if it is not: fused, or with other parts put in.
+    """
+    expected, found = shapes(skeleton(model.config)[0]), shapes(model)
+    if expected != found:
+        different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        raise ValueError(
+            "`model` is not as its configuration makes it: it is fused, or has parts that were put in or changed, at "
+            f"{', '.join(different)}. Pass the model as `levitax.LeViT` makes it."
+        )
+    return arrays(model, state)
+
+
+def fill(model: Model, state: eqx.nn.State, read: Reader) -> tuple[Model, eqx.nn.State]:
+    """The model and its state with the arrays that `read` gives, in float32. `state` stays usable."""
+    # A copy, since `State.set` uses up the state it is called on; and it wants to see arrays.
+    to_array = lambda leaf: np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    state = jax.tree.map(to_array, state)
+
+    def keep(norm, statistics):
+        nonlocal state
+        state = state.set(norm.statistics, statistics)
+        return norm.statistics
+
+    model = _replace(model, read, keep)
+    return model, state
+
+
+def fill_initial(model: Model, read: Reader) -> Model:
+    """As `fill`, for a model whose state is not yet split off: the running statistics become its initial ones."""
+    return _replace(model, read, lambda norm, statistics: eqx.nn.StateIndex(statistics))
+
+
+def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.StateIndex]) -> Model:
+    def get(path):
+        # Not `asarray`, which may share the memory of what a file is mapped to.
+        return jnp.array(read(path), jnp.float32)
+
+    def put(path, node):
+        path = jax.tree_util.keystr(path, simple=True, separator=".")
+        if isinstance(node, nn.BatchNorm):
+            statistics = nn.RunningStatistics(get(f"{path}.mean"), get(f"{path}.var"))
+            new = get(f"{path}.weight"), get(f"{path}.bias"), index(node, statistics)
+            return eqx.tree_at(lambda norm: (norm.weight, norm.bias, norm.statistics), node, new)
+        return get(path) if _is_array(node) else node
+
+    return jax.tree_util.tree_map_with_path(put, model, is_leaf=_is_norm)
+
+
+def _nodes(model: eqx.Module) -> Iterator[tuple[str, Any]]:
+    for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_norm):
+        if _is_norm(node) or _is_array(node):
+            yield jax.tree_util.keystr(path, simple=True, separator="."), node
+
+
+def _is_norm(node):
+    return isinstance(node, nn.BatchNorm)
+
+
+def _is_array(node):
+    return eqx.is_array(node) or isinstance(node, jax.ShapeDtypeStruct)
