@@ -185,6 +185,13 @@ def predict(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
         return logits(model(_nchw(images))).numpy()
 
 
+def pooled(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """The mean token of transformers' backbone, in inference."""
+    model.eval()
+    with torch.inference_mode():
+        return model(_nchw(images)).pooler_output.numpy()
+
+
 def bfloat16_error(model: torch.nn.Module, images: np.ndarray) -> float:
     """Largest error of the logits under bfloat16 autocast, over their largest magnitude in float32."""
     model.eval()

@@ -1,5 +1,7 @@
 """levitax against what the references computed once, as recorded by `make_goldens.py`."""
 
+from collections.abc import Collection
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import levitax
+from levitax.weights import LayoutName
 
 from . import cases, numbers, ours, records
 
@@ -116,7 +119,7 @@ def test_ten_steps_follow(layout, keywords):
     cases.check_training(records.errors(gradients | results, records.load(f"{layout}-training")))
 
 
-WRITTEN = {
+WRITTEN: dict[LayoutName, Collection[str]] = {
     "timm": levitax.VARIANTS,
     "timm_conv": levitax.VARIANTS,
     "official": cases.PUBLISHED,

@@ -32,6 +32,16 @@ needs_transformers = needs("transformers")
 needs_vit_pytorch = needs("vit_pytorch", "einops")
 
 
+def assert_taken_back(reference, arrays):
+    """What we write is what the reference has, bit by bit, and it takes all of it, and nothing else, for its own."""
+    kept = {name: value.numpy().copy() for name, value in reference.state_dict().items()}
+    assert records.digest(arrays) == records.digest(kept)
+    references.fill(
+        reference, {name: np.zeros_like(array) for name, array in kept.items() if array.dtype == np.float32}
+    )
+    reference.load_state_dict({name: references.torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+
+
 def assert_equal_training(reference, arrays, keywords, *, steps=True):
     model, state = ours.load(references.fill(reference, arrays), **keywords)
     images = numbers.images(cases.TRAINING_BATCH, *model.config.image_size)
@@ -58,11 +68,30 @@ def timm_numbers(**keywords):
 @pytest.mark.parametrize("teacher", (True, False), ids=("two heads", "one head"))
 def test_inference_equals_transformers(variant, teacher):
     reference = references.transformers(variant, teacher=teacher)
-    keywords = {**levitax.VARIANTS[variant], "distillation": teacher}
-    model, state = ours.load(references.fill(reference), **keywords)
+    references.fill(reference)
+    model, state = levitax.load(reference.state_dict())
+    assert model.config == levitax.LeViTConfig(**{**levitax.VARIANTS[variant], "distillation": teacher})
     images = numbers.images(2, 224, 224)
-    errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
-    cases.check_forward(errors)
+    theirs = references.evaluate(reference, images)
+    cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
+    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="transformers"))
+    assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
+
+
+@needs_transformers
+def test_a_bare_backbone_goes_to_transformers_and_back():
+    reference = references.transformers("levit_128s", teacher=False).levit
+    references.fill(reference)
+    model, state = levitax.load(reference.state_dict())
+    assert model.config == levitax.LeViTConfig(
+        **{**levitax.VARIANTS["levit_128s"], "num_classes": 0, "distillation": False}
+    )
+    images = numbers.images(2, 224, 224)
+    features = ours.evaluate(model, state, images)["logits"]
+    theirs = references.pooled(reference, images)
+    cases.check_forward(records.errors({"features": features}, {"features": theirs}))
+    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="transformers_backbone"))
+    assert np.array_equal(references.pooled(reference, images), theirs)
 
 
 @needs_transformers
@@ -89,10 +118,14 @@ def test_gradients_equal_transformers():
 def test_inference_equals_vit_pytorch(distillation):
     keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
     reference = references.vit_pytorch(**keywords)
-    model, state = ours.load(references.fill(reference), **keywords)
+    references.fill(reference)
+    model, state = levitax.load(reference.state_dict())
+    assert model.config == levitax.LeViTConfig(**keywords)
     images = numbers.images(2, 224, 224)
-    errors = records.errors(ours.evaluate(model, state, images), references.evaluate(reference, images))
-    cases.check_forward(errors)
+    theirs = references.evaluate(reference, images)
+    cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
+    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="vit_pytorch"))
+    assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
 
 
 @needs_vit_pytorch

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 from jaxtyping import Array
 
@@ -22,9 +24,12 @@ def adapted(read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Reader) -> 
             "`distillation` may differ."
         )
 
+    # What one head has may go into two.
+    read_head = cache(read)
+
     def get(path: str):
         if path.startswith("head."):
-            return _head(path, read, old, new, fresh)
+            return _head(path, read_head, old, new, fresh)
         if path == "stem.convolutions.0.weight" and old.in_channels != new.in_channels:
             return _spread_channels(np.asarray(read(path)), new.in_channels)
         if path.endswith(".bias.table") and old.image_size != new.image_size:

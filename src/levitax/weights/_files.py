@@ -2,7 +2,6 @@ import contextlib
 import os
 import pickle
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Archive(NamedTuple):
-    """Named arrays, of which one is read at a time: never is the whole file in memory beside the model."""
+    """Named arrays. Each can be read once, and is then let go: never is a whole file in memory beside the model."""
 
     where: str
     shapes: dict[str, Shape]
@@ -51,17 +50,16 @@ def from_mapping(tensors: Mapping[str, Any], where: str) -> Archive:
     for wrapper in ("model", "state_dict"):
         if isinstance(tensors.get(wrapper), Mapping):
             tensors = tensors[wrapper]
-    # PyTorch's `DistributedDataParallel` puts it before every name.
-    if tensors and all(str(name).startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not hasattr(tensor, "shape"):
             raise ValueError(
                 f"{where} has an entry {name!r} of type `{type(tensor).__name__}`; expected arrays by name."
             )
-    return Archive(
-        where, {name: tuple(tensors[name].shape) for name in tensors}, lambda name: _to_numpy(tensors[name]), {}
-    )
+    # PyTorch's `DistributedDataParallel` puts it before every name.
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    left = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in left.items()}
+    return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {})
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -69,14 +67,19 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
 
     **Raises:** `OSError` if it cannot be written; what was there stays.
     """
+    safetensors = require("safetensors", "Writing weights", _INSTALL)
     numpy = require("safetensors.numpy", "Writing weights", _INSTALL)
     # A name of its own, so that two that write at once do not write into one file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             numpy.save_file(dict(arrays), temporary, dict(metadata))
-        except require("safetensors", "Writing weights", _INSTALL).SafetensorError as error:
+        except safetensors.SafetensorError as error:
             raise OSError(f"`{path}` could not be written: {error}. What was there before is untouched.") from error
+        # The library makes a file that nobody else may read.
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -112,7 +115,7 @@ def _open_safetensors(path: Path) -> Iterator[Archive]:
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     torch = require("torch", f"Reading `{path}`", "install it, or convert the file to safetensors where it is there")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"`{path}` was refused: a file of weights holds arrays, this one asks for code to be run. If you trust it, "

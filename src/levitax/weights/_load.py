@@ -53,7 +53,8 @@ def load(
         if weights.fused and overrides:
             names = ", ".join(f"`{name}`" for name in overrides)
             raise ValueError(
-                f"{weights.where} holds a fused model, of which {names} cannot change: load the one before."
+                f"{weights.where} holds a fused model, which cannot be given another {names}: load the model "
+                "that was fused."
             )
         config = LeViTConfig(**{**weights.config.to_dict(), **overrides})
         read = adapted(weights.read, weights.config, config, _drawn_head(config, key))

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ from . import _tree
 from ._entries import entries, Entry, Shape
 from ._files import Archive, from_mapping, open_archive
 from ._format import read_header
-from ._layouts import LAYOUTS
+from ._layouts import LayoutName, LAYOUTS
 from ._locate import locate
 from ._recognise import recognise
 
@@ -73,7 +74,7 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
         if header is not None:
             shapes = _tree.shapes(_tree.skeleton(header.config, fused=header.fused)[0])
             kept = {path: Entry(shape, (path,), (shape,)) for path, shape in shapes.items()}
-            _check_arrays(archive, header.config, kept)
+            _check_arrays(archive, "levitax", header.config, kept)
             yield Weights(archive, header.config, kept, fused=header.fused, has_header=True)
             return
         name, config = recognise(_relevant(archive.shapes), _image_sizes(image_size, beside))
@@ -81,7 +82,7 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
             config = LeViTConfig(**{**config.to_dict(), "drop_path": beside["drop_path_rate"]})
         shapes = _tree.shapes(_tree.skeleton(config)[0])
         kept = entries(LAYOUTS[name], config, shapes)
-        _check_arrays(archive, config, kept)
+        _check_arrays(archive, name, config, kept)
         yield Weights(archive, config, kept, fused=False, has_header=False)
 
 
@@ -96,33 +97,36 @@ def _image_sizes(asked: Any, config: Mapping[str, Any]) -> list[tuple[int, ...]]
     return [as_integers("image_size", size, 2, "height and width") for size in found if size is not None]
 
 
-def _check_arrays(archive: Archive, config: LeViTConfig, kept: Mapping[str, Entry]) -> None:
-    expected = {name: shape for entry in kept.values() for name, shape in zip(entry.names, entry.shapes, strict=True)}
+def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept: Mapping[str, Entry]) -> None:
+    expected = dict(pair for entry in kept.values() for pair in zip(entry.names, entry.shapes, strict=True))
     there = _relevant(archive.shapes)
     # A map of tokens may be kept as a 1x1 convolution.
     fits = lambda here, shape: here == shape or (len(shape) == 2 and here == (*shape, 1, 1))
-    missing = [name for name in expected if name not in there]
-    unexpected = [name for name in there if name not in expected]
+    missing = [key for key in expected if key not in there]
+    unexpected = [key for key in there if key not in expected]
     wrong = [
-        f"{name} {there[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in there and not fits(there[name], shape)
+        f"{key} {there[key]}, expected {shape}"
+        for key, shape in expected.items()
+        if key in there and not fits(there[key], shape)
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of a wrong shape": wrong}
     if any(faults.values()):
         lists = [f"{len(names)} {fault}: {', '.join(names)}." for fault, names in faults.items() if names]
         raise ValueError(
             f"The arrays of {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
-            f"`heads` {config.heads}, which most of them make. {' '.join([*lists, *_strangers(unexpected, config)])} "
+            f"`heads` {config.heads}, which most of them make. {' '.join([*lists, *_strangers(unexpected, name)])} "
             "Nothing was loaded."
         )
 
 
-def _strangers(unexpected: Sequence[str], config: LeViTConfig) -> Iterator[str]:
-    shapes = _tree.shapes(_tree.skeleton(config)[0])
-    for name, layout in LAYOUTS.items():
-        known = {other for entry in entries(layout, config, shapes).values() for other in entry.names}
-        found = [other for other in unexpected if other in known]
+def _strangers(unexpected: Sequence[str], layout: LayoutName) -> Iterator[str]:
+    """Says if names are those of another layout, whatever their numbers."""
+    kind = lambda name: re.sub(r"\d+", "0", name)
+    for other in LAYOUTS.keys() - {layout}:
+        config = LeViTConfig(network="vit_pytorch" if other == "vit_pytorch" else "paper", distillation=True)
+        shapes = _tree.shapes(_tree.skeleton(config)[0])
+        known = {kind(name) for entry in entries(LAYOUTS[other], config, shapes).values() for name in entry.names}
+        found = [name for name in unexpected if kind(name) in known]
         if found:
-            yield f"{len(found)} of the unexpected are named as in the layout {name!r}: a file holds one layout."
+            yield f"{len(found)} of the unexpected are named as in the layout {other!r}: a file holds one layout."
             return

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from .._config import LeViTConfig
@@ -86,7 +87,7 @@ def _sizes(layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, ...]
     patch_size = 2**convolutions
     return {
         "image_size": _image_size([block.grid for block in regular], patch_size, image_sizes),
-        "num_classes": _most(shapes[name][0] for name in heads if shapes.get(name)) or 0,
+        "num_classes": _most([shapes[name][0] for name in heads if shapes.get(name)] or [0], heads),
         "in_channels": stem[1] if len(stem) == 4 else 3,
         "patch_size": patch_size,
         "stages": len(depths),
@@ -117,33 +118,27 @@ class _Block(NamedTuple):
 def _block(layout: Layout, shapes: Shapes, places: Sequence[Place]) -> _Block:
     """Each size is that of most blocks, so that an array that is wrong is told from the others, not they from it."""
 
-    def size(axis: int, layer: Layer, owner=layout.attention) -> int:
-        names = [name for place in places for name in _weights(inside(owner(place), [layer]))]
-        found = _most(shapes[name][axis] for name in names if name in shapes and len(shapes[name]) > axis)
-        if found is None:
-            raise ValueError(f"Nothing tells the sizes of the model: `{names[0]}` is missing, and all like it.")
-        return found
+    def size(*where: tuple[int, str]) -> int:
+        found = [shapes[name][axis] for axis, name in where if len(shapes.get(name, ())) > axis]
+        return _most(found, [name for _, name in where])
 
-    tables = [shapes[name] for name in (bias_name(layout, place) for place in places) if name in shapes]
-    if layout.bias_table == "embedding":
-        tables = [table[::-1] for table in tables]
-    table = _most(table for table in tables if len(table) > 1)
-    if table is None:
-        raise ValueError(f"Nothing tells the sizes of the model: `{bias_name(layout, places[0])}` is missing.")
-    heads, *grid = table
-    value_dim = _ratio(size(1, layout.project_out), heads)
+    def axis(number: int, layer: Layer, owner: Callable[[Place], str] = layout.attention) -> list[tuple[int, str]]:
+        return [(number, name) for place in places for name in _weights(inside(owner(place), [layer]))]
+
+    expand = partial(axis, layer=layout.expand, owner=layout.mlp)
+    contract = partial(axis, layer=layout.contract, owner=layout.mlp)
+    out_dim = size(*axis(0, layout.project_out), *expand(1), *contract(0))
+    hidden_dim = size(*expand(0), *contract(1))
+    names = [bias_name(layout, place) for place in places]
+    tables = [shapes[name] for name in names if len(shapes.get(name, ())) > 1]
+    table = _most([table[::-1] if layout.bias_table == "embedding" else table for table in tables], names)
+    heads, grid = table[0], table[1:]
+    value_dim = _ratio(size(*axis(1, layout.project_out)), heads)
     if places[0].shrinks:
-        key_dim = _ratio(size(0, layout.query[0]), heads)
+        key_dim = _ratio(size(*axis(0, layout.query[0])), heads)
     else:
-        key_dim = _ratio(_ratio(sum(size(0, layer) for layer in layout.query_key_value), heads) - value_dim, 2)
-    return _Block(
-        tuple(grid),
-        heads,
-        key_dim,
-        value_dim,
-        size(0, layout.project_out),
-        size(0, layout.expand, layout.mlp),
-    )
+        key_dim = _ratio(_ratio(sum(size(*axis(0, layer)) for layer in layout.query_key_value), heads) - value_dim, 2)
+    return _Block(grid, heads, key_dim, value_dim, out_dim, hidden_dim)
 
 
 def _image_size(grids: Sequence[Shape], patch_size: int, image_sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
@@ -189,9 +184,10 @@ def _arrays(layer: Layer) -> list[str]:
     return [f"{name}.{leaf}" for name in layer if name for leaf in ("weight", "bias")]
 
 
-def _most(values: Iterable[Any]) -> Any:
-    counts = Counter(values).most_common(1)
-    return counts[0][0] if counts else None
+def _most(values: Sequence[Any], names: Sequence[str]) -> Any:
+    if not values:
+        raise ValueError(f"The sizes of the model cannot be told: {', '.join(names)} are missing, or no such arrays.")
+    return Counter(values).most_common(1)[0][0]
 
 
 def _ratio(total: int, part: int) -> int:

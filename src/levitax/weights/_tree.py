@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -19,6 +20,7 @@ Reader = Callable[[str], Array | np.ndarray]
 Model = TypeVar("Model")
 
 
+@lru_cache(maxsize=8)
 def skeleton(config: LeViTConfig, *, fused: bool = False) -> tuple[LeViT, eqx.nn.State]:
     """A model and its state with shapes in place of arrays: nothing is allocated, no random number drawn."""
 
@@ -49,6 +51,10 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
     for path, node in _nodes(model):
         if isinstance(node, nn.BatchNorm):
             running: Any = node.statistics.init if state is None else node.running(state)
+            if not isinstance(running, nn.RunningStatistics):
+                raise ValueError(
+                    "The state of `model` is split off already: use `levitax.weights.load_into(model, state, source)`."
+                )
             found |= {f"{path}.weight": node.weight, f"{path}.bias": node.bias}
             found |= {f"{path}.mean": running.mean, f"{path}.var": running.var}
         else:

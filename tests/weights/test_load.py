@@ -1,0 +1,182 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import levitax
+from levitax.weights import load, load_initial, load_into, save, state_dict
+
+
+@pytest.fixture
+def trained(make, randomise):
+    """A model and state with numbers of their own everywhere."""
+    return randomise(*make())
+
+
+@pytest.fixture
+def file(trained, tmp_path) -> Path:
+    """A file of ours with it."""
+    save(tmp_path / "model.safetensors", *trained)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("as_source", (str, Path, lambda path: path.parent), ids=("str", "path", "folder"))
+def test_a_file_is_given_by_its_path_or_its_folder(file, trained, as_source):
+    assert eqx.tree_equal(load(as_source(file)), trained, typematch=True)
+
+
+def test_configuration_comes_with_a_file_of_ours(make, tmp_path):
+    model, state = make(
+        activation="silu", dropout=0.2, drop_path=0.1, remat=True, dtype="bfloat16", image_size=(15, 18)
+    )
+    save(tmp_path / "model.safetensors", model, state)
+    assert load(tmp_path / "model.safetensors")[0].config == model.config
+
+
+def test_a_loaded_model_computes_what_the_saved_one_did(file, trained, images):
+    batch = images(3, 16, 16, 3)
+    for mode in (lambda model: model, eqx.nn.inference_mode):
+        ours, new = levitax.batched(mode(trained[0]))(batch, trained[1])
+        model, state = load(file)
+        theirs, other = levitax.batched(mode(model))(batch, state)
+        assert eqx.tree_equal((ours, new), (theirs, other))
+
+
+def test_loading_draws_no_random_numbers(file, monkeypatch):
+    keys = []
+
+    def note(draw):
+        return lambda key, *args, **kwargs: keys.append(key) or draw(key, *args, **kwargs)
+
+    for name in ("uniform", "normal", "split"):
+        monkeypatch.setattr(jax.random, name, note(getattr(jax.random, name)))
+    load(file)
+    # Shapes are found by making a model in the abstract.
+    assert all(isinstance(key, jax.core.Tracer) for key in keys)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_loading_takes_less_memory_than_twice_the_file(tmp_path):
+    # A model of 15 million parameters.
+    code = """
+import re, jax, levitax, sys
+keywords = dict(dim=(256, 1024), heads=(4, 16), depth=(1, 1), stages=2, num_classes=10)
+if sys.argv[1] == "save":
+    import equinox as eqx
+    levitax.save(sys.argv[2], *eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(0)))
+else:
+    def memory(what):
+        return 1024 * int(re.search(rf"{what}:\\s+(\\d+)", open("/proc/self/status").read())[1])
+    kept = levitax.load(sys.argv[3])  # With it come packages, and what JAX keeps for each shape.
+    open("/proc/self/clear_refs", "w").write("5")
+    before = memory("VmRSS")
+    model = levitax.load(sys.argv[2])
+    print(memory("VmHWM") - before)
+"""
+    large, other = tmp_path / "large.safetensors", tmp_path / "other.safetensors"
+    run = lambda *arguments: (
+        subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    run("save", large)
+    other.write_bytes(large.read_bytes())
+    peak = int(run("load", large, other))
+    assert 0.9 * large.stat().st_size < peak < 2 * large.stat().st_size
+
+
+def test_float16_and_bfloat16_become_float32(trained, tmp_path):
+    arrays = state_dict(*trained, layout="timm")
+    for dtype in (np.float16, jnp.bfloat16, np.float64):
+        kept = {name: array.astype(dtype) if array.dtype == np.float32 else array for name, array in arrays.items()}
+        path = tmp_path / "model.safetensors"
+        safetensors.numpy.save_file(kept, path)
+        model, state = load(path)
+        assert {leaf.dtype for leaf in jax.tree.leaves((eqx.filter(model, eqx.is_array), state))} == {
+            np.dtype("float32")
+        }
+        rounded = np.asarray(trained[0].stem.convolutions[0].weight).astype(dtype).astype(np.float32)
+        assert np.array_equal(model.stem.convolutions[0].weight, rounded)
+
+
+class Classifier(eqx.Module):
+    """A module of a user, with a state beside the LeViT's, made before it."""
+
+    calls: eqx.nn.StateIndex
+    backbone: levitax.LeViT
+    linear: eqx.nn.Linear
+
+    def __init__(self, backbone, *, key):
+        self.calls = eqx.nn.StateIndex(jnp.array(7))
+        self.backbone = backbone
+        self.linear = eqx.nn.Linear(24, 3, key=key)
+
+    def __call__(self, image, state, *, key=None):
+        x, state = self.backbone(image, state, key=key)
+        return self.linear(x), state
+
+
+HEADLESS = {"num_classes": 0, "distillation": False}
+
+
+@pytest.mark.parametrize("layout", ("levitax", "timm", "official"))
+def test_weights_go_into_a_levit_inside_a_users_module(trained, small, tmp_path, images, key, layout):
+    save(tmp_path / "model.safetensors", *trained, layout=layout)
+    expected_model, expected_state = load(tmp_path / "model.safetensors", **HEADLESS)
+    batch = images(2, 16, 16, 3)
+    expected = jax.vmap(levitax.Predictor(expected_model, expected_state))(batch)
+    make_module = eqx.nn.make_with_state(Classifier)
+
+    # After the state was split off.
+    module, state = make_module(levitax.LeViT(**small | HEADLESS, key=key), key=key)
+    backbone, loaded = load_into(module.backbone, state, tmp_path / "model.safetensors")
+    assert jnp.array_equal(jax.vmap(levitax.Predictor(backbone, loaded))(batch), expected)
+    assert loaded.get(module.calls) == 7
+    assert state.get(module.calls) == 7  # The old one can still be used.
+
+    # Before.
+    raw = load_initial(levitax.LeViT(**small | HEADLESS, key=key), tmp_path / "model.safetensors")
+    module, state = make_module(raw, key=key)
+    assert jnp.array_equal(jax.vmap(levitax.Predictor(module.backbone, state))(batch), expected)
+    assert state.get(module.calls) == 7
+
+
+def test_weights_adapt_to_the_model_they_go_into(trained, make):
+    model: Any
+    loaded: Any
+    model, state = make(image_size=(24, 16), num_classes=7, in_channels=1, distillation=False)
+    loaded, loaded_state = load_into(model, state, state_dict(*trained, layout="timm"))
+    arrays, source = state_dict(loaded, loaded_state, layout="levitax"), state_dict(*trained, layout="levitax")
+    assert loaded.config == model.config
+    assert jnp.array_equal(loaded.head.weight, model.head.weight)
+    for ours, theirs in (
+        ("head.norm.mean", "head.classification.norm.mean"),
+        ("stages.1.blocks.1.mlp.expand.weight",) * 2,
+        ("stages.0.blocks.0.attention.project_in.linear.norm.var",) * 2,
+    ):
+        assert np.array_equal(arrays[ours], source[theirs])
+    assert arrays["stages.0.blocks.0.attention.bias.table"].shape == (1, 6, 4)
+
+
+def test_a_fused_model_is_saved_and_loaded(trained, tmp_path, images):
+    predict = levitax.fuse(*trained)
+    save(tmp_path / "fused.safetensors", predict.model, predict.state)
+    loaded = levitax.Predictor(*load(tmp_path / "fused.safetensors"))
+    assert eqx.tree_equal(loaded, predict, typematch=True)
+    batch = images(2, 16, 16, 3)
+    assert jnp.array_equal(jax.vmap(loaded)(batch), jax.vmap(predict)(batch))
+
+
+def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):
+    arrays = state_dict(*trained, layout="official")
+    kept = {name: array for name, array in arrays.items() if array.dtype == np.float32}
+    assert len(kept) < len(arrays)
+    assert eqx.tree_equal(load(kept), trained, typematch=True)

@@ -1,0 +1,135 @@
+import os
+import subprocess
+import sys
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+import safetensors
+
+import levitax
+from levitax.weights import load, save, state_dict
+
+
+@pytest.mark.parametrize("layout", ("levitax", "timm"))
+def test_bfloat16_halves_the_file(make, randomise, tmp_path, layout):
+    model, state = randomise(*make(dim=(64, 96)))
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    save(full, model, state, layout=layout)
+    save(half, model, state, layout=layout, dtype="bfloat16")
+    header = lambda path: 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    integers = 8 * sum(array.dtype.kind == "i" for array in state_dict(model, state, layout=layout).values())
+    assert (full.stat().st_size - header(full) - integers) == 2 * (half.stat().st_size - header(half) - integers)
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32) if eqx.is_array(leaf) else leaf, (model, state)
+    )
+    assert eqx.tree_equal(load(half), rounded)
+
+
+def test_a_model_in_bfloat16_is_saved_exactly(make, tmp_path):
+    model, state = make()
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_array(leaf) else leaf, model)
+    save(tmp_path / "model.safetensors", half, state)
+    loaded, _ = load(tmp_path / "model.safetensors")
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf, half)
+    assert eqx.tree_equal(loaded, exact)
+
+
+def test_a_levit_inside_a_module_is_saved_with_the_modules_state(small, randomise, tmp_path):
+    class Pair(eqx.Module):
+        first: levitax.LeViT
+        second: levitax.LeViT
+
+    create = lambda *keys: Pair(*(levitax.LeViT(**small, key=key) for key in keys))
+    pair, state = randomise(*eqx.nn.make_with_state(create)(*jax.random.split(jax.random.key(0))))
+    save(tmp_path / "second.safetensors", pair.second, state)
+    model, loaded = load(tmp_path / "second.safetensors")
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    expected = jax.vmap(levitax.Predictor(pair.second, state))(images)
+    assert jnp.array_equal(jax.vmap(levitax.Predictor(model, loaded))(images), expected)
+
+
+def test_the_file_can_be_read_by_whom_the_user_lets(make, tmp_path):
+    model, state = make()
+    old = os.umask(0o022)
+    try:
+        save(tmp_path / "model.safetensors", model, state)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_files_for_others_say_that_they_are_of_pytorch(make, tmp_path):
+    save(tmp_path / "model.safetensors", *make(), layout="transformers")
+    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_folder_that_is_not_there(make, tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        save(tmp_path / "nowhere" / "model.safetensors", *make())
+
+
+SAVE = """
+import sys, jax, equinox as eqx, levitax
+from pathlib import Path
+
+def make(seed):
+    sizes = dict(image_size=16, patch_size=4, stages=2, dim=48, depth=1, heads=1, num_classes=3)
+    return eqx.nn.make_with_state(levitax.LeViT)(**sizes, key=jax.random.key(seed))
+"""
+
+
+def run(code, *arguments, **options):
+    command = [sys.executable, "-c", SAVE + code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_the_old_file_survives_a_full_disk(tmp_path):
+    path = tmp_path / "model.safetensors"
+    # A limit on the size of files stands in for the end of the disk: writing fails in the middle.
+    process = run(
+        """
+import resource, signal
+path = Path(sys.argv[1])
+levitax.save(path, *make(0))
+before = path.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+try:
+    levitax.save(path, *make(1))
+except OSError as error:
+    print(error)
+assert path.read_bytes() == before
+levitax.load(path)
+""",
+        path,
+    )
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "could not be written" in output and "What was there before is untouched" in output
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_two_processes_save_the_same_path(tmp_path):
+    path = tmp_path / "model.safetensors"
+    code = """
+model = make(int(sys.argv[2]))
+for _ in range(60):
+    levitax.save(sys.argv[1], *model)
+"""
+    processes = [run(code, path, seed) for seed in (0, 1)]
+    seen = set()
+    while any(process.poll() is None for process in processes):
+        if path.exists():
+            model, _ = load(path)
+            seen.add(float(model.stem.convolutions[0].weight[0, 0, 0, 0]))
+        time.sleep(0.01)
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
+    # Each time one of the two, whole.
+    assert 1 <= len(seen) <= 2
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
