@@ -57,12 +57,13 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _on_hub(name: str, revision: str | None) -> Location:
-    hub = require("huggingface_hub", f"Fetching {name!r} from the hub", 'run `pip install "levitax[weights]"`')
-    errors = hub.errors
+    user, way_out = f"Fetching {name!r} from the hub", 'run `pip install "levitax[weights]"`'
+    hub, errors = (require(module, user, way_out) for module in ("huggingface_hub", "huggingface_hub.errors"))
     unreachable: Exception | None = None
     for filename in HUB_FILES:
         try:
-            path = hub.hf_hub_download(name, filename, revision=revision)
+            # Once is enough: the client tries for long before it gives up.
+            path = hub.hf_hub_download(name, filename, revision=revision, local_files_only=unreachable is not None)
         except errors.LocalEntryNotFoundError as error:
             unreachable = error
         except errors.EntryNotFoundError:
@@ -73,7 +74,11 @@ def _on_hub(name: str, revision: str | None) -> Location:
                 f"{(revision and f' with a revision {revision!r}') or ''}, or it is closed to you: {error}"
             ) from None
         else:
-            return Location(Path(path), _hub_config(hub, name, revision))
+            try:
+                config = _config(Path(hub.hf_hub_download(name, "config.json", revision=revision)))
+            except errors.EntryNotFoundError:
+                config = {}
+            return Location(Path(path), config)
     if unreachable is None:
         raise FileNotFoundError(f"The repository {name!r} on the hub holds none of {', '.join(HUB_FILES)}.")
     url = hub.hf_hub_url(name, HUB_FILES[0], revision=revision)
@@ -81,13 +86,6 @@ def _on_hub(name: str, revision: str | None) -> Location:
         f"The weights of {name!r} are not in the cache, and the hub is out of reach. Where there is a network, fetch "
         f"{url} and `config.json` beside it; put both into one folder here, and give the path of that folder."
     ) from unreachable
-
-
-def _hub_config(hub, name: str, revision: str | None) -> Mapping[str, Any]:
-    try:
-        return _config(Path(hub.hf_hub_download(name, "config.json", revision=revision)))
-    except hub.errors.EntryNotFoundError:
-        return {}
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,176 @@
+"""A real client of the hub against one that is served on this machine."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levitax.weights import save
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a download asks for: `/<repository>/resolve/<revision>/<file>`."""
+
+    def __init__(self, repositories: dict[str, dict[str, bytes]], log: list[str], *arguments: Any):
+        self.repositories, self.log = repositories, log
+        super().__init__(*arguments)
+
+    def do_HEAD(self):
+        self.respond(with_body=False)
+
+    def do_GET(self):
+        self.respond(with_body=True)
+
+    def respond(self, *, with_body: bool) -> None:
+        self.log.append(f"{self.command} {self.path}")
+        owner, name, kind, revision, *file = self.path.strip("/").split("/")
+        files = self.repositories.get(f"{owner}/{name}")
+        if files is None or kind != "resolve" or revision not in ("main", "v1", COMMIT):
+            code = "RepoNotFound" if files is None else "RevisionNotFound"
+            self.reply(404, {"X-Error-Code": code}, b"", with_body)
+        elif "/".join(file) not in files:
+            self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"", with_body)
+        else:
+            content = files["/".join(file)]
+            etag = f'"{hashlib.sha256(content).hexdigest()}"'
+            self.reply(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, content, with_body)
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes, with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
+    """Repositories as timm and transformers have them, and others."""
+    path = tmp_path / "model.safetensors"
+
+    def written(layout, **sizes):
+        model, state = randomise(*make(**sizes))
+        save(path, model, state, layout=layout)
+        return path.read_bytes()
+
+    timm = {"architecture": "levit_tiny", "pretrained_cfg": {"input_size": [3, 16, 24]}}
+    transformers = {"image_size": [24, 16], "drop_path_rate": 0.1, "architectures": ["LevitForImageClassification"]}
+    wide, tall = {"image_size": (16, 24)}, {"image_size": (24, 16), "distillation": False}
+    return {
+        "timm/tiny": {
+            "model.safetensors": written("timm", **wide),
+            "pytorch_model.bin": b"never fetched",
+            "config.json": json.dumps(timm).encode(),
+        },
+        "facebook/tiny": {
+            "model.safetensors": written("transformers", **tall),
+            "config.json": json.dumps(transformers).encode(),
+        },
+        "someone/plain": {"model.safetensors": written("levitax")},
+        "someone/other": {"README.md": b"nothing"},
+    }
+
+
+@pytest.fixture
+def hub(repositories) -> Iterator[tuple[str, list[str]]]:
+    """The address of the hub, and what it was asked for."""
+    log: list[str] = []
+    handler = functools.partial(Hub, repositories, log)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", log
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def fetch(tmp_path):
+    """Loads from a hub in a process of its own: the client reads its settings when it is imported."""
+
+    def fetch(address: str, *arguments: str, **settings: str) -> str:
+        code = (
+            "import sys, levitax\n"
+            "try:\n"
+            "    model, state = levitax.load(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)\n"
+            "    print(model.config.image_size, model.config.distillation, model.config.drop_path)\n"
+            "except OSError as error:\n"
+            "    print(type(error).__name__, error)\n"
+        )
+        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", **settings}
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=os.environ | settings, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    return fetch
+
+
+def test_a_repository_is_fetched_once_and_then_read_offline(hub, fetch):
+    address, log = hub
+    assert fetch(address, "timm/tiny") == "(16, 24) True 0.0"
+    assert any(line.startswith("GET") and line.endswith("model.safetensors") for line in log)
+    assert not any("pytorch_model.bin" in line for line in log)
+    log.clear()
+    assert fetch(address, "timm/tiny") == "(16, 24) True 0.0"
+    assert not any(line.startswith("GET") and "model.safetensors" in line for line in log)
+    log.clear()
+    assert fetch(address, "timm/tiny", HF_HUB_OFFLINE="1") == "(16, 24) True 0.0"
+    assert fetch("http://127.0.0.1:9", "timm/tiny") == "(16, 24) True 0.0"
+    assert log == []
+
+
+def test_a_config_of_transformers_tells_what_shapes_do_not(hub, fetch):
+    assert fetch(hub[0], "facebook/tiny") == "(24, 16) False 0.1"
+
+
+def test_a_revision_is_fetched(hub, fetch):
+    address, log = hub
+    assert fetch(address, "someone/plain", "v1") == "(16, 16) True 0.0"
+    assert any("/resolve/v1/" in line for line in log)
+    answer = fetch(address, "someone/plain", "v2")
+    assert answer.startswith("FileNotFoundError") and "with a revision 'v2'" in answer
+
+
+def test_a_repository_that_does_not_exist(hub, fetch):
+    answer = fetch(hub[0], "nobody/nothing")
+    assert answer.startswith("FileNotFoundError There is neither a folder `")
+    assert f"`{Path('nobody/nothing').absolute()}` nor a repository 'nobody/nothing' on the hub" in answer
+
+
+def test_a_repository_without_weights(hub, fetch):
+    answer = fetch(hub[0], "someone/other")
+    assert "'someone/other' on the hub holds none of model.safetensors, pytorch_model.bin" in answer
+
+
+# The client takes half a minute to find the hub out of reach.
+@pytest.mark.parametrize(
+    "settings",
+    (pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline"), pytest.param({}, id="unreachable", marks=pytest.mark.slow)),
+)
+def test_without_a_network_the_file_to_fetch_is_named(fetch, settings):
+    answer = fetch("http://127.0.0.1:9", "timm/levit_256.fb_dist_in1k", **settings)
+    assert answer.startswith("ConnectionError The weights of 'timm/levit_256.fb_dist_in1k' are not in the cache")
+    assert (
+        "fetch http://127.0.0.1:9/timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors and `config.json`"
+        in answer
+    )
+    assert "put both into one folder here, and give the path of that folder" in answer

@@ -1,0 +1,90 @@
+"""Files of PyTorch. Needs torch: `pip install levitax[parity]`."""
+
+import pickle
+
+import equinox as eqx
+import numpy as np
+import pytest
+
+from levitax.weights import load, state_dict
+
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def trained(make, randomise):
+    return randomise(*make())
+
+
+@pytest.fixture
+def tensors(trained):
+    arrays = state_dict(*trained, layout="official")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("wrap", (lambda tensors: tensors, lambda tensors: {"model": tensors, "epoch": 7}))
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_checkpoint_is_loaded(trained, tensors, tmp_path, wrap, zipped):
+    path = tmp_path / "LeViT.pth"
+    torch.save(wrap(tensors), path, _use_new_zipfile_serialization=zipped)
+    assert eqx.tree_equal(load(path), trained, typematch=True)
+    assert eqx.tree_equal(load(tmp_path), trained, typematch=True)
+
+
+def test_tensors_are_taken_as_they_are(trained, tensors):
+    half = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    model, _ = load(half)
+    exact = half["patch_embed.0.c.weight"].float().numpy()
+    assert np.array_equal(model.stem.convolutions[0].weight, exact)
+    assert tensors.keys() == half.keys()  # Nothing was taken out of the caller's dictionary.
+
+
+class Malice:
+    """When unpickled, makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_pickle_is_not_run(tensors, tmp_path):
+    ran, path = tmp_path / "ran", tmp_path / "model.pth"
+    for write in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
+        write({"model": tensors, "optimizer": Malice(ran)}, path)
+        with pytest.raises(ValueError, match=r"model\.pth` was refused: .* asks for code to be run"):
+            load(path)
+        assert not ran.exists()
+
+
+@pytest.mark.parametrize("size", (0, 5, 1000, -1))
+def test_a_truncated_checkpoint(tensors, tmp_path, size):
+    path = tmp_path / "model.pth"
+    torch.save(tensors, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.pth` (is no whole file of PyTorch|was refused)"):
+        load(path)
+
+
+def test_the_checkpoint_of_another_model(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": torch.nn.Linear(3, 4).state_dict()}, path)
+    with pytest.raises(ValueError, match=r"not the weights of a LeViT: of 2 names \(`bias`, `weight`, \.\.\.\)"):
+        load(path)
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(ValueError, match="holds one `Tensor`; expected a dictionary of arrays"):
+        load(path)
+
+
+def test_arrays_that_are_missing_are_named(tensors, tmp_path):
+    path = tmp_path / "model.pth"
+    del tensors["blocks.0.m.qkv.bn.running_mean"]
+    torch.save({"model": tensors}, path)
+    with pytest.raises(ValueError, match=r"1 missing: blocks\.0\.m\.qkv\.bn\.running_mean\. Nothing was loaded"):
+        load(path)
