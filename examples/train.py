@@ -2,13 +2,12 @@
 
     python examples/train.py [--epochs 26] [--seed 0] [--out runs/digits]
 
-It leaves in the output folder: the checkpoint `model.eqx`, `metrics.jsonl` (one line an epoch), `curves.png` and
-`predictions.png`. It ends with the test accuracy of the checkpoint, and of the same model fused.
+It leaves in the output folder: the checkpoint `model.safetensors`, `metrics.jsonl` (one line an epoch), `curves.png`
+and `predictions.png`. It ends with the test accuracy of the checkpoint, and of the same model fused.
 """
 
 import argparse
 import json
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -101,8 +100,8 @@ def main() -> None:
                 "epoch {epoch}: train loss {train_loss:.4f}, test accuracy {test_accuracy:.2%}".format(**history[-1])
             )
 
-    save(arguments.out / "model.eqx", train_state.model, train_state.state)
-    model, state = load(arguments.out / "model.eqx")
+    levitax.save(arguments.out / "model.safetensors", train_state.model, train_state.state)
+    model, state = levitax.load(arguments.out / "model.safetensors")
     plot_curves(arguments.out / "curves.png", history)
     fused = levitax.fuse(model, state)
     plot_predictions(arguments.out / "predictions.png", fused, data)
@@ -116,26 +115,6 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     """A shift, a turn and a change of size for each image, each its own."""
     one = partial(random_affine, max_shift=2.0, max_rotation=12.0, max_scale=0.1, fill=images.min())
     return jax.vmap(lambda image, key: one(image, key=key))(images, jax.random.split(key, len(images)))
-
-
-def save(path: Path, model: levitax.LeViT, state: eqx.nn.State) -> None:
-    """Writes a checkpoint: a line of JSON with the configuration, and the arrays. Whoever reads it sees the old file or
-    the new one, never half of either."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(json.dumps(model.config.to_dict()).encode() + b"\n")
-        eqx.tree_serialise_leaves(file, (model, state))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def load(path: Path) -> tuple[levitax.LeViT, eqx.nn.State]:
-    """Reads what `save` wrote."""
-    with path.open("rb") as file:
-        config = json.loads(file.readline())
-        like = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), **config, key=jax.random.key(0))
-        return eqx.tree_deserialise_leaves(file, like)
 
 
 def plot_curves(path: Path, history: list[dict[str, float]]) -> None:

@@ -9,9 +9,22 @@ import levitax
 import levitax.data
 import levitax.nn
 import levitax.train
+import levitax.weights
 
 
-OPTIONAL = ("optax", "torch", "mlxtend", "matplotlib", "tqdm", "safetensors", "transformers")
+OPTIONAL = (
+    "optax",
+    "torch",
+    "mlxtend",
+    "PIL",
+    "matplotlib",
+    "tqdm",
+    "safetensors",
+    "huggingface_hub",
+    "transformers",
+    "levitax.data",
+    "levitax.train",
+)
 
 
 def test_importing_needs_no_optional_package():
@@ -29,10 +42,13 @@ def test_types_are_shipped():
 
 
 # Tables and types, which cannot have a docstring; and jaxtyping's hook leaves its own name in what it has checked.
-WITHOUT = ("VARIANTS", "ACTIVATIONS", "Activation", "Loss", "jaxtyping")
+WITHOUT = (
+    *("VARIANTS", "ACTIVATIONS", "Activation", "Loss", "LayoutName", "Source", "IMAGENET_MEAN", "IMAGENET_STD"),
+    "jaxtyping",
+)
 PUBLIC = [
     pytest.param(value, id=f"{module.__name__}.{name}")
-    for module in (levitax, levitax.nn, levitax.train, levitax.data)
+    for module in (levitax, levitax.nn, levitax.weights, levitax.train, levitax.data)
     for name, value in vars(module).items()
     if not name.startswith("_") and name not in WITHOUT
 ]

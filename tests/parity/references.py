@@ -113,6 +113,13 @@ def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000,
     return (hf.LevitForImageClassificationWithTeacher if teacher else hf.LevitForImageClassification)(config)
 
 
+def preprocess(picture: np.ndarray) -> np.ndarray:
+    """A picture as transformers prepares it for its LeViT, channels last."""
+    from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
+
+    return LevitImageProcessorPil()(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
+
 def vit_pytorch(**keywords: Any) -> torch.nn.Module:
     """vit-pytorch's model, from its one file: the package imports dozens of others, and torchvision."""
     package = importlib.util.find_spec("vit_pytorch")

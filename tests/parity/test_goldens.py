@@ -71,6 +71,29 @@ def test_bfloat16_is_as_close_as_in_timm():
     assert error <= cases.BFLOAT16_RATIO * golden["bfloat16_error"]
 
 
+def test_a_file_in_bfloat16_is_as_close_as_the_references_own(tmp_path):
+    golden = records.load("timm-levit_256-square")
+    model, state = ours.make("timm", **levitax.VARIANTS["levit_256"])
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        levitax.save(tmp_path / f"{dtype}.safetensors", model, state, dtype=dtype)
+        sizes[dtype] = (tmp_path / f"{dtype}.safetensors").stat().st_size
+    assert sizes["bfloat16"] < 0.501 * sizes["float32"]
+    model, state = levitax.load(tmp_path / "bfloat16.safetensors")
+    record = {"logits": ours.evaluate(model, state, numbers.images(2, 224, 224))["logits"]}
+    error = records.errors(record, only_logits(golden))["logits"]
+    assert error <= golden["bfloat16_error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", (288, (320, 192), (448, 800)))
+def test_a_model_for_224_pixels_runs_at_others(image_size):
+    model, state = ours.make("timm", **levitax.VARIANTS["levit_256"])
+    model, state = levitax.weights.adapt(model, state, image_size=image_size)
+    logits = ours.evaluate(model, state, numbers.images(1, *np.broadcast_to(image_size, 2)))["logits"]
+    assert logits.shape == (1, 1000) and np.isfinite(logits).all()
+
+
 def test_inference_equals_transformers():
     images = numbers.images(2, 224, 224)
     model, state = ours.make("transformers", **levitax.VARIANTS["levit_128s"])

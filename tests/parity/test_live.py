@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import levitax
+from levitax.data import preprocess
 
 from . import cases, numbers, ours, records
 
@@ -76,6 +77,14 @@ def test_inference_equals_transformers(variant, teacher):
     cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
     assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="transformers"))
     assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
+
+
+@needs_transformers
+@pytest.mark.parametrize("shape", [(300, 500), (500, 300), (256, 256), (700, 400), (90, 120)])
+def test_preprocessing_equals_transformers(shape):
+    picture = (numbers.uniform("picture", (*shape, 3), 0.0, 256.0)).astype(np.uint8)
+    theirs = references.preprocess(picture)
+    cases.check_forward(records.errors({"pixels": preprocess(picture)}, {"pixels": theirs}))
 
 
 @needs_transformers

