@@ -196,6 +196,16 @@ class LeViT(eqx.Module):
         return x.reshape(-1, x.shape[-1]), state
 
 
+def check_levit(model: Any) -> None:
+    """Raises unless `model` is a LeViT, saying where to find the one that is meant."""
+    if not isinstance(model, LeViT):
+        raise TypeError(
+            f"`model` is of type `{type(model).__name__}`; expected a `levitax.LeViT`. Of your own module pass the "
+            "LeViT inside, such as `module.backbone`, with the state of the module; of a `Predictor`, `predict.model` "
+            "and `predict.state`."
+        )
+
+
 def _stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
     halvings = {16: 4, 8: 3, 4: 2}[config.patch_size]
     if config.network == "paper":

@@ -70,8 +70,8 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
         return path.read_bytes()
 
     timm = {"architecture": "levit_tiny", "pretrained_cfg": {"input_size": [3, 16, 24]}}
-    transformers = {"image_size": [24, 16], "drop_path_rate": 0.1, "architectures": ["LevitForImageClassification"]}
-    wide, tall = {"image_size": (16, 24)}, {"image_size": (24, 16), "distillation": False}
+    transformers = {"image_size": [96, 64], "drop_path_rate": 0.1, "architectures": ["LevitForImageClassification"]}
+    wide, tall = {"image_size": (16, 24)}, {"image_size": (96, 64), "patch_size": 16, "distillation": False}
     return {
         "timm/tiny": {
             "model.safetensors": written("timm", **wide),
@@ -139,7 +139,7 @@ def test_a_repository_is_fetched_once_and_then_read_offline(hub, fetch):
 
 
 def test_a_config_of_transformers_tells_what_shapes_do_not(hub, fetch):
-    assert fetch(hub[0], "facebook/tiny") == "(24, 16) False 0.1"
+    assert fetch(hub[0], "facebook/tiny") == "(96, 64) False 0.1"
 
 
 def test_a_revision_is_fetched(hub, fetch):
@@ -168,9 +168,12 @@ def test_a_repository_without_weights(hub, fetch):
 )
 def test_without_a_network_the_file_to_fetch_is_named(fetch, settings):
     answer = fetch("http://127.0.0.1:9", "timm/levit_256.fb_dist_in1k", **settings)
-    assert answer.startswith("ConnectionError The weights of 'timm/levit_256.fb_dist_in1k' are not in the cache")
+    name = "timm/levit_256.fb_dist_in1k"
+    assert answer.startswith(
+        f"ConnectionError There is no folder `{Path(name).absolute()}`; `model.safetensors` of the"
+    )
+    assert f"repository '{name}' is not in the cache, and the hub is out of reach" in answer
     assert (
-        "fetch http://127.0.0.1:9/timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors and `config.json`"
-        in answer
+        "fetch http://127.0.0.1:9/timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors and what belongs" in answer
     )
     assert "put both into one folder here, and give the path of that folder" in answer

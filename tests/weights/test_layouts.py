@@ -95,10 +95,18 @@ MODELS = {
 }
 
 
+def for_layout(layout, sizes):
+    """The sizes, with the only stem that some layouts have."""
+    if layout in ("levitax", "timm", "timm_conv"):
+        return sizes
+    pixels = 16 // sizes.get("patch_size", 4) * np.array(sizes.get("image_size", 16))
+    return {**sizes, "patch_size": 16, "image_size": pixels.tolist()}
+
+
 @pytest.mark.parametrize("layout", PAPER)
 @pytest.mark.parametrize("sizes", MODELS.values(), ids=MODELS)
 def test_sizes_are_told_from_the_shapes(make, randomise, layout, sizes):
-    model, state = randomise(*make(**sizes))
+    model, state = randomise(*make(**for_layout(layout, sizes)))
     arrays = state_dict(model, state, layout=layout)
     loaded = load(arrays)
     assert eqx.tree_equal(loaded, (model, state), typematch=True)
@@ -109,7 +117,7 @@ def test_sizes_are_told_from_the_shapes(make, randomise, layout, sizes):
 
 
 def test_a_backbone_of_transformers_has_no_prefix(make, randomise):
-    model, state = randomise(*make(num_classes=0, distillation=False))
+    model, state = randomise(*make(num_classes=0, distillation=False, patch_size=16, image_size=64))
     arrays = state_dict(model, state, layout="transformers_backbone")
     assert "patch_embeddings.embedding_layer_1.convolution.weight" in arrays
     assert eqx.tree_equal(load(arrays), (model, state), typematch=True)
@@ -118,6 +126,7 @@ def test_a_backbone_of_transformers_has_no_prefix(make, randomise):
 @pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
 def test_the_vit_pytorch_network_has_a_layout_of_its_own(make, randomise, distillation):
     model, state = randomise(*make(network="vit_pytorch", distillation=distillation, patch_size=16, image_size=64))
+    assert eqx.tree_equal(load(state_dict(model, state, layout="levitax")), (model, state), typematch=True)
     arrays = state_dict(model, state, layout="vit_pytorch")
     assert arrays["backbone.0.layers.0.0.to_q.0.weight"].shape == (8, 16, 1, 1)
     assert arrays["backbone.1.layers.0.0.pos_bias.weight"].shape == (16, 2)
@@ -143,9 +152,10 @@ RECTANGLE = {"image_size": (16, 24)}
 
 @pytest.mark.parametrize("layout", PAPER)
 def test_rectangles_take_a_word(make, randomise, layout):
-    model, state = randomise(*make(**RECTANGLE))
+    model, state = randomise(*make(**for_layout(layout, RECTANGLE)))
     arrays = state_dict(model, state, layout=layout)
-    assert eqx.tree_equal(load(arrays, image_size=(16, 24)), (model, state), typematch=True)
+    size = model.config.image_size
+    assert eqx.tree_equal(load(arrays, image_size=size), (model, state), typematch=True)
     if layout != "levitax":
         with pytest.raises(ValueError, match=r"24 tokens: 2x12 or 4x6 or 6x4 or 12x2\. Pass the `image_size`"):
             load(arrays)
@@ -169,13 +179,26 @@ def test_the_state_dict_of_a_wrapped_model_is_found(make, randomise):
     assert eqx.tree_equal(load(wrapped), (model, state), typematch=True)
 
 
-def test_published_variants_keep_what_shapes_do_not_show():
-    for variant, sizes in levitax.VARIANTS.items():
-        if variant not in ("levit_384", "levit_256d", "levit_384_s8"):
-            continue
-        config = levitax.LeViTConfig(**sizes)
-        skeleton = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), **sizes, key=jax.random.key(0))
-        zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        model, state = jax.tree.map(zeros, skeleton)
-        loaded, _ = load(state_dict(model, state, layout="timm"))
-        assert loaded.config == config
+@pytest.mark.parametrize("variant", ("levit_384", "levit_256d", "levit_384_s8"))
+def test_published_variants_keep_what_shapes_do_not_show(variant):
+    sizes = levitax.VARIANTS[variant]
+    skeleton = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), **sizes, key=jax.random.key(0))
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    model, state = jax.tree.map(zeros, skeleton)
+    loaded, _ = load(state_dict(model, state, layout="timm"))
+    assert loaded.config == levitax.LeViTConfig(**sizes)
+
+
+def test_a_square_is_not_taken_for_the_rectangle_that_is_asked_for(make, randomise):
+    # Both have 16 tokens, and 4 in the second stage.
+    model, state = randomise(*make(image_size=16))
+    arrays = state_dict(model, state, layout="timm")
+    expected = levitax.weights.adapt(model, state, image_size=(8, 32))
+    assert eqx.tree_equal(load(arrays, image_size=(8, 32)), expected, typematch=True)
+
+
+@pytest.mark.parametrize("prefix", ("module.", "model.", "module._orig_mod."))
+def test_what_wrappers_put_before_every_name_is_taken_off(make, randomise, prefix):
+    model, state = randomise(*make())
+    arrays = {prefix + name: array for name, array in state_dict(model, state, layout="timm").items()}
+    assert eqx.tree_equal(load(arrays), (model, state), typematch=True)

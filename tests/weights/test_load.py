@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ class Classifier(eqx.Module):
 HEADLESS = {"num_classes": 0, "distillation": False}
 
 
-@pytest.mark.parametrize("layout", ("levitax", "timm", "official"))
+@pytest.mark.parametrize("layout", ("levitax", "timm", "timm_conv"))
 def test_weights_go_into_a_levit_inside_a_users_module(trained, small, tmp_path, images, key, layout):
     save(tmp_path / "model.safetensors", *trained, layout=layout)
     expected_model, expected_state = load(tmp_path / "model.safetensors", **HEADLESS)
@@ -176,7 +177,49 @@ def test_a_fused_model_is_saved_and_loaded(trained, tmp_path, images):
 
 
 def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):
-    arrays = state_dict(*trained, layout="official")
+    arrays = state_dict(*trained, layout="timm")
     kept = {name: array for name, array in arrays.items() if array.dtype == np.float32}
     assert len(kept) < len(arrays)
     assert eqx.tree_equal(load(kept), trained, typematch=True)
+
+
+def test_a_wrong_object_is_told_where_the_levit_is(trained, file, unchecked):
+    predict: Any = levitax.Predictor(*trained)
+    nothing: Any = None
+    for call in (
+        lambda: save(file, predict, trained[1]),
+        lambda: load_into(predict, trained[1], file),
+        lambda: load_initial(predict, file),
+        lambda: levitax.weights.adapt(predict, trained[1], image_size=24),
+    ):
+        with pytest.raises(TypeError, match=r"`model` is of type `Predictor`; .* `predict\.model`"):
+            call()
+    with pytest.raises(TypeError, match="`source` is of type `NoneType`; expected a path"):
+        load(nothing)
+
+
+def test_a_keyword_that_does_not_exist(file):
+    misspelt: dict[str, Any] = {"num_class": 3}
+    with pytest.raises(ValueError, match=r"`keyword` is 'num_class'; .* Did you mean 'num_classes'"):
+        load(file, **misspelt)
+
+
+def test_numbers_too_large_for_float32_are_not_finite(trained):
+    arrays = state_dict(*trained, layout="timm")
+    arrays["head.linear.bias"] = np.full(5, 1e39)
+    with pytest.raises(ValueError, match=r"NaN or infinite, in head\.linear\.bias"):
+        load(arrays)
+
+
+def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomise, tmp_path):
+    model, state = randomise(*make(image_size=(15, 22), depth=2))
+    safetensors.numpy.save_file(state_dict(model, state, layout="timm"), tmp_path / "model.safetensors")
+    write = lambda **content: (tmp_path / "config.json").write_text(json.dumps(content))
+    write(image_size=[15, 22], drop_path_rate=None, pretrained_cfg={"input_size": None}, model_args=[1])
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert eqx.tree_equal(load(source), (model, state), typematch=True)
+    write(pretrained_cfg={"input_size": [3, 15, 22]}, drop_path_rate=0.2, image_size="15")
+    assert load(tmp_path)[0].config == levitax.LeViTConfig(**{**model.config.to_dict(), "drop_path": 0.2})
+    write(image_size=[15, 22], depths=[2, 4])
+    with pytest.raises(ValueError, match=r"tells of stages of \(2, 4\) blocks, and the weights are of \(2, 2\)"):
+        load(tmp_path)

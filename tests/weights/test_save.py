@@ -58,17 +58,34 @@ def test_the_file_can_be_read_by_whom_the_user_lets(make, tmp_path):
         save(tmp_path / "model.safetensors", model, state)
     finally:
         os.umask(old)
-    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    path = tmp_path / "model.safetensors"
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.chmod(0o600)
+    save(path, model, state)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_stays_a_link(make, tmp_path):
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
+    save(tmp_path / "link.safetensors", *make())
+    assert (tmp_path / "link.safetensors").is_symlink() and (tmp_path / "model.safetensors").is_file()
 
 
 def test_files_for_others_say_that_they_are_of_pytorch(make, tmp_path):
-    save(tmp_path / "model.safetensors", *make(), layout="transformers")
+    save(tmp_path / "model.safetensors", *make(patch_size=16, image_size=64), layout="transformers")
     with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("layout", ("levitax", "timm", "timm_conv"))
+def test_files_of_any_layout_keep_what_shapes_do_not_show(make, tmp_path, layout):
+    model, state = make(activation="silu", image_size=(13, 30), dropout=0.1, drop_path=0.2)
+    save(tmp_path / "model.safetensors", model, state, layout=layout)
+    assert load(tmp_path / "model.safetensors")[0].config == model.config
 
 
 def test_a_folder_that_is_not_there(make, tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(OSError, match=r"nowhere/model\.safetensors` could not be written: there is no folder `"):
         save(tmp_path / "nowhere" / "model.safetensors", *make())
 
 
@@ -117,11 +134,15 @@ levitax.load(path)
 def test_two_processes_save_the_same_path(tmp_path):
     path = tmp_path / "model.safetensors"
     code = """
-model = make(int(sys.argv[2]))
+model, path, other = make(int(sys.argv[2])), Path(sys.argv[1]), Path(sys.argv[3])
+Path(sys.argv[4]).touch()
+while not other.exists():
+    pass
 for _ in range(60):
-    levitax.save(sys.argv[1], *model)
+    levitax.save(path, *model)
 """
-    processes = [run(code, path, seed) for seed in (0, 1)]
+    ready = tmp_path / "ready.0", tmp_path / "ready.1"
+    processes = [run(code, path, seed, ready[1 - seed], ready[seed]) for seed in (0, 1)]
     seen = set()
     while any(process.poll() is None for process in processes):
         if path.exists():
@@ -131,5 +152,5 @@ for _ in range(60):
     assert [process.communicate()[1] for process in processes] == ["", ""]
     seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
     # Each time one of the two, whole.
-    assert 1 <= len(seen) <= 2
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert len(seen) == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "ready.0", "ready.1"}

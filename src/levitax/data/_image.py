@@ -36,7 +36,8 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.n
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
     operations = require("PIL.ImageOps", "`levitax.data.read_image`", _INSTALL)
     try:
-        with pillow.open(path) as file:
+        # Through a file of our own: Pillow maps some TIFFs to memory, and turns those wrongly.
+        with open(path, "rb") as handle, pillow.open(handle) as file:
             image = operations.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
                 image = pillow.fromarray(_eight_bits(np.asarray(image)))
@@ -45,7 +46,7 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.n
                 white = pillow.new("RGBA", image.size, "white")
                 image = pillow.alpha_composite(white, image)
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    except (SyntaxError, pillow.UnidentifiedImageError) as error:
+    except (SyntaxError, pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
         raise OSError(f"`{path}` is damaged, or no picture that Pillow reads: {error}.") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -75,8 +76,16 @@ def preprocess(
     rows, columns = as_integers("image_size", image_size, 2, "height and width")
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"`crop_ratio` is {crop_ratio}; expected a number in (0, 1], where 1 crops nothing off.")
+    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] not in (1, 3):
+        raise ValueError(
+            f"`image` has shape {image.shape} and dtype {image.dtype}; expected (height, width, 3) or (height, width, "
+            "1) in uint8, as `levitax.data.read_image` gives it."
+        )
     pillow = require("PIL.Image", "`levitax.data.preprocess`", _INSTALL)
     height, width, channels = image.shape
+    for name, value in (("mean", mean), ("std", std)):
+        if np.size(value) not in (1, 3) or (name == "std" and np.min(value) <= 0):
+            raise ValueError(f"`{name}` is {value}; expected one number, or three, and above 0 for `std`.")
     # As torchvision rounds: the relatively shorter edge is cut to whole pixels, and the other follows.
     if rows * width >= columns * height:
         resized = int(rows / crop_ratio), int(int(rows / crop_ratio) * width / height)
@@ -93,9 +102,9 @@ def preprocess(
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Pixels of 16 bits, or of more or of no fixed range, as bytes."""
-    largest = float(pixels.max())
-    if np.issubdtype(pixels.dtype, np.integer):
-        full = max(largest, 65535.0)
-    else:
-        full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
-    return np.clip(np.round(pixels.astype(np.float64) * (255 / full)), 0, 255).astype(np.uint8)
+    finite = np.where(np.isfinite(pixels), pixels, 0)
+    largest = float(finite.max())
+    full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
+    if pixels.dtype == np.uint16 or (np.issubdtype(pixels.dtype, np.integer) and full == 1):
+        full = max(largest, 65535.0) if pixels.dtype == np.uint16 else 255.0
+    return np.clip(np.round(finite.astype(np.float64) * (255 / full)), 0, 255).astype(np.uint8)

@@ -24,7 +24,7 @@ def adapted(read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Reader) -> 
             "`distillation` may differ."
         )
 
-    # What one head has may go into two.
+    # What one head has may go into two, and what two have goes into each array of one.
     read_head = cache(read)
 
     def get(path: str):

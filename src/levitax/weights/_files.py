@@ -1,7 +1,9 @@
 import contextlib
 import os
 import pickle
+import re
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +15,7 @@ from ._entries import Shape
 
 
 SAFETENSORS = (".safetensors",)
-PICKLES = (".pth", ".pt", ".bin", ".tar")
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 class Archive(NamedTuple):
@@ -33,10 +33,10 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
     **Raises:** `ValueError` if it is damaged, or something else. `ModuleNotFoundError` if what reads it is missing.
     """
-    if path.suffix in SAFETENSORS:
+    if path.suffix.lower() in SAFETENSORS:
         with _open_safetensors(path) as archive:
             yield archive
-    elif path.suffix in PICKLES:
+    elif path.suffix.lower() in PICKLES:
         yield from_mapping(_load_pickle(path), f"`{path}`")
     else:
         raise ValueError(
@@ -53,11 +53,10 @@ def from_mapping(tensors: Mapping[str, Any], where: str) -> Archive:
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not hasattr(tensor, "shape"):
             raise ValueError(
-                f"{where} has an entry {name!r} of type `{type(tensor).__name__}`; expected arrays by name."
+                f"In {where}, {name!r} is of type `{type(tensor).__name__}`; expected arrays by name. If they are one "
+                "level down, pass the dictionary that has them."
             )
-    # PyTorch's `DistributedDataParallel` puts it before every name.
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    left = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    left = dict(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in left.items()}
     return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {})
 
@@ -69,25 +68,28 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     """
     safetensors = require("safetensors", "Writing weights", _INSTALL)
     numpy = require("safetensors.numpy", "Writing weights", _INSTALL)
+    path = path.resolve()
     # A name of its own, so that two that write at once do not write into one file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            numpy.save_file(dict(arrays), temporary, dict(metadata))
-        except safetensors.SafetensorError as error:
-            raise OSError(f"`{path}` could not be written: {error}. What was there before is untouched.") from error
         # The library makes a file that nobody else may read.
+        mode = (path if path.exists() else temporary).stat().st_mode
+        numpy.save_file(dict(arrays), temporary, dict(metadata))
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = f"there is no folder `{path.parent}`" if not path.parent.is_dir() else str(error)
+        raise OSError(f"`{path}` could not be written: {reason}. What was there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 _INSTALL = 'run `pip install "levitax[weights]"`'
+# Of those before, `weights_only=True` does not keep what it promises.
+_SAFE_TORCH = (2, 10)
 
 
 @contextlib.contextmanager
@@ -97,15 +99,8 @@ def _open_safetensors(path: Path) -> Iterator[Archive]:
         # Not mapped to memory, where pages that were read stay for as long as the file is open.
         with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
-
-            def read(name):
-                dtype = slices[name].get_dtype()
-                if dtype not in _FLOATS:
-                    raise ValueError(f"`{name}` in `{path}` has dtype {dtype}; expected one of {', '.join(_FLOATS)}.")
-                return file.get_tensor(name)
-
             shapes = {name: tuple(slice.get_shape()) for name, slice in slices.items()}
-            yield Archive(f"`{path}`", shapes, read, file.metadata() or {})
+            yield Archive(f"`{path}`", shapes, file.get_tensor, file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"`{path}` is no whole safetensors file ({error}). It may have been cut off on its way: fetch it again."
@@ -114,17 +109,29 @@ def _open_safetensors(path: Path) -> Iterator[Archive]:
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     torch = require("torch", f"Reading `{path}`", "install it, or convert the file to safetensors where it is there")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`{path}` was refused: a file of weights holds arrays, this one asks for code to be run. If you trust it, "
-            "load it with PyTorch yourself and pass the dictionary of its arrays."
-        ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`{path}` is no whole file of PyTorch ({error}). It may have been cut off on its way: fetch it again."
-        ) from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise ModuleNotFoundError(
+            f"Reading `{path}` safely needs PyTorch {'.'.join(map(str, _SAFE_TORCH))} or newer; {torch.__version__} is "
+            "here. In older ones a file can run code (CVE-2025-32434, CVE-2026-24747). Update it, or convert the "
+            "file to safetensors where a newer one is."
+        )
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # Of which there are many kinds, none of them promised.
+            if isinstance(error, pickle.UnpicklingError) and re.search(
+                "not an allowed global|Unsupported (global|class)", str(error)
+            ):
+                raise ValueError(
+                    f"`{path}` was refused: a file of weights holds arrays, this one asks for code to be run. If you "
+                    "trust it: `levitax.load(torch.load(path, weights_only=False)[...])`, with the entry that has them."
+                ) from None
+            raise ValueError(
+                f"`{path}` is no whole file of arrays that PyTorch reads ({type(error).__name__}). It may have been "
+                "cut off on its way: fetch it again."
+            ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"`{path}` holds one `{type(content).__name__}`; expected a dictionary of arrays.")
     return content

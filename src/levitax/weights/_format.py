@@ -1,10 +1,12 @@
-"""The header of our own files."""
+"""What we write into the header of a file, beside its arrays."""
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import cast, NamedTuple
 
+from .._checks import check_choice
 from .._config import LeViTConfig
+from ._layouts import LayoutName, LAYOUTS
 
 
 # Goes up when older versions could no longer read what is written.
@@ -12,8 +14,9 @@ VERSION = 1
 
 
 class Header(NamedTuple):
-    """What a file of ours says of itself beside its arrays."""
+    """What names and shapes do not say."""
 
+    layout: LayoutName
     config: LeViTConfig
     fused: bool
 
@@ -21,13 +24,14 @@ class Header(NamedTuple):
         """The entries of a safetensors header."""
         return {
             "levitax.format_version": str(VERSION),
+            "levitax.layout": self.layout,
             "levitax.config": json.dumps(self.config.to_dict()),
             "levitax.fused": json.dumps(self.fused),
         }
 
 
 def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
-    """The header that `Header.to_metadata` wrote, or `None` if the file is not ours.
+    """The header that `Header.to_metadata` wrote, or `None` if others wrote the file.
 
     **Raises:** `ValueError` if it was written by a later version, or is damaged.
     """
@@ -42,7 +46,9 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
             "`pip install --upgrade levitax`."
         )
     try:
+        layout = metadata["levitax.layout"]
+        check_choice("layout", layout, LAYOUTS)
         config = LeViTConfig.from_dict(json.loads(metadata["levitax.config"]))
-        return Header(config, bool(json.loads(metadata["levitax.fused"])))
-    except (KeyError, TypeError, ValueError) as error:
+        return Header(cast(LayoutName, layout), config, bool(json.loads(metadata["levitax.fused"])))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"The header of {where} makes no model: {error}") from error

@@ -5,9 +5,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_state
+from .._checks import check_choice, check_state
 from .._config import LeViTConfig
-from .._model import LeViT, make_head
+from .._model import check_levit, LeViT, make_head
 from .._variants import Overrides
 from . import _tree
 from ._adapt import adapted
@@ -34,12 +34,20 @@ def load(
 
     **Arguments:**
 
-    - `source`: a file, `.safetensors` or (with PyTorch installed) `.pth`; a folder with one; the name of a repository
-        on the Hugging Face hub; or arrays by name, such as `torch_model.state_dict()`.
+    - `source`: a file, `.safetensors` or (with PyTorch 2.10 or newer installed) `.pth`; a folder with one; the name of
+        a repository on the Hugging Face hub; or arrays by name, such as `torch_model.state_dict()`. Of a checkpoint
+        with an average of the weights beside them, `"model"` or `"state_dict"` is taken.
     - `key`: draws a new classifier, where `num_classes` asks for one. Otherwise nothing is drawn.
     - `revision`: branch, tag or commit on the hub.
     - `allow_nonfinite`: take weights that are NaN or infinite.
     - `overrides`: what shall be other than in the file, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
+
+    What shapes do not show is taken from the header of a file that we wrote, from a `config.json` beside others, or
+    from the published variant of these sizes; otherwise the activation is hard-swish, and the images are square if
+    their tokens can be, else of the `image_size` asked for. A file that lacks whole blocks or a whole head at the end
+    is that of a smaller model.
+
+    Inside the constructor of a module of your own, use [`levitax.weights.load_initial`][].
 
     **Returns:** the model, in training mode, with float32 parameters whatever the file has, and its state. From a fused
     file a fused model: `predict = levitax.Predictor(*levitax.load(path))`.
@@ -56,7 +64,7 @@ def load(
                 f"{weights.where} holds a fused model, which cannot be given another {names}: load the model "
                 "that was fused."
             )
-        config = LeViTConfig(**{**weights.config.to_dict(), **overrides})
+        config = _changed(weights.config, overrides)
         read = adapted(weights.read, weights.config, config, _drawn_head(config, key))
         model, state = _tree.fill(*_tree.skeleton(config, fused=weights.fused), read)
         if not allow_nonfinite:
@@ -83,7 +91,8 @@ def load_into(
     **Arguments:**
 
     - `model`: of the architecture of the weights. Where it is for other images or classes, the weights are adapted as
-        by [`levitax.weights.adapt`][], and a classifier for other classes stays as it is.
+        by [`levitax.weights.adapt`][]; the linear map of a classifier for other classes stays as it is. Its parameters
+        become float32.
     - `state`: the state of the model, or of the module it is in.
     - `source`, `revision`, `allow_nonfinite`: as in [`levitax.load`][].
 
@@ -91,6 +100,7 @@ def load_into(
 
     **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ.
     """
+    check_levit(model)
     check_state(state)
     with open_weights(source, revision, model.config.image_size) as weights:
         model, state = _tree.fill(model, state, _for_model(weights, model, state))
@@ -113,6 +123,7 @@ def load_initial(model: LeViT, source: Source, *, revision: str | None = None, a
     module, state = eqx.nn.make_with_state(Module)(key=key)
     ```
     """
+    check_levit(model)
     with open_weights(source, revision, model.config.image_size) as weights:
         model = _tree.fill_initial(model, _for_model(weights, model, None))
         if not allow_nonfinite:
@@ -139,23 +150,32 @@ def adapt(
             heads the weights of the one.
         - the others change no array.
 
-    **Returns:** a new model, in the same mode, and its own state.
+    **Returns:** a new model, in the same mode, with float32 parameters, and a state of its own. For a LeViT inside a
+    module, make the module anew with a LeViT of the other size, and
+    `load_into(module.backbone, state, state_dict(old.backbone, old_state, layout="levitax"))`.
 
     **Raises:** `ValueError` if something else would have to change, or a key is missing.
     """
     check_state(state)
-    config = LeViTConfig(**{**model.config.to_dict(), **overrides})
+    check_levit(model)
+    config = _changed(model.config, overrides)
     own = _tree.checked_arrays(model, state)
     read = adapted(own.__getitem__, model.config, config, _drawn_head(config, key))
     new, new_state = _tree.fill(*_tree.skeleton(config), read)
     return _in_mode_of(model, new), new_state
 
 
+def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
+    for name in overrides:
+        check_choice("keyword", name, Overrides.__annotations__)
+    return LeViTConfig(**{**config.to_dict(), **overrides})
+
+
 def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _tree.Reader:
     own = _tree.checked_arrays(model, state)
     if weights.fused:
         raise ValueError(f"{weights.where} holds a fused model, without normalisations. Load the model that was fused.")
-    if weights.has_header and weights.config.activation != model.config.activation:
+    if weights.knows_activation and weights.config.activation != model.config.activation:
         raise ValueError(
             f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
             f"{weights.where}. Make the model with that of the weights."

@@ -9,7 +9,7 @@ from .._extras import require
 from ._files import PICKLES, SAFETENSORS
 
 
-# In this order; those of PyTorch only where there is no other.
+# In this order.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -26,11 +26,17 @@ def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
     **Raises:** `FileNotFoundError` if there is none, `ValueError` if there are several, `ConnectionError` if the hub is
     out of reach.
     """
-    path = Path(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"`source` is of type `{type(source).__name__}`; expected a path, the name of a repository on the hub, or "
+            "arrays by name."
+        )
+    path = Path(source).expanduser()
     if path.is_dir():
-        return Location(_in_folder(path), _config(path / "config.json"))
+        return Location(_in_folder(path), read_config(path / "config.json"))
     if path.exists():
-        return Location(path, {})
+        # The name that it has where a `config.json` belongs to it.
+        return Location(path, read_config(path.parent / "config.json") if path.name in HUB_FILES else {})
     is_name = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source)
     if is_name and path.suffix not in SAFETENSORS + PICKLES:
         return _on_hub(str(source), revision)
@@ -41,54 +47,64 @@ def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
 
 
 def _in_folder(folder: Path) -> Path:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    found = [file for file in files if file.suffix in SAFETENSORS]
-    # The hub's two names of the same weights.
-    others = [file for file in files if file.suffix in PICKLES and not (found and file.name in HUB_FILES)]
-    if len(found + others) == 1:
-        return (found + others)[0]
-    if not found + others:
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    found = [file for file in files if file.suffix.lower() in SAFETENSORS]
+    if [file.name for file in found] == ["model.safetensors"]:
+        # Beside it lie the same weights under the hub's other name, or what a trainer left.
+        return found[0]
+    found += [file for file in files if file.suffix.lower() in PICKLES]
+    if len(found) == 1:
+        return found[0]
+    if not found:
         raise FileNotFoundError(
             f"The folder `{folder.absolute()}` holds no file of weights: none ends in "
             f"{', '.join((*SAFETENSORS, *PICKLES))}."
         )
-    names = ", ".join(f"`{file.name}`" for file in found + others)
+    names = ", ".join(f"`{file.name}`" for file in found)
     raise ValueError(f"The folder `{folder.absolute()}` holds several files of weights: {names}. Give the path of one.")
 
 
 def _on_hub(name: str, revision: str | None) -> Location:
     user, way_out = f"Fetching {name!r} from the hub", 'run `pip install "levitax[weights]"`'
     hub, errors = (require(module, user, way_out) for module in ("huggingface_hub", "huggingface_hub.errors"))
-    unreachable: Exception | None = None
-    for filename in HUB_FILES:
+
+    def fetch(filename: str, **options) -> Path | None:
+        """Where the file is now, or `None` if the repository has none of that name."""
         try:
-            # Once is enough: the client tries for long before it gives up.
-            path = hub.hf_hub_download(name, filename, revision=revision, local_files_only=unreachable is not None)
+            return Path(hub.hf_hub_download(name, filename, revision=revision, **options))
         except errors.LocalEntryNotFoundError as error:
-            unreachable = error
+            raise ConnectionError(_out_of_reach(hub, name, filename, revision, "is out of reach")) from error
         except errors.EntryNotFoundError:
-            continue
+            return None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise FileNotFoundError(
                 f"There is neither a folder `{Path(name).absolute()}` nor a repository {name!r} on the hub"
                 f"{(revision and f' with a revision {revision!r}') or ''}, or it is closed to you: {error}"
             ) from None
-        else:
-            try:
-                config = _config(Path(hub.hf_hub_download(name, "config.json", revision=revision)))
-            except errors.EntryNotFoundError:
-                config = {}
-            return Location(Path(path), config)
-    if unreachable is None:
-        raise FileNotFoundError(f"The repository {name!r} on the hub holds none of {', '.join(HUB_FILES)}.")
-    url = hub.hf_hub_url(name, HUB_FILES[0], revision=revision)
-    raise ConnectionError(
-        f"The weights of {name!r} are not in the cache, and the hub is out of reach. Where there is a network, fetch "
-        f"{url} and `config.json` beside it; put both into one folder here, and give the path of that folder."
-    ) from unreachable
+        except Exception as error:
+            # A transfer can break in as many ways as the client's own transport has exceptions.
+            cause = f"broke off ({type(error).__name__}: {error})"
+            raise ConnectionError(_out_of_reach(hub, name, filename, revision, cause)) from error
+
+    for filename in HUB_FILES:
+        path = fetch(filename)
+        if path is not None:
+            # Without it the size of the images could be told wrongly, so to be without it is no small matter.
+            config = fetch("config.json")
+            return Location(path, {} if config is None else read_config(config))
+    raise FileNotFoundError(f"The repository {name!r} on the hub holds none of {', '.join(HUB_FILES)}.")
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _out_of_reach(hub: Any, name: str, filename: str, revision: str | None, what: str) -> str:
+    return (
+        f"There is no folder `{Path(name).absolute()}`; `{filename}` of the repository {name!r} is not in the cache, "
+        f"and the hub {what}. Where there is a network, fetch "
+        f"{hub.hf_hub_url(name, filename, revision=revision)} and what belongs to it, `model.safetensors` and "
+        "`config.json`; put both into one folder here, and give the path of that folder."
+    )
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

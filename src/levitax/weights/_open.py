@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from .._checks import as_integers
@@ -12,6 +13,7 @@ from . import _tree
 from ._entries import entries, Entry, Shape
 from ._files import Archive, from_mapping, open_archive
 from ._format import read_header
+from ._hints import read_hints
 from ._layouts import LayoutName, LAYOUTS
 from ._locate import locate
 from ._recognise import recognise
@@ -27,23 +29,33 @@ class Weights:
     """The arrays of a LeViT in an open source, by our paths; checked to be all there, and nothing else."""
 
     def __init__(
-        self, archive: Archive, config: LeViTConfig, kept: Mapping[str, Entry], *, fused: bool, has_header: bool
+        self,
+        archive: Archive,
+        config: LeViTConfig,
+        kept: Mapping[str, Entry],
+        *,
+        fused: bool,
+        knows_activation: bool,
     ):
         self.where = archive.where
         self.config = config
         self.fused = fused
-        # Without, activation and drop path are what the published model of these sizes has.
-        self.has_header = has_header
+        # From a header, or since the sizes are those of a published model.
+        self.knows_activation = knows_activation
         self._archive = archive
         self._kept = kept
         self._nonfinite: list[str] = []
 
     def read(self, path: str) -> np.ndarray:
-        """One of our arrays."""
+        """One of our arrays, in float32."""
         entry = self._kept[path]
         pieces = []
         for name, shape in zip(entry.names, entry.shapes, strict=True):
-            piece = self._archive.read(name).reshape(shape)
+            piece = self._archive.read(name)
+            if not jnp.issubdtype(piece.dtype, jnp.floating):
+                raise ValueError(f"`{name}` in {self.where} has dtype {piece.dtype}; expected floating-point numbers.")
+            with np.errstate(over="ignore"):
+                piece = piece.astype(np.float32).reshape(shape)
             if not np.isfinite(piece).all():
                 self._nonfinite.append(name)
             pieces.append(piece)
@@ -66,35 +78,54 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
-            archive, beside = from_mapping(source, "The mapping"), {}
+            archive, beside = from_mapping(source, "what was given"), {}
         else:
             path, beside = locate(source, revision)
             archive = stack.enter_context(open_archive(path))
+        archive = _without_wrappers(archive)
         header = read_header(archive.metadata, archive.where)
         if header is not None:
-            shapes = _tree.shapes(_tree.skeleton(header.config, fused=header.fused)[0])
+            if sum(header.config.depth) > len(archive.shapes):
+                raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
+            name, config, fused, knows_activation = header.layout, header.config, header.fused, True
+        else:
+            told = read_hints(beside, f"the `config.json` beside {archive.where}")
+            try:
+                name, config, knows_activation = recognise(
+                    _relevant(archive.shapes), told.image_sizes, _asked(image_size)
+                )
+            except ValueError as error:
+                raise ValueError(f"In {archive.where}: {error}") from None
+            config = told.applied(config)
+            fused = False
+        shapes = _tree.shapes(_tree.skeleton(config, fused=fused)[0])
+        if fused:
             kept = {path: Entry(shape, (path,), (shape,)) for path, shape in shapes.items()}
-            _check_arrays(archive, "levitax", header.config, kept)
-            yield Weights(archive, header.config, kept, fused=header.fused, has_header=True)
-            return
-        name, config = recognise(_relevant(archive.shapes), _image_sizes(image_size, beside))
-        if "drop_path_rate" in beside:
-            config = LeViTConfig(**{**config.to_dict(), "drop_path": beside["drop_path_rate"]})
-        shapes = _tree.shapes(_tree.skeleton(config)[0])
-        kept = entries(LAYOUTS[name], config, shapes)
+        else:
+            kept = entries(LAYOUTS[name], config, shapes)
         _check_arrays(archive, name, config, kept)
-        yield Weights(archive, config, kept, fused=False, has_header=False)
+        yield Weights(archive, config, kept, fused=fused, knows_activation=knows_activation)
+
+
+def _without_wrappers(archive: Archive) -> Archive:
+    """Takes off what `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
+    prefix = ""
+    while True:
+        following = [prefix + wrapper for wrapper in ("module.", "model.", "_orig_mod.")]
+        common = [prefix for prefix in following if all(name.startswith(prefix) for name in archive.shapes)]
+        if not archive.shapes or not common:
+            break
+        prefix = common[0]
+    shapes = {name.removeprefix(prefix): shape for name, shape in archive.shapes.items()}
+    return archive._replace(shapes=shapes, read=lambda name: archive.read(prefix + name))
+
+
+def _asked(image_size: Any) -> tuple[int, ...] | None:
+    return None if image_size is None else as_integers("image_size", image_size, 2, "height and width")
 
 
 def _relevant(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
-
-
-def _image_sizes(asked: Any, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """What the images might be: what is asked for, and what a `config.json` of transformers or timm says."""
-    model, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    found = [asked, config.get("image_size"), model.get("img_size"), pretrained.get("input_size", ())[-2:] or None]
-    return [as_integers("image_size", size, 2, "height and width") for size in found if size is not None]
 
 
 def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept: Mapping[str, Entry]) -> None:
@@ -113,20 +144,27 @@ def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept:
     if any(faults.values()):
         lists = [f"{len(names)} {fault}: {', '.join(names)}." for fault, names in faults.items() if names]
         raise ValueError(
-            f"The arrays of {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
-            f"`heads` {config.heads}, which most of them make. {' '.join([*lists, *_strangers(unexpected, name)])} "
-            "Nothing was loaded."
+            f"The arrays in {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
+            f"`heads` {config.heads}, as header or most of them tell. "
+            f"{' '.join([*lists, *_strangers(unexpected, name)])} Nothing was loaded."
         )
 
 
 def _strangers(unexpected: Sequence[str], layout: LayoutName) -> Iterator[str]:
-    """Says if names are those of another layout, whatever their numbers."""
-    kind = lambda name: re.sub(r"\d+", "0", name)
-    for other in LAYOUTS.keys() - {layout}:
-        config = LeViTConfig(network="vit_pytorch" if other == "vit_pytorch" else "paper", distillation=True)
-        shapes = _tree.shapes(_tree.skeleton(config)[0])
-        known = {kind(name) for entry in entries(LAYOUTS[other], config, shapes).values() for name in entry.names}
-        found = [name for name in unexpected if kind(name) in known]
+    """Says if names are those of another layout and not of this one, whatever their numbers."""
+    own = _kinds(layout)
+    for other in LAYOUTS:
+        found = [name for name in unexpected if _kind(name) in _kinds(other) - own]
         if found:
             yield f"{len(found)} of the unexpected are named as in the layout {other!r}: a file holds one layout."
             return
+
+
+def _kinds(layout: LayoutName) -> set[str]:
+    config = LeViTConfig(network="vit_pytorch" if layout == "vit_pytorch" else "paper", distillation=True)
+    shapes = _tree.shapes(_tree.skeleton(config)[0])
+    return {_kind(name) for entry in entries(LAYOUTS[layout], config, shapes).values() for name in entry.names}
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "0", name)

@@ -29,11 +29,15 @@ ARCHITECTURE = (
 )
 
 
-def recognise(shapes: Shapes, image_sizes: Sequence[tuple[int, ...]] = ()) -> tuple[LayoutName, LeViTConfig]:
-    """The layout that the names belong to, and the model that the shapes make.
+def recognise(
+    shapes: Shapes, image_sizes: Sequence[tuple[int, int]] = (), asked: tuple[int, ...] | None = None
+) -> tuple[LayoutName, LeViTConfig, bool]:
+    """The layout that the names belong to, the model that the shapes make, and whether it is a published one, of which
+    activation and drop path are known though they do not show.
 
     A table of attention biases does not tell height from width, nor 224 pixels from 210, which make 14 tokens too. The
-    first of `image_sizes` that fits is taken, else the square of whole tokens.
+    first of `image_sizes` that fits is taken, else the square of whole tokens, and `asked`, the size that the model
+    shall have in the end, only where there is no square.
 
     **Raises:** `ValueError` if the names are of no layout, or the shapes of no LeViT.
     """
@@ -41,20 +45,25 @@ def recognise(shapes: Shapes, image_sizes: Sequence[tuple[int, ...]] = ()) -> tu
     if not found:
         some = ", ".join(f"`{name}`" for name in sorted(shapes)[:3])
         raise ValueError(
-            f"These are not the weights of a LeViT: of {len(shapes)} names{some and f' ({some}, ...)'} none begins one "
+            f"these are not the weights of a LeViT: of {len(shapes)} names{some and f' ({some}, ...)'} none begins one "
             f"in a known layout: {', '.join(LAYOUTS)}."
         )
     name = found[0]
-    sizes = _sizes(LAYOUTS[name], shapes, image_sizes)
-    if name == "vit_pytorch":
-        return name, LeViTConfig(network="vit_pytorch", **sizes)
+    sizes = _sizes(LAYOUTS[name], shapes, image_sizes, asked)
+    if f"{LAYOUTS[name].convolution(0).norm}.weight" not in shapes and _is_vit_pytorch(name, shapes):
+        return name, LeViTConfig(network="vit_pytorch", **sizes), False
     config = LeViTConfig(**sizes)
     for variant in VARIANTS.values():
         published = LeViTConfig(**variant)
         if all(getattr(published, field) == getattr(config, field) for field in ARCHITECTURE):
-            # Neither shows in the shapes.
-            return name, LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
-    return name, config
+            config = LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
+            return name, config, True
+    return name, config, False
+
+
+def _is_vit_pytorch(name: LayoutName, shapes: Shapes) -> bool:
+    """Of the two networks, the one whose maps have biases and no normalisation."""
+    return name == "vit_pytorch" or (name == "levitax" and f"{LAYOUTS[name].convolution(0).map}.bias" in shapes)
 
 
 def _first_names(layout: Layout) -> set[str]:
@@ -63,11 +72,15 @@ def _first_names(layout: Layout) -> set[str]:
     return {bias_name(layout, first), *_weights(layers)}
 
 
-def _sizes(layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+def _sizes(
+    layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, int]], asked: tuple[int, ...] | None
+) -> dict[str, Any]:
     """The keywords of a LeViT."""
-    convolutions = 0
-    while any(name in shapes for name in _arrays(layout.convolution(convolutions))):
-        convolutions += 1
+    # The last one that is there, since one before may be missing.
+    numbers = [n for n in range(4) if any(name in shapes for name in _arrays(layout.convolution(n)))]
+    convolutions = max(numbers, default=-1) + 1
+    if convolutions < 2:
+        raise ValueError(f"the stem has {convolutions} convolutions; that of a LeViT has 4, 3 or 2.")
     depths: list[int] = []
     while _is_there(layout, shapes, Place(0, tuple(depths))):
         before, depth = tuple(depths), 0
@@ -75,7 +88,7 @@ def _sizes(layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, ...]
             depth += 1
         depths.append(depth)
     if 0 in depths or not depths:
-        raise ValueError(f"The names make stages of {depths} blocks; every stage of a LeViT has at least one.")
+        raise ValueError(f"the names make stages of {depths} blocks; every stage of a LeViT has at least one.")
     regular, shrinking = [], []
     for stage, depth in enumerate(depths):
         before = tuple(depths[:stage])
@@ -86,7 +99,7 @@ def _sizes(layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, ...]
     heads = _weights([layout.classification, layout.distillation, layout.head])
     patch_size = 2**convolutions
     return {
-        "image_size": _image_size([block.grid for block in regular], patch_size, image_sizes),
+        "image_size": _image_size([block.grid for block in regular], patch_size, image_sizes, asked),
         "num_classes": _most([shapes[name][0] for name in heads if shapes.get(name)] or [0], heads),
         "in_channels": stem[1] if len(stem) == 4 else 3,
         "patch_size": patch_size,
@@ -141,7 +154,12 @@ def _block(layout: Layout, shapes: Shapes, places: Sequence[Place]) -> _Block:
     return _Block(grid, heads, key_dim, value_dim, out_dim, hidden_dim)
 
 
-def _image_size(grids: Sequence[Shape], patch_size: int, image_sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+def _image_size(
+    grids: Sequence[Shape],
+    patch_size: int,
+    image_sizes: Sequence[tuple[int, int]],
+    asked: tuple[int, ...] | None,
+) -> tuple[int, int]:
     def fits(rows: int, columns: int) -> bool:
         halved = [(-(-rows // 2**stage), -(-columns // 2**stage)) for stage in range(len(grids))]
         return all(grid in (size, (math.prod(size),)) for grid, size in zip(grids, halved, strict=True))
@@ -154,15 +172,19 @@ def _image_size(grids: Sequence[Shape], patch_size: int, image_sizes: Sequence[t
         (rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0 and fits(rows, tokens // rows)
     ]
     squares = [(rows, columns) for rows, columns in found if rows == columns]
+    if not squares and asked is not None:
+        height, width = asked
+        if (-(-height // patch_size), -(-width // patch_size)) in found:
+            return height, width
     if not found:
         raise ValueError(
-            f"The stages have {', '.join(map(str, map(math.prod, grids)))} tokens by their tables of attention biases; "
+            f"the stages have {', '.join(map(str, map(math.prod, grids)))} tokens by their tables of attention biases; "
             "no grid halves like that."
         )
     if len(found) > 1 and not squares:
         grids_found = " or ".join(f"{rows}x{columns}" for rows, columns in found)
         raise ValueError(
-            f"The tables of attention biases are for {tokens} tokens: {grids_found}. Pass the `image_size` that the "
+            f"the tables of attention biases are for {tokens} tokens: {grids_found}. Pass the `image_size` that the "
             f"weights are for, {patch_size} pixels a token."
         )
     rows, columns = (squares or found)[0]
@@ -186,11 +208,11 @@ def _arrays(layer: Layer) -> list[str]:
 
 def _most(values: Sequence[Any], names: Sequence[str]) -> Any:
     if not values:
-        raise ValueError(f"The sizes of the model cannot be told: {', '.join(names)} are missing, or no such arrays.")
+        raise ValueError(f"the sizes of the model cannot be told: {', '.join(names)} are missing, or no such arrays.")
     return Counter(values).most_common(1)[0][0]
 
 
 def _ratio(total: int, part: int) -> int:
     if part == 0 or total % part:
-        raise ValueError(f"The shapes are of no LeViT: {total} channels do not divide into {part}.")
+        raise ValueError(f"the shapes are of no LeViT: {total} channels do not divide into {part}.")
     return total // part

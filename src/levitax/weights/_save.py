@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_choice, check_state
-from .._model import LeViT
+from .._model import check_levit, LeViT
 from . import _tree
 from ._entries import entries, places
 from ._files import SAFETENSORS, write_safetensors
@@ -39,8 +39,9 @@ def save(
     **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
     layout or dtype, for a model that is not as its configuration makes it, and for one that the layout cannot hold.
     """
-    path = Path(path)
-    if path.suffix not in SAFETENSORS:
+    check_levit(model)
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in SAFETENSORS:
         raise ValueError(
             f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "
             "`levitax.weights.state_dict(model, state, layout=...)` returns, each array through `torch.from_numpy`."
@@ -50,11 +51,11 @@ def save(
     if layout == "levitax":
         fused = _tree.shapes(model) == _tree.shapes(_tree.skeleton(model.config, fused=True)[0])
         arrays = _tree.arrays(model, state) if fused else _tree.checked_arrays(model, state)
-        metadata = Header(model.config, fused).to_metadata()
+        metadata = Header(layout, model.config, fused).to_metadata()
     else:
         arrays = state_dict(model, state, layout=layout)
-        # What transformers wants to see.
-        metadata = {"format": "pt"}
+        # What transformers wants to see; and for our own reading, what the layout cannot say.
+        metadata = {"format": "pt", **Header(layout, model.config, fused=False).to_metadata()}
     cast = lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
     write_safetensors(path, {name: np.asarray(cast(array)) for name, array in arrays.items()}, metadata)
 
@@ -77,12 +78,18 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
         authors' repository and timm before 2023; "mmpretrain"; "vit_pytorch", for models of that network and no other;
         "levitax" for the paths in the model itself.
 
+    The other library's model has to be made with the same sizes. In transformers: `LevitConfig(hidden_sizes=config.dim,
+    num_attention_heads=config.heads, depths=config.depth, key_dim=config.key_dim, num_labels=config.num_classes,
+    image_size=config.image_size[0])`, with `config = model.config`. Its `to_json_file("config.json")` beside a
+    `model.safetensors` makes a folder for `from_pretrained`.
+
     **Returns:** float32 arrays by name, and the integers that the other library keeps beside them.
 
     **Raises:** `ValueError` for another layout, for a model that is not as its configuration makes it, and for one that
     the layout cannot hold.
     """
     check_choice("layout", layout, LAYOUTS)
+    check_levit(model)
     check_state(state)
     config, names = model.config, LAYOUTS[layout]
     arrays = _tree.checked_arrays(model, state)
@@ -91,6 +98,12 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
             f"`layout` is {layout!r}, which is for another network than the model's, {config.network!r}: nothing would "
             "load the result."
         )
+    if layout in ("official", "transformers", "transformers_backbone", "mmpretrain"):
+        if config.activation != "hard_swish" or config.patch_size != 16:
+            raise ValueError(
+                f"`layout` is {layout!r}, whose models have `activation` 'hard_swish' and `patch_size` 16; this has "
+                f"{config.activation!r} and {config.patch_size}. Of these layouts only timm's can hold it."
+            )
     if layout == "transformers_backbone" and config.num_classes:
         raise ValueError(
             "`layout` is 'transformers_backbone', which has no classifier, and the model has one: take it off by "

@@ -67,12 +67,16 @@ def checked_arrays(model: LeViT, state: eqx.nn.State | None) -> dict[str, Array]
 
     **Raises:** `ValueError` if it is not: fused, or with other parts put in.
     """
+    if any(
+        isinstance(block.attention.bias, nn.GatheredAttentionBias) for stage in model.stages for block in stage.blocks
+    ):
+        raise ValueError("`model` is fused, without normalisations: take the model that was fused.")
     expected, found = shapes(skeleton(model.config)[0]), shapes(model)
     if expected != found:
         different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         raise ValueError(
-            "`model` is not as its configuration makes it: it is fused, or has parts that were put in or changed, at "
-            f"{', '.join(different)}. Pass the model as `levitax.LeViT` makes it."
+            "`model` is not as its configuration makes it: parts were put in or changed, at "
+            f"{', '.join(different[:8])}{', ...' if different[8:] else ''}. Pass the model as `levitax.LeViT` makes it."
         )
     return arrays(model, state)
 
