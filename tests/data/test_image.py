@@ -98,11 +98,23 @@ def test_floats_are_brought_to_bytes(written, full):
     ("orientation", "turn"),
     [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, lambda x: np.rot90(x))],
 )
-def test_pictures_are_turned_upright(picture, written, orientation, turn):
+@pytest.mark.parametrize("suffix", ("png", "tiff"))
+@pytest.mark.parametrize("mode", ("RGB", "L"))
+def test_pictures_are_turned_upright(picture, written, orientation, turn, suffix, mode):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = read_image(written(Image.fromarray(picture), "x.png", exif=exif))
-    assert np.array_equal(pixels, turn(picture))
+    image = Image.fromarray(picture).convert(mode)
+    pixels = read_image(written(image, f"x.{suffix}", exif=exif))
+    assert np.array_equal(pixels, turn(np.asarray(image.convert("RGB"))))
+
+
+def test_small_integers_and_broken_floats_are_seen(written):
+    small = np.arange(256, dtype=np.int32).reshape(16, 16)
+    assert np.array_equal(read_image(written(Image.fromarray(small), "x.tiff"), channels=1)[..., 0], small)
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    values[0, 0] = np.nan
+    pixels = read_image(written(Image.fromarray(values), "x.tiff"), channels=1)[..., 0]
+    assert pixels[0, 0] == 0 and pixels[-1, -1] == 255
 
 
 def test_of_several_frames_the_first_is_taken(picture, written):
@@ -173,3 +185,11 @@ def test_grey_pictures_have_grey_statistics():
 def test_bad_sizes(picture, keywords, message, unchecked):
     with pytest.raises(ValueError, match=message):
         preprocess(picture, **keywords)
+
+
+@pytest.mark.parametrize("shape", ((9, 9), (9, 9, 4), (1, 9, 9, 3)))
+def test_what_is_no_picture(shape, unchecked):
+    with pytest.raises(ValueError, match=r"`image` has shape .*; expected \(height, width, 3\)"):
+        preprocess(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"dtype float64; expected"):
+        preprocess(np.zeros((9, 9, 3)))

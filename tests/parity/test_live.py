@@ -60,7 +60,9 @@ def assert_equal_training(reference, arrays, keywords, *, steps=True):
 
 def timm_numbers(**keywords):
     """The numbers of timm's names under transformers' names, for which rounding does not decide the training."""
-    arrays = levitax.weights.state_dict(*ours.make("timm", **keywords), layout="transformers")
+    arrays = levitax.weights.state_dict(
+        *ours.make("timm", **{**keywords, "activation": "hard_swish"}), layout="transformers"
+    )
     return {name: array for name, array in arrays.items() if array.dtype == np.float32}
 
 

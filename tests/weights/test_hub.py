@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
-from levitax.weights import save
+from levitax.weights import save, state_dict
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+BROKEN = b"answered with an error"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -42,6 +46,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.reply(404, {"X-Error-Code": code}, b"", with_body)
         elif "/".join(file) not in files:
             self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"", with_body)
+        elif files["/".join(file)] is BROKEN:
+            self.reply(500, {}, b"", with_body)
         else:
             content = files["/".join(file)]
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
@@ -66,8 +72,11 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
 
     def written(layout, **sizes):
         model, state = randomise(*make(**sizes))
-        save(path, model, state, layout=layout)
-        return path.read_bytes()
+        if layout == "levitax":
+            save(path, model, state)
+            return path.read_bytes()
+        # As others write it: without our header.
+        return safetensors.numpy.save(state_dict(model, state, layout=layout))
 
     timm = {"architecture": "levit_tiny", "pretrained_cfg": {"input_size": [3, 16, 24]}}
     transformers = {"image_size": [96, 64], "drop_path_rate": 0.1, "architectures": ["LevitForImageClassification"]}
@@ -84,6 +93,7 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
         },
         "someone/plain": {"model.safetensors": written("levitax")},
         "someone/other": {"README.md": b"nothing"},
+        "someone/broken": {"model.safetensors": written("timm"), "config.json": BROKEN},
     }
 
 
@@ -154,6 +164,13 @@ def test_a_repository_that_does_not_exist(hub, fetch):
     answer = fetch(hub[0], "nobody/nothing")
     assert answer.startswith("FileNotFoundError There is neither a folder `")
     assert f"`{Path('nobody/nothing').absolute()}` nor a repository 'nobody/nothing' on the hub" in answer
+
+
+@pytest.mark.slow
+def test_a_config_that_cannot_be_fetched_is_missed(hub, fetch):
+    # Without it, the images might be of another size than it says.
+    answer = fetch(hub[0], "someone/broken")
+    assert answer.startswith("ConnectionError") and "`config.json` of the repository 'someone/broken' is not" in answer
 
 
 def test_a_repository_without_weights(hub, fetch):

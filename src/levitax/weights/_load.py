@@ -90,9 +90,9 @@ def load_into(
 
     **Arguments:**
 
-    - `model`: of the architecture of the weights. Where it is for other images or classes, the weights are adapted as
-        by [`levitax.weights.adapt`][]; the linear map of a classifier for other classes stays as it is. Its parameters
-        become float32.
+    - `model`: of the architecture of the weights, and of their activation, which only files of ours tell. Where it is
+        for other images or classes, the weights are adapted as by [`levitax.weights.adapt`][]; the linear map of a
+        classifier for other classes stays as it is. Its parameters become float32.
     - `state`: the state of the model, or of the module it is in.
     - `source`, `revision`, `allow_nonfinite`: as in [`levitax.load`][].
 
@@ -175,7 +175,7 @@ def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _t
     own = _tree.checked_arrays(model, state)
     if weights.fused:
         raise ValueError(f"{weights.where} holds a fused model, without normalisations. Load the model that was fused.")
-    if weights.knows_activation and weights.config.activation != model.config.activation:
+    if weights.has_header and weights.config.activation != model.config.activation:
         raise ValueError(
             f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
             f"{weights.where}. Make the model with that of the weights."

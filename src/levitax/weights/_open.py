@@ -35,13 +35,13 @@ class Weights:
         kept: Mapping[str, Entry],
         *,
         fused: bool,
-        knows_activation: bool,
+        has_header: bool,
     ):
         self.where = archive.where
         self.config = config
         self.fused = fused
-        # From a header, or since the sizes are those of a published model.
-        self.knows_activation = knows_activation
+        # Without, activation and drop path are guessed.
+        self.has_header = has_header
         self._archive = archive
         self._kept = kept
         self._nonfinite: list[str] = []
@@ -87,13 +87,11 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
         if header is not None:
             if sum(header.config.depth) > len(archive.shapes):
                 raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
-            name, config, fused, knows_activation = header.layout, header.config, header.fused, True
+            name, config, fused = header.layout, header.config, header.fused
         else:
             told = read_hints(beside, f"the `config.json` beside {archive.where}")
             try:
-                name, config, knows_activation = recognise(
-                    _relevant(archive.shapes), told.image_sizes, _asked(image_size)
-                )
+                name, config = recognise(_relevant(archive.shapes), told.image_sizes, _asked(image_size))
             except ValueError as error:
                 raise ValueError(f"In {archive.where}: {error}") from None
             config = told.applied(config)
@@ -104,7 +102,7 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
         else:
             kept = entries(LAYOUTS[name], config, shapes)
         _check_arrays(archive, name, config, kept)
-        yield Weights(archive, config, kept, fused=fused, knows_activation=knows_activation)
+        yield Weights(archive, config, kept, fused=fused, has_header=header is not None)
 
 
 def _without_wrappers(archive: Archive) -> Archive:

@@ -31,9 +31,8 @@ ARCHITECTURE = (
 
 def recognise(
     shapes: Shapes, image_sizes: Sequence[tuple[int, int]] = (), asked: tuple[int, ...] | None = None
-) -> tuple[LayoutName, LeViTConfig, bool]:
-    """The layout that the names belong to, the model that the shapes make, and whether it is a published one, of which
-    activation and drop path are known though they do not show.
+) -> tuple[LayoutName, LeViTConfig]:
+    """The layout that the names belong to, and the model that the shapes make.
 
     A table of attention biases does not tell height from width, nor 224 pixels from 210, which make 14 tokens too. The
     first of `image_sizes` that fits is taken, else the square of whole tokens, and `asked`, the size that the model
@@ -51,14 +50,14 @@ def recognise(
     name = found[0]
     sizes = _sizes(LAYOUTS[name], shapes, image_sizes, asked)
     if f"{LAYOUTS[name].convolution(0).norm}.weight" not in shapes and _is_vit_pytorch(name, shapes):
-        return name, LeViTConfig(network="vit_pytorch", **sizes), False
+        return name, LeViTConfig(network="vit_pytorch", **sizes)
     config = LeViTConfig(**sizes)
     for variant in VARIANTS.values():
         published = LeViTConfig(**variant)
         if all(getattr(published, field) == getattr(config, field) for field in ARCHITECTURE):
-            config = LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
-            return name, config, True
-    return name, config, False
+            # Neither shows in the shapes.
+            return name, LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
+    return name, config
 
 
 def _is_vit_pytorch(name: LayoutName, shapes: Shapes) -> bool:
