@@ -96,7 +96,7 @@ def preprocess(
     top, left = round((resized[0] - rows) / 2), round((resized[1] - columns) / 2)
     pixels = pixels[top : top + rows, left : left + columns].astype(np.float32) / 255
     if channels == 1:
-        mean, std = np.mean(mean), np.mean(std)
+        mean, std = float(np.mean(mean)), float(np.mean(std))
     return ((pixels - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
 
 
