@@ -107,13 +107,8 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
 
 def _without_wrappers(archive: Archive) -> Archive:
     """Takes off what `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
-    prefix = ""
-    while True:
-        following = [prefix + wrapper for wrapper in ("module.", "model.", "_orig_mod.")]
-        common = [prefix for prefix in following if all(name.startswith(prefix) for name in archive.shapes)]
-        if not archive.shapes or not common:
-            break
-        prefix = common[0]
+    prefixes = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in archive.shapes}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
     shapes = {name.removeprefix(prefix): shape for name, shape in archive.shapes.items()}
     return archive._replace(shapes=shapes, read=lambda name: archive.read(prefix + name))
 

@@ -49,7 +49,7 @@ def recognise(
         )
     name = found[0]
     sizes = _sizes(LAYOUTS[name], shapes, image_sizes, asked)
-    if f"{LAYOUTS[name].convolution(0).norm}.weight" not in shapes and _is_vit_pytorch(name, shapes):
+    if _is_vit_pytorch(name, shapes):
         return name, LeViTConfig(network="vit_pytorch", **sizes)
     config = LeViTConfig(**sizes)
     for variant in VARIANTS.values():
