@@ -2,6 +2,11 @@ import importlib
 from types import ModuleType
 
 
+def extra(name: str) -> str:
+    """The way out where a package of an extra is missing."""
+    return f'run `pip install "levitax[{name}]"`'
+
+
 def require(module: str, user: str, way_out: str) -> ModuleType:
     """Imports an optional package, or says who needs it and how to get it."""
     try:

@@ -5,7 +5,6 @@ import re
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -16,18 +15,7 @@ import levitax
 from levitax.weights import adapt, load, load_initial, load_into, save, state_dict
 
 
-@pytest.fixture
-def trained(make, randomise) -> tuple[Any, eqx.nn.State]:
-    return randomise(*make())
-
-
 SIXTEEN = {"patch_size": 16, "image_size": 64}
-
-
-@pytest.fixture
-def file(trained, tmp_path) -> Path:
-    save(tmp_path / "model.safetensors", *trained)
-    return tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize("size", (0, 7, 200, 3000, -1))

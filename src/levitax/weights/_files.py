@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._extras import require
+from .._extras import extra, require
 from ._entries import Shape
 
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
+
+_INSTALL = extra("weights")
+# Of those before, `weights_only=True` does not keep what it promises.
+_SAFE_TORCH = (2, 10)
 
 
 class Archive(NamedTuple):
@@ -85,11 +89,6 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
         raise OSError(f"`{path}` could not be written: {reason}. What was there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-_INSTALL = 'run `pip install "levitax[weights]"`'
-# Of those before, `weights_only=True` does not keep what it promises.
-_SAFE_TORCH = (2, 10)
 
 
 @contextlib.contextmanager

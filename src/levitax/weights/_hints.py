@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Hints(NamedTuple):
             )
         if self.drop_path is None:
             return config
-        return LeViTConfig(**{**config.to_dict(), "drop_path": self.drop_path})
+        return dataclasses.replace(config, drop_path=self.drop_path)
 
 
 def read_hints(content: Mapping[str, Any], where: str) -> Hints:

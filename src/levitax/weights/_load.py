@@ -1,3 +1,4 @@
+import dataclasses
 from functools import cache
 from typing import Unpack
 
@@ -57,7 +58,7 @@ def load(
     later version, if arrays are missing, unexpected, of a wrong shape or not finite (all of them are named), if a
     folder holds several files, if a file wants code to be run, or if the overrides do not fit.
     """
-    with open_weights(source, revision, overrides.get("image_size")) as weights:
+    with open_weights(source, revision, overrides.get("image_size"), allow_nonfinite=allow_nonfinite) as weights:
         if weights.fused and overrides:
             names = ", ".join(f"`{name}`" for name in overrides)
             raise ValueError(
@@ -67,8 +68,6 @@ def load(
         config = _changed(weights.config, overrides)
         read = adapted(weights.read, weights.config, config, _drawn_head(config, key))
         model, state = _tree.fill(*_tree.skeleton(config, fused=weights.fused), read)
-        if not allow_nonfinite:
-            weights.check_finite()
     return model, state
 
 
@@ -102,10 +101,8 @@ def load_into(
     """
     check_levit(model)
     check_state(state)
-    with open_weights(source, revision, model.config.image_size) as weights:
+    with open_weights(source, revision, model.config.image_size, allow_nonfinite=allow_nonfinite) as weights:
         model, state = _tree.fill(model, state, _for_model(weights, model, state))
-        if not allow_nonfinite:
-            weights.check_finite()
     return model, state
 
 
@@ -124,10 +121,8 @@ def load_initial(model: LeViT, source: Source, *, revision: str | None = None, a
     ```
     """
     check_levit(model)
-    with open_weights(source, revision, model.config.image_size) as weights:
+    with open_weights(source, revision, model.config.image_size, allow_nonfinite=allow_nonfinite) as weights:
         model = _tree.fill_initial(model, _for_model(weights, model, None))
-        if not allow_nonfinite:
-            weights.check_finite()
     return model
 
 
@@ -168,7 +163,7 @@ def adapt(
 def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
     for name in overrides:
         check_choice("keyword", name, Overrides.__annotations__)
-    return LeViTConfig(**{**config.to_dict(), **overrides})
+    return dataclasses.replace(config, **overrides)
 
 
 def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _tree.Reader:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._extras import require
+from .._extras import extra, require
 from ._files import PICKLES, SAFETENSORS
 
 
@@ -65,7 +65,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _on_hub(name: str, revision: str | None) -> Location:
-    user, way_out = f"Fetching {name!r} from the hub", 'run `pip install "levitax[weights]"`'
+    user, way_out = f"Fetching {name!r} from the hub", extra("weights")
     hub, errors = (require(module, user, way_out) for module in ("huggingface_hub", "huggingface_hub.errors"))
 
     def fetch(filename: str, **options) -> Path | None:

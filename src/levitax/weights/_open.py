@@ -71,10 +71,13 @@ class Weights:
 
 
 @contextlib.contextmanager
-def open_weights(source: Source, revision: str | None, image_size: Any = None) -> Iterator[Weights]:
+def open_weights(
+    source: Source, revision: str | None, image_size: Any = None, *, allow_nonfinite: bool = False
+) -> Iterator[Weights]:
     """Opens a file, folder, repository on the hub or mapping, tells what it is, and checks it as a whole.
 
-    `image_size` helps where the shapes leave open which images the weights are for. Errors are those of `load`.
+    `image_size` helps where the shapes leave open which images the weights are for. Errors are those of `load`; that
+    numbers are not finite is told at the end, of all that was read.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
@@ -102,7 +105,10 @@ def open_weights(source: Source, revision: str | None, image_size: Any = None) -
         else:
             kept = entries(LAYOUTS[name], config, shapes)
         _check_arrays(archive, name, config, kept)
-        yield Weights(archive, config, kept, fused=fused, has_header=header is not None)
+        weights = Weights(archive, config, kept, fused=fused, has_header=header is not None)
+        yield weights
+        if not allow_nonfinite:
+            weights.check_finite()
 
 
 def _without_wrappers(archive: Archive) -> Archive:

@@ -49,9 +49,8 @@ def save(
     check_choice("dtype", dtype, ("float32", "bfloat16"))
     check_state(state)
     if layout == "levitax":
-        fused = _tree.shapes(model) == _tree.shapes(_tree.skeleton(model.config, fused=True)[0])
-        arrays = _tree.arrays(model, state) if fused else _tree.checked_arrays(model, state)
-        metadata = Header(layout, model.config, fused).to_metadata()
+        arrays = _tree.checked_arrays(model, state, allow_fused=True)
+        metadata = Header(layout, model.config, _tree.is_fused(model)).to_metadata()
     else:
         arrays = state_dict(model, state, layout=layout)
         # What transformers wants to see; and for our own reading, what the layout cannot say.

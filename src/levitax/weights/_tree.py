@@ -38,7 +38,7 @@ def shapes(model: eqx.Module) -> dict[str, Shape]:
     """The shape of each array by path."""
     found = {}
     for path, node in _nodes(model):
-        if isinstance(node, nn.BatchNorm):
+        if _is_norm(node):
             found |= {f"{path}.{leaf}": node.weight.shape for leaf in ("weight", "bias", "mean", "var")}
         else:
             found[path] = node.shape
@@ -49,7 +49,7 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
     """Each array by path; without a state, of a model from which it is not yet split off."""
     found = {}
     for path, node in _nodes(model):
-        if isinstance(node, nn.BatchNorm):
+        if _is_norm(node):
             running: Any = node.statistics.init if state is None else node.running(state)
             if not isinstance(running, nn.RunningStatistics):
                 raise ValueError(
@@ -62,16 +62,21 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
     return found
 
 
-def checked_arrays(model: LeViT, state: eqx.nn.State | None) -> dict[str, Array]:
+def is_fused(model: LeViT) -> bool:
+    """Whether a model came out of `fuse`."""
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    return any(isinstance(block.attention.bias, nn.GatheredAttentionBias) for block in blocks)
+
+
+def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: bool = False) -> dict[str, Array]:
     """As `arrays`, of a LeViT that is as its configuration makes it.
 
-    **Raises:** `ValueError` if it is not: fused, or with other parts put in.
+    **Raises:** `ValueError` if it is not: with other parts put in, or, unless that is allowed, fused.
     """
-    if any(
-        isinstance(block.attention.bias, nn.GatheredAttentionBias) for stage in model.stages for block in stage.blocks
-    ):
+    fused = is_fused(model)
+    if fused and not allow_fused:
         raise ValueError("`model` is fused, without normalisations: take the model that was fused.")
-    expected, found = shapes(skeleton(model.config)[0]), shapes(model)
+    expected, found = shapes(skeleton(model.config, fused=fused)[0]), shapes(model)
     if expected != found:
         different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         raise ValueError(
@@ -108,7 +113,7 @@ def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.Stat
 
     def put(path, node):
         path = jax.tree_util.keystr(path, simple=True, separator=".")
-        if isinstance(node, nn.BatchNorm):
+        if _is_norm(node):
             statistics = nn.RunningStatistics(get(f"{path}.mean"), get(f"{path}.var"))
             new = get(f"{path}.weight"), get(f"{path}.bias"), index(node, statistics)
             return eqx.tree_at(lambda norm: (norm.weight, norm.bias, norm.statistics), node, new)
