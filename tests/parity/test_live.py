@@ -43,6 +43,15 @@ def assert_taken_back(reference, arrays):
     reference.load_state_dict({name: references.torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
 
 
+def assert_goes_both_ways(reference, model, state, layout):
+    """Both compute the same, and the reference still does with what we write."""
+    images = numbers.images(2, 224, 224)
+    theirs = references.evaluate(reference, images)
+    cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
+    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout=layout))
+    assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
+
+
 def assert_equal_training(reference, arrays, keywords, *, steps=True):
     model, state = ours.load(references.fill(reference, arrays), **keywords)
     images = numbers.images(cases.TRAINING_BATCH, *model.config.image_size)
@@ -74,11 +83,7 @@ def test_inference_equals_transformers(variant, teacher):
     references.fill(reference)
     model, state = levitax.load(reference.state_dict())
     assert model.config == levitax.LeViTConfig(**{**levitax.VARIANTS[variant], "distillation": teacher})
-    images = numbers.images(2, 224, 224)
-    theirs = references.evaluate(reference, images)
-    cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
-    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="transformers"))
-    assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
+    assert_goes_both_ways(reference, model, state, "transformers")
 
 
 @needs_transformers
@@ -132,11 +137,7 @@ def test_inference_equals_vit_pytorch(distillation):
     references.fill(reference)
     model, state = levitax.load(reference.state_dict())
     assert model.config == levitax.LeViTConfig(**keywords)
-    images = numbers.images(2, 224, 224)
-    theirs = references.evaluate(reference, images)
-    cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
-    assert_taken_back(reference, levitax.weights.state_dict(model, state, layout="vit_pytorch"))
-    assert np.array_equal(references.evaluate(reference, images)["logits"], theirs["logits"])
+    assert_goes_both_ways(reference, model, state, "vit_pytorch")
 
 
 @needs_vit_pytorch
