@@ -3,13 +3,16 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
+
+from ._checks import as_integer
+from ._keys import is_one_key
 
 
 StatefulCallable: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
 
 
-def batched(model: StatefulCallable) -> StatefulCallable:
+def batched(model: StatefulCallable, *, group_size: int | None = None) -> StatefulCallable:
     """`jax.vmap` of a model over a batch: `logits, state = batched(model)(images, state, key=key)`.
 
     The axis is named "batch", as every [`levitax.nn.BatchNorm`][] of the model expects. In training, its statistics are
@@ -19,15 +22,35 @@ def batched(model: StatefulCallable) -> StatefulCallable:
 
     - `model`: anything called as `model(image, state, key=key) -> (output, state)`: a [`levitax.LeViT`][], its
         `features`, a module of your own that contains one.
+    - `group_size`: take the statistics over groups of this many consecutive images, as each of several devices does
+        that do not synchronise them (256 in the official training), and move the running ones by their mean over the
+        groups. By default all of the batch is one group.
 
     **Returns:** a function of a batch (a leading axis on every array of its first argument), the state and optionally a
-    key, which is split over the batch. It returns the outputs with a leading axis, and one new state.
+    key, which is split over the batch, or an array of keys, one for each example. It returns the outputs with a leading
+    axis, and one new state. It raises `ValueError` for a batch that `group_size` does not divide.
     """
 
-    def call(images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | None = None):
-        size = jax.tree.leaves(images)[0].shape[0]
-        keys = None if key is None else jax.random.split(key, size)
+    if group_size is not None:
+        as_integer("group_size", group_size)
+
+    def over_batch(images, state, keys):
         one = lambda image, state, key: model(image, state, key=key)
         return jax.vmap(one, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")(images, state, keys)
+
+    def call(images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None):
+        size = jax.tree.leaves(images)[0].shape[0]
+        keys = jax.random.split(key, size) if key is not None and is_one_key(key) else key
+        if group_size is None:
+            return over_batch(images, state, keys)
+        if size % group_size:
+            raise ValueError(f"`group_size` is {group_size}, which does not divide a batch of {size} images.")
+        split = lambda array: array.reshape(size // group_size, group_size, *array.shape[1:])
+        images, keys = jax.tree.map(split, (images, keys))
+        outputs, states = jax.vmap(over_batch, in_axes=(0, None, 0))(images, state, keys)
+        join = lambda array: array.reshape(size, *array.shape[2:])
+        # About the first one, so that what no group has changed stays to the bit.
+        mean = lambda array: array[0] + (array - array[:1]).mean(0) if eqx.is_inexact_array(array) else array[0]
+        return jax.tree.map(join, outputs), jax.tree.map(mean, states)
 
     return call
