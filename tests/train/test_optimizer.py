@@ -1,10 +1,14 @@
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import levitax
-from levitax.train import adamw, decay_mask, trainable
+from levitax.train import adamw, adaptive_grad_clip, decay_mask, freeze_norms, head_only, trainable, warmup_cosine
 
 
 MAPS = levitax.nn.ConvNorm, levitax.nn.LinearNorm, levitax.nn.NormLinear
@@ -41,3 +45,177 @@ def test_floating_point_arrays_are_trainable(make):
     assert sum(leaf.size for leaf in jax.tree.leaves(trainable(model))) == levitax.count_parameters(model)
     tree = {"weight": jnp.ones(2), "index": jnp.arange(2), "activation": jax.nn.relu, "rate": 0.1}
     assert eqx.tree_equal(trainable(tree), {"weight": tree["weight"], "index": None, "activation": None, "rate": None})
+
+
+CLIPPING = 0.01
+
+
+def norms_of_units(array):
+    """The norm of each unit, broadcast over its numbers, in float64."""
+    rows = np.asarray(array, np.float64).reshape(len(array) if array.ndim > 1 else 1, -1)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.broadcast_to(norms, rows.shape).reshape(array.shape)
+
+
+def clipped(gradient, weight):
+    """The definition."""
+    largest = CLIPPING * np.maximum(norms_of_units(weight), 1e-3)
+    norms = norms_of_units(gradient)
+    gradient = np.asarray(gradient, np.float64)
+    return np.where(norms > largest, gradient * largest / np.maximum(norms, 1e-6), gradient)
+
+
+def clip_once(gradient, params, **keywords) -> Any:
+    clip = adaptive_grad_clip(CLIPPING, **keywords)
+    return clip.update(gradient, clip.init(params), params)[0]
+
+
+@pytest.fixture
+def params(make, randomise):
+    model, _ = randomise(*make())
+    return trainable(model)
+
+
+@pytest.fixture
+def gradient(params):
+    """Of a size that differs from unit to unit, so that some are clipped and some are not."""
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        scale = 10.0 ** rng.uniform(-4, 0, (leaf.shape[0], *[1] * (leaf.ndim - 1)) if leaf.ndim > 1 else ())
+        return jnp.asarray(rng.normal(size=leaf.shape) * scale, jnp.float32)
+
+    return jax.tree.map(draw, params)
+
+
+def test_clipping_is_its_definition(params, gradient):
+    ours = jax.jit(clip_once)(gradient, params)
+    leaves = list(zip(*map(jax.tree.leaves, (ours, gradient, params)), strict=True))
+    # Vectors, linear maps and tables, kernels.
+    assert {leaf.ndim for leaf, _, _ in leaves} >= {1, 2, 4}
+    for leaf, before, weight in leaves:
+        np.testing.assert_allclose(leaf, clipped(before, weight), rtol=1e-5, atol=1e-12)
+    changed = np.concatenate([np.ravel(leaf != before) for leaf, before, _ in leaves])
+    assert 0.1 < changed.mean() < 0.9
+
+
+def test_a_table_of_attention_biases_is_clipped_head_by_head(key):
+    table = levitax.nn.AttentionBias(2, (3, 3), key=key)
+    table = eqx.tree_at(lambda bias: bias.table, table, jnp.ones_like(table.table))
+    large_in_one_head = jax.tree.map(lambda leaf: jnp.zeros_like(leaf).at[0].set(1.0), trainable(table))
+    ours = clip_once(large_in_one_head, trainable(table))
+    np.testing.assert_allclose(ours.table[0], CLIPPING, rtol=1e-6)
+    np.testing.assert_array_equal(ours.table[1], 0)
+
+
+def test_zeros_can_begin_to_move():
+    zeros, gradient = (
+        {"vector": jnp.zeros(4), "kernel": jnp.zeros((2, 3))},
+        {"vector": jnp.ones(4), "kernel": jnp.ones((2, 3))},
+    )
+    for keywords, eps in (({}, 1e-3), ({"eps": 0.5}, 0.5)):
+        ours = clip_once(gradient, zeros, **keywords)
+        np.testing.assert_allclose(jnp.linalg.norm(ours["vector"]), CLIPPING * eps, rtol=1e-5)
+        np.testing.assert_allclose(jnp.linalg.norm(ours["kernel"], axis=1), CLIPPING * eps, rtol=1e-5)
+
+
+def test_adamw_clips_if_asked_to():
+    params, gradient = ({"kernel": 2 * jnp.ones((2, 3)), "vector": jnp.ones(4)} for _ in range(2))
+    small = clip_once(gradient, params)
+    # A large eps: without one, the first step of Adam does not see the size of a gradient.
+    update = lambda gradient, **keywords: adamw_once(gradient, params, eps=0.1, **keywords)
+    assert eqx.tree_equal(update(gradient, clipping=CLIPPING), update(small), rtol=1e-5, atol=1e-8)
+    assert not eqx.tree_equal(update(gradient), update(small), rtol=1e-2, atol=1e-4)
+
+
+def adamw_once(gradient, params, **keywords):
+    optimizer = adamw(0.1, **keywords)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
+EPOCHS, STEPS, WARMUP = 10, 4, 3
+
+
+def learning_rate(epoch):
+    """timm's cosine, in float64."""
+    if epoch < WARMUP:
+        return 1e-6 + epoch * (0.5 - 1e-6) / WARMUP
+    return 1e-5 + 0.5 * (0.5 - 1e-5) * (1 + np.cos(np.pi * min(epoch / EPOCHS, 1)))
+
+
+# By the flags: in which epoch a step is.
+EPOCH_OF: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
+    "by step": ({}, lambda step: step / STEPS),
+    "by epoch": ({"by_epoch": True}, lambda step: step // STEPS),
+    "late": ({"by_epoch": True, "late": True}, lambda step: max(step // STEPS - 1, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", EPOCH_OF)
+def test_the_learning_rate_goes_up_a_line_and_down_a_cosine(kind):
+    flags, epoch_of = EPOCH_OF[kind]
+    schedule = warmup_cosine(0.5, epochs=EPOCHS, steps_per_epoch=STEPS, warmup_epochs=WARMUP, **flags)
+    # Beyond the end too.
+    steps = range(EPOCHS * STEPS + 9)
+    ours = jax.jit(jax.vmap(schedule))(jnp.arange(len(steps)))
+    # Near the end the cosine is a difference of two numbers near 1.
+    np.testing.assert_allclose(ours, [learning_rate(epoch_of(step)) for step in steps], rtol=1e-5, atol=3e-8)
+    assert schedule(STEPS + 1) == pytest.approx(learning_rate(epoch_of(STEPS + 1)), rel=1e-5)
+
+
+def test_the_official_training_starts_with_two_epochs_at_the_warm_up_rate():
+    schedule = warmup_cosine(2e-3, epochs=1000, steps_per_epoch=625, by_epoch=True, late=True)
+    rates = np.asarray(schedule(jnp.array([0, 624, 625, 1249, 1250, 1874])))
+    np.testing.assert_allclose(rates[:4], 1e-6, rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], 1e-6 + (2e-3 - 1e-6) / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("flags", ({}, {"by_epoch": True}), ids=("by step", "by epoch"))
+def test_without_a_warm_up_the_cosine_starts_at_once(flags):
+    schedule = warmup_cosine(0.5, epochs=4, steps_per_epoch=5, warmup_epochs=0, min_learning_rate=0.1, **flags)
+    np.testing.assert_allclose(schedule(jnp.array([0, 10, 20, 1000])), [0.5, 0.3, 0.1, 0.1], rtol=1e-6)
+
+
+def test_frozen_normalisations_keep_their_statistics_and_learn(make, randomise, images, key):
+    model, state = randomise(*make(image_size=8, stages=1, dim=16, heads=1, dropout=0.5))
+    # Each image alone: with the running statistics there is no need of a batch.
+    frozen, x = freeze_norms(model), images(8, 8, 3)
+
+    @eqx.filter_jit
+    def train(model, key):
+        def loss(model):
+            outputs, new = model(x, state, key=key)
+            return (outputs.classification**2 + outputs.distillation**2).sum(), new
+
+        return eqx.filter_value_and_grad(loss, has_aux=True)(model)
+
+    (loss, new), gradient = train(frozen, key)
+    assert eqx.tree_equal(new, state)
+    # Dropout is on.
+    assert abs(train(frozen, jax.random.key(1))[0][0] - loss) > 1e-3
+    norms = norms_in(gradient)
+    assert len(norms) == len(norms_in(model)) > 5
+    assert all(jnp.abs(norm.weight).max() > 0 and jnp.abs(norm.bias).max() > 0 for norm in norms)
+
+
+def test_nothing_but_normalisations_is_frozen(make):
+    model, _ = make(image_size=8, stages=1, dim=16, heads=1, dropout=0.5)
+    frozen = freeze_norms(model)
+    thawed = eqx.tree_at(lambda model: [norm.inference for norm in norms_in(model)], frozen, replace_fn=lambda _: False)
+    assert all(norm.inference for norm in norms_in(frozen)) and not any(norm.inference for norm in norms_in(model))
+    assert eqx.tree_equal(thawed, model)
+
+
+def norms_in(tree):
+    is_norm = lambda node: isinstance(node, levitax.nn.BatchNorm)
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_norm) if is_norm(node)]
+
+
+@pytest.mark.parametrize("distillation", (False, True))
+def test_of_a_linear_probe_the_head_alone_is_trained(distillation, make):
+    model, _ = make(distillation=distillation)
+    probe = head_only(model)
+    assert eqx.tree_equal(probe.head, trainable(model.head))
+    assert levitax.count_parameters(probe) == levitax.count_parameters(model.head) > 0
+    # Put together with the rest it is the model again.
+    assert eqx.tree_equal(eqx.combine(probe, model), model)

@@ -9,12 +9,14 @@ import optax
 import pytest
 
 import levitax
-from levitax.train import cross_entropy, make_step, TrainState
+from levitax.train import cross_entropy, head_only, make_step, trainable, TrainState
 
 
 # Not Adam, which makes a whole step of a gradient that is zero but for rounding. Decay needs the parameters, momentum
 # a state.
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
+# One for all of them, which compiles once for each model.
+STEP = make_step(OPTIMIZER)
 SMALL: dict[str, Any] = {"image_size": 8, "stages": 1, "dim": 16, "heads": 1, "dropout": 0.5}
 
 
@@ -72,7 +74,7 @@ def by_hand(model_and_state, batch, key):
 def test_a_step_is_one_of_optax_with_a_key_of_its_number(number, train_state, trained, batches, key, error):
     expected = by_hand(trained, batches[0], jax.random.fold_in(key, number))
     loss, gradient, (model, state, opt_state) = expected
-    after, metrics = make_step(OPTIMIZER)(at(train_state, number), *batches[0])
+    after, metrics = STEP(at(train_state, number), *batches[0])
     assert error(metrics.loss, loss) < 1e-6
     assert error(arrays(after.model), arrays(model)) < 1e-5
     assert error(arrays(after.state), arrays(state)) < 1e-5
@@ -84,14 +86,13 @@ def test_a_step_is_one_of_optax_with_a_key_of_its_number(number, train_state, tr
 
 
 def test_every_step_drops_out_anew(train_state, trained, batches, key):
-    step = make_step(OPTIMIZER)
     again = start(trained, key)
-    losses = [step(at(one, number), *batches[0])[1].loss for number, one in enumerate((train_state, again))]
+    losses = [STEP(at(one, number), *batches[0])[1].loss for number, one in enumerate((train_state, again))]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_the_train_state_is_used_up_and_what_it_was_made_of_is_not(train_state, trained, batches, key):
-    make_step(OPTIMIZER)(train_state, *batches[0])
+    STEP(train_state, *batches[0])
     assert all(array.is_deleted() for array in arrays((train_state.model, train_state.state, train_state.opt_state)))
     assert not any(array.is_deleted() for array in arrays((trained, key)))
     model, state = trained
@@ -120,9 +121,8 @@ def test_other_data_are_not_compiled_for_again(train_state, batches):
 
 
 def test_batches_may_be_of_numpy(train_state, trained, batches, key):
-    step = make_step(OPTIMIZER)
-    _, metrics = step(train_state, *batches[0])
-    _, of_numpy = step(start(trained, key), *map(np.asarray, batches[0]))
+    _, metrics = STEP(train_state, *batches[0])
+    _, of_numpy = STEP(start(trained, key), *map(np.asarray, batches[0]))
     assert metrics == of_numpy
 
 
@@ -133,12 +133,206 @@ def with_key(train_state, convert):
 
 def test_a_run_taken_up_again_goes_on_as_it_would_have(train_state, trained, batches, make, key, tmp_path):
     file = tmp_path / "train_state.eqx"
-    half = run(make_step(OPTIMIZER), train_state, batches[:2])
+    half = run(STEP, train_state, batches[:2])
     eqx.tree_serialise_leaves(file, with_key(half, jax.random.key_data))
     other = start(make(**SMALL), jax.random.key(1))
     resumed = eqx.tree_deserialise_leaves(file, with_key(other, jax.random.key_data))
     resumed = with_key(resumed, jax.random.wrap_key_data)
-    resumed = run(make_step(OPTIMIZER), resumed, batches[2:])
-    uninterrupted = run(make_step(OPTIMIZER), start(trained, key), batches)
+    resumed = run(STEP, resumed, batches[2:])
+    uninterrupted = run(STEP, start(trained, key), batches)
     assert uninterrupted.step == 4
     assert eqx.tree_equal(resumed, uninterrupted)
+
+
+class Map(eqx.Module):
+    """A linear map with dropout and without normalisation, so that a batch is the sum of its parts; its state counts
+    the calls."""
+
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    calls: eqx.nn.StateIndex[jax.Array]
+
+    def __init__(self, *, key):
+        self.linear = eqx.nn.Linear(3, 5, key=key)
+        self.dropout = eqx.nn.Dropout(0.5)
+        self.calls = eqx.nn.StateIndex(jnp.array(0))
+
+    def __call__(self, x, state, *, key=None):
+        state = state.set(self.calls, state.get(self.calls) + 1)
+        return self.linear(self.dropout(x, key=key)), state
+
+
+class Normed(eqx.Module):
+    """The same with a normalisation and without dropout."""
+
+    norm: levitax.nn.BatchNorm
+    linear: eqx.nn.Linear
+
+    def __init__(self, *, key):
+        self.norm = levitax.nn.BatchNorm(3)
+        self.linear = eqx.nn.Linear(3, 5, key=key)
+
+    def __call__(self, x, state, *, key=None):
+        del key
+        x, state = self.norm(x, state)
+        return self.linear(x), state
+
+
+@pytest.fixture
+def rows(images):
+    """Six examples of three numbers each, every one of a kind of its own, and their labels."""
+    return images(6, 3) * jnp.linspace(0.5, 3, 6)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
+
+
+def make_small(kind, key):
+    return eqx.nn.make_with_state(kind)(key=key)
+
+
+def losses_and_statistics(model, state, batch, parts):
+    """Of each of the parts alone, one after the other, which are lists of rows."""
+    losses = []
+    for part in parts:
+        outputs, state = levitax.batched(model)(batch[0][part], state)
+        losses.append(cross_entropy(outputs, batch[1][part]))
+    return losses, model.norm.running(state)
+
+
+@pytest.mark.parametrize("accumulate", (2, 3))
+def test_gradients_of_parts_are_those_of_the_batch(accumulate, rows, key, error):
+    made = make_small(Map, key)
+    expected, expected_metrics = STEP(start(made, key), *rows)
+    ours, metrics = make_step(OPTIMIZER, accumulate=accumulate)(start(made, key), *rows)
+    # Dropout too is that of the batch.
+    assert error(metrics.loss, expected_metrics.loss) < 1e-6
+    assert error(metrics.grad_norm, expected_metrics.grad_norm) < 1e-6
+    assert error(arrays(ours.model), arrays(expected.model)) < 1e-6
+    assert error(arrays(ours.opt_state), arrays(expected.opt_state)) < 1e-6
+    assert error(ours.model.linear.weight, made[0].linear.weight) > 1e-3
+    # One part after the other.
+    assert ours.state.get(ours.model.calls) == accumulate
+    assert (ours.step, expected.step) == (1, 1)
+
+
+@pytest.mark.parametrize("accumulate", (2, 3))
+def test_a_part_has_every_so_many_image_and_its_own_statistics(accumulate, rows, key, error):
+    made = make_small(Normed, key)
+    after, metrics = make_step(OPTIMIZER, accumulate=accumulate)(start(made, key), *rows)
+    parts = [np.arange(first, 6, accumulate) for first in range(accumulate)]
+    losses, statistics = losses_and_statistics(*made, rows, parts)
+    assert error(metrics.loss, np.mean(losses)) < 1e-6
+    assert error(after.model.norm.running(after.state), statistics) < 1e-6
+    # Other parts would have others.
+    losses, _ = losses_and_statistics(*make_small(Normed, key), rows, np.split(np.arange(6), accumulate))
+    assert error(metrics.loss, np.mean(losses)) > 1e-3
+
+
+def test_the_gradient_is_the_mean_of_those_of_the_parts(rows, key, error):
+    made = make_small(Normed, key)
+    optimizer = optax.sgd(1.0)
+    train_state = TrainState(made[0], made[1], optimizer, key=key)
+    after, metrics = make_step(optimizer, accumulate=2)(train_state, *rows)
+
+    @eqx.filter_grad
+    def gradient(model):
+        losses, _ = losses_and_statistics(model, made[1], rows, (np.arange(0, 6, 2), np.arange(1, 6, 2)))
+        return (losses[0] + losses[1]) / 2
+
+    expected = gradient(made[0])
+    assert error(arrays(after.model), arrays(eqx.apply_updates(made[0], jax.tree.map(jnp.negative, expected)))) < 1e-6
+    assert metrics.grad_norm == pytest.approx(float(optax.tree.norm(arrays(expected))), rel=1e-5)
+
+
+def test_statistics_may_be_those_of_groups(rows, key, error):
+    made = make_small(Normed, key)
+    after, metrics = make_step(OPTIMIZER, group_size=2)(start(made, key), *rows)
+    alone = [losses_and_statistics(*made, rows, [rows_]) for rows_ in np.split(np.arange(6), 3)]
+    assert error(metrics.loss, np.mean([losses[0] for losses, _ in alone])) < 1e-6
+    mean = jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *(statistics for _, statistics in alone))
+    assert error(after.model.norm.running(after.state), mean) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"accumulate": 4}, "`accumulate` is 4, which does not divide a batch of 6 images"),
+        ({"group_size": 4}, "`group_size` is 4, which does not divide a batch of 6 images"),
+        (
+            {"accumulate": 2, "group_size": 2},
+            "`accumulate` is 2, which does not divide a batch of 6 images in groups of 2",
+        ),
+    ],
+    ids=str,
+)
+def test_a_batch_that_cannot_be_split(keywords, message, rows, key):
+    train_state = start(make_small(Normed, key), key)
+    with pytest.raises(ValueError, match=message):
+        make_step(OPTIMIZER, **keywords)(train_state, *rows)
+    # Nothing has been used up by it.
+    assert not any(array.is_deleted() for array in arrays(train_state))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("keywords", "kind"),
+    [({"accumulate": 0}, ValueError), ({"accumulate": -1}, ValueError), ({"accumulate": 2.0}, TypeError)],
+    ids=str,
+)
+def test_parts_are_counted(keywords, kind):
+    with pytest.raises(kind, match=r"`accumulate` is .*; expected an integer of at least 1"):
+        make_step(OPTIMIZER, **keywords)
+
+
+def test_what_is_not_trained_stays_to_the_bit(trained, batches, key):
+    model, state = trained
+    train_state = TrainState(model, state, OPTIMIZER, parameters=head_only, average=True, key=key)
+    assert sum(array.size for array in arrays(train_state.opt_state)) == levitax.count_parameters(model.head)
+    # Decay and momentum would move it without a gradient.
+    train_state = run(make_step(OPTIMIZER, parameters=head_only, average_decay=0.9), train_state, batches)
+    rest = lambda model: arrays(eqx.tree_at(lambda model: model.head, model, None))
+    for after in (train_state.model, train_state.averaged()[0]):
+        for ours, before in zip(rest(after), rest(model), strict=True):
+            np.testing.assert_array_equal(ours, before)
+        moved = zip(arrays(after.head), arrays(model.head), strict=True)
+        assert all(jnp.abs(ours - before).max() > 1e-4 for ours, before in moved)
+
+
+def test_what_is_trained_has_its_gradient(rows, key, error):
+    made = make_small(Map, key)
+    only_bias = lambda model: eqx.tree_at(lambda model: model.linear.weight, trainable(model), None)
+    train_state = TrainState(made[0], made[1], OPTIMIZER, parameters=only_bias, key=key)
+    ours, metrics = make_step(OPTIMIZER, parameters=only_bias)(train_state, *rows)
+    expected, all_metrics = STEP(start(made, key), *rows)
+    assert error(metrics.loss, all_metrics.loss) < 1e-6
+    assert error(ours.model.linear.bias, expected.model.linear.bias) < 1e-6
+    # Of which the momentum is that gradient, and the decay of the bias.
+    gradient = jax.tree.leaves(ours.opt_state)[0] - 0.1 * jax.tree.leaves(only_bias(made[0]))[0]
+    assert metrics.grad_norm == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
+
+
+def test_the_average_follows_its_recursion(rows, key):
+    model, state = make_small(Normed, key)
+    train_state = TrainState(model, state, OPTIMIZER, average=True, key=key)
+    step = make_step(OPTIMIZER, average_decay=0.7)
+    current = lambda train_state: [
+        np.asarray(array, np.float64) for array in arrays((train_state.model, train_state.state))
+    ]
+    expected = current(train_state)
+    for number in range(5):
+        train_state, _ = step(train_state, rows[0] + number, rows[1])
+        expected = [0.7 * old + 0.3 * new for old, new in zip(expected, current(train_state), strict=True)]
+    ours = arrays(train_state.averaged())
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert any(np.abs(one - other).max() > 0.01 for one, other in zip(ours, current(train_state), strict=True))
+
+
+def test_computing_again_makes_the_same_step(make, trained, batches, key, error):
+    model, state = trained
+    again, _ = make(**SMALL, remat=True)
+    again = jax.tree.unflatten(jax.tree.structure(again), jax.tree.leaves(model))
+    assert again.config.remat and not model.config.remat
+    expected, expected_metrics = STEP(start(trained, key), *batches[0])
+    ours, metrics = STEP(start((again, state), key), *batches[0])
+    assert error(metrics, expected_metrics) < 1e-6
+    assert error(arrays(ours.state), arrays(expected.state)) < 1e-6
+    assert error(arrays(ours.model), arrays(expected.model)) < 1e-6

@@ -1,11 +1,45 @@
 """Training as pure functions over one PyTree of state. Needs `pip install "levitax[train]"`."""
 
 try:
-    from ._evaluate import evaluate as evaluate, Evaluation as Evaluation, predict_logits as predict_logits
-    from ._loss import cross_entropy as cross_entropy
-    from ._optimizer import adamw as adamw, decay_mask as decay_mask, trainable as trainable
+    from ._checkpoint import Best as Best, Checkpoints as Checkpoints, Restored as Restored
+    from ._evaluate import (
+        EvalBatch as EvalBatch,
+        evaluate as evaluate,
+        evaluate_batches as evaluate_batches,
+        Evaluation as Evaluation,
+        predict_logits as predict_logits,
+    )
+    from ._loss import (
+        cross_entropy as cross_entropy,
+        distillation_loss as distillation_loss,
+        Loss as Loss,
+        one_hot as one_hot,
+        TeacherTargets as TeacherTargets,
+    )
+    from ._mesh import (
+        gather_local as gather_local,
+        make_mesh as make_mesh,
+        replicate as replicate,
+        spread as spread,
+        start_distributed as start_distributed,
+    )
+    from ._mixing import cutmix as cutmix, mix as mix, mixup as mixup
+    from ._optimizer import (
+        adamw as adamw,
+        adaptive_grad_clip as adaptive_grad_clip,
+        decay_mask as decay_mask,
+        freeze_norms as freeze_norms,
+        head_only as head_only,
+        Parameters as Parameters,
+        trainable as trainable,
+        warmup_cosine as warmup_cosine,
+    )
+    from ._preemption import Preemption as Preemption
+    from ._prepare import normalise as normalise, prepare as prepare
+    from ._recipe import Recipe as Recipe, RECIPES as RECIPES
     from ._state import TrainState as TrainState
-    from ._step import Loss as Loss, make_step as make_step, Metrics as Metrics
+    from ._step import make_step as make_step, Metrics as Metrics
+    from ._teacher import Teacher as Teacher, torch_teacher as torch_teacher
 except ModuleNotFoundError as error:
     if error.name != "optax":
         raise

@@ -1,20 +1,41 @@
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from .._fuse import Predictor
-from ._loss import cross_entropy
 
 
 class Evaluation(NamedTuple):
-    """How well a model does: the mean cross-entropy, and the share of images whose class is the most likely one."""
+    """How well a model does.
+
+    `loss` is the mean cross-entropy; `accuracy` and `top5` are the shares of images whose class is the likeliest one,
+    and among the five likeliest; `confusion[i, j]` counts the images of class `i` that were taken for `j`.
+    """
 
     loss: float
     accuracy: float
+    top5: float
+    confusion: Int[np.ndarray, "classes classes"]
+
+    @property
+    def per_class(self) -> Float[np.ndarray, " classes"]:
+        """The accuracy of each class; NaN for one without images."""
+        with np.errstate(invalid="ignore"):
+            return np.diag(self.confusion) / self.confusion.sum(1)
+
+
+class EvalBatch(NamedTuple):
+    """Images as the model takes them, with class numbers, and 1 for each that counts, else 0."""
+
+    images: Float[Array | np.ndarray, "batch height width channels"]
+    labels: Int[Array | np.ndarray, " batch"]
+    weights: Float[Array | np.ndarray, " batch"]
 
 
 def predict_logits(
@@ -30,14 +51,11 @@ def predict_logits(
 
     **Raises:** `ValueError` without images.
     """
-    if not len(images):
-        raise ValueError("`images` is empty; expected at least one.")
-    logits = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        missing = batch_size - len(batch)
-        padded = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        logits.append(np.asarray(_batch_logits(predict, padded))[: len(batch)])
+    labels = np.zeros(len(images), np.int32)
+    logits = [
+        np.asarray(_batch_logits(predict, batch.images))[batch.weights > 0]
+        for batch in _in_batches(images, labels, batch_size)
+    ]
     return np.concatenate(logits)
 
 
@@ -48,14 +66,59 @@ def evaluate(
     *,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Loss and top-1 accuracy over a data set that fits in memory. Arguments as in
-    [`levitax.train.predict_logits`][], with a class number for each image."""
-    logits = predict_logits(predict, images, batch_size=batch_size)
-    return Evaluation(
-        float(cross_entropy(jnp.asarray(logits), jnp.asarray(labels))), float((logits.argmax(-1) == labels).mean())
-    )
+    """Evaluates a data set that fits in memory. Arguments and errors as in [`levitax.train.predict_logits`][], with a
+    class number for each image."""
+    return evaluate_batches(predict, _in_batches(images, labels, batch_size))
+
+
+def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evaluation:
+    """Evaluates a data set that comes in batches, all of one size.
+
+    **Arguments:**
+
+    - `predict`: as in [`levitax.train.predict_logits`][].
+    - `batches`: triples of images, class numbers and weights (1 for an image that counts, else 0), which may be spread
+        over devices and processes: the result is the same in all of them.
+
+    **Raises:** `ValueError` without images.
+    """
+    counts = [jax.device_get(_count(predict, EvalBatch(*batch))) for batch in batches]
+    total = sum(int(confusion.sum()) for _, _, confusion in counts)
+    if total == 0:
+        raise ValueError("There are no images to evaluate; expected at least one.")
+    loss = sum(float(loss) for loss, _, _ in counts) / total
+    confusion = np.sum([confusion for _, _, confusion in counts], axis=0)
+    top5 = sum(int(top5) for _, top5, _ in counts) / total
+    return Evaluation(loss, float(np.trace(confusion) / total), top5, confusion)
+
+
+@eqx.filter_jit
+def _count(predict, batch):
+    images, labels, weights = batch
+    logits = jax.vmap(predict)(images)
+    classes = logits.shape[-1]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    _, likeliest = jax.lax.top_k(logits, min(5, classes))
+    counts = weights.astype(jnp.int32)
+    top5 = (likeliest == labels[:, None]).any(-1) * counts
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, likeliest[:, 0]].add(counts)
+    # Not a product with 0, which NaN would survive.
+    return jnp.where(weights > 0, losses, 0).sum(), top5.sum(), confusion
 
 
 @eqx.filter_jit
 def _batch_logits(predict, images):
     return jax.vmap(predict)(images)
+
+
+def _in_batches(images, labels, batch_size) -> Iterator[EvalBatch]:
+    if not len(images):
+        raise ValueError("`images` is empty; expected at least one.")
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = EvalBatch(images[rows], labels[rows], np.ones(len(labels[rows]), np.float32))
+        yield EvalBatch(*(_fill_up(array, batch_size) for array in batch))
+
+
+def _fill_up(array, rows):
+    return np.pad(array, ((0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)))

@@ -1,9 +1,19 @@
+import math
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from ..nn import AttentionBias
+from ..nn import AttentionBias, BatchNorm
+
+
+Model = TypeVar("Model")
+# Picks what is trained out of a model: the same tree, with `None` for all else.
+Parameters: TypeAlias = Callable[[PyTree], PyTree]
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -17,17 +27,106 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree.map(decays, params, is_leaf=is_table)
 
 
-def adamw(learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.025) -> optax.GradientTransformation:
+def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.GradientTransformation:
+    """Clips the gradient of each output unit to `clipping` times the norm of its weights (Brock et al. 2021, arXiv
+    2102.06171, section 4).
+
+    The first axis of a kernel, and of a table of attention biases, counts the units; a vector is one unit. (`optax.
+    adaptive_grad_clip` alone takes the *last* axis to count them, as kernels are laid out in Flax.)
+
+    **Arguments:**
+
+    - `clipping`: largest norm of a unit's gradient over that of its weights; 0.01 in the paper's recipe.
+    - `eps`: the norm that weights are taken to have at least, so that zeros can begin to move.
+    """
+    # As columns, one a unit, which `axis=0` then takes the norms of.
+    units = lambda leaf: leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1).T
+    clip = optax.adaptive_grad_clip(clipping, eps, axis=0)
+
+    def update(updates, state, params=None):
+        clipped, state = clip.update(jax.tree.map(units, updates), state, jax.tree.map(units, params))
+        return jax.tree.map(lambda new, old: new.T.reshape(old.shape), clipped, updates), state
+
+    return optax.GradientTransformation(clip.init, update)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.025,
+    eps: float = 1e-8,
+    clipping: float | None = None,
+) -> optax.GradientTransformation:
     """AdamW as the paper trains with it (section 5.1), sparing what [`levitax.train.decay_mask`][] spares.
 
     **Arguments:**
 
     - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 for each 512 images of a batch.
     - `weight_decay`: decoupled, multiplied by the learning rate; 0.025 in the official training.
+    - `eps`: added to the root of the second moment; 1e-8 in the official training.
+    - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` for none.
     """
-    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask)
+    optimizer = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask)
+    return optimizer if clipping is None else optax.chain(adaptive_grad_clip(clipping), optimizer)
+
+
+def warmup_cosine(
+    learning_rate: float,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int = 5,
+    warmup_learning_rate: float = 1e-6,
+    min_learning_rate: float = 1e-5,
+    by_epoch: bool = False,
+    late: bool = False,
+) -> optax.Schedule:
+    """A straight line up and a cosine down, as in timm.
+
+    The cosine starts with the training and not with the end of the warm-up, so that the largest value is a little below
+    `learning_rate`.
+
+    **Arguments:**
+
+    - `learning_rate`: where the cosine starts.
+    - `epochs`, `steps_per_epoch`: length of the training.
+    - `warmup_epochs`: length of the straight line.
+    - `warmup_learning_rate`, `min_learning_rate`: where the line starts, and the cosine ends.
+    - `by_epoch`: the same value in all steps of an epoch, as in the official training.
+    - `late`: every epoch has the value that belongs to the one before, and the first one its own: the official training
+        starts with two epochs at `warmup_learning_rate`. Goes with `by_epoch`.
+
+    **Returns:** an optax schedule, from the number of the step to the learning rate.
+    """
+
+    def schedule(count):
+        epoch = jnp.asarray(count) / steps_per_epoch
+        if by_epoch:
+            epoch = jnp.asarray(count) // steps_per_epoch
+        if late:
+            epoch = jnp.maximum(epoch - 1, 0)
+        line = warmup_learning_rate + epoch * ((learning_rate - warmup_learning_rate) / max(warmup_epochs, 1))
+        height = 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(epoch / epochs, 1)))
+        cosine = min_learning_rate + (learning_rate - min_learning_rate) * height
+        return jnp.where(epoch < warmup_epochs, line, cosine)
+
+    return schedule
 
 
 def trainable(model: PyTree) -> PyTree:
     """The arrays of a model that an optimiser updates: those of floating point. All else is `None`."""
     return eqx.filter(model, eqx.is_inexact_array)
+
+
+def freeze_norms(model: Model) -> Model:
+    """The model with every [`levitax.nn.BatchNorm`][] in inference, for training on with the running statistics as they
+    are. Their weights and biases still learn."""
+    is_norm = lambda node: isinstance(node, BatchNorm)
+    freeze = lambda node: eqx.tree_at(lambda norm: norm.inference, node, True) if is_norm(node) else node
+    return jax.tree.map(freeze, model, is_leaf=is_norm)
+
+
+def head_only(model: PyTree) -> PyTree:
+    """As [`levitax.train.trainable`][], of the head of a [`levitax.LeViT`][] alone: for a linear probe."""
+    none = eqx.filter(model, False)
+    return eqx.tree_at(lambda model: model.head, none, trainable(model.head), is_leaf=lambda node: node is None)

@@ -1,0 +1,335 @@
+import contextlib
+import json
+import logging
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from .._extras import extra, require
+from .._keys import key_numbers, with_numbers
+from ._state import TrainState
+
+
+# Beside the arrays of each checkpoint: size and checksum of every file in it. Orbax sees that a file is cut off, and
+# with much noise; that a byte of it has changed it does not see.
+_MANIFEST = "levitax_files.json"
+
+
+class Restored(NamedTuple):
+    """What [`levitax.train.Checkpoints`][] gives back."""
+
+    train_state: TrainState
+    progress: dict[str, Any]
+
+
+class Best(NamedTuple):
+    """The step with the largest score so far."""
+
+    step: int
+    score: float
+
+
+class Checkpoints:
+    """The checkpoints of a run in a folder: the last ones and the best.
+
+    ```python
+    with Checkpoints(folder, description={"model": model.config.to_dict()}) as checkpoints:
+        restored = checkpoints.restore(train_state)
+        ...
+        checkpoints.save(train_state, {"epoch": epoch}, score=accuracy)
+    ```
+
+    Orbax writes them, in the background and each whole or not at all. One that has been damaged since is told by its
+    checksums and set aside. What is written in one process or on one device can be read in several and on several, and
+    the other way round; all processes call the same methods with the same arguments.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, description: Mapping[str, Any] | None = None, keep: int = 2):
+        """**Arguments:**
+
+        - `folder`: of the checkpoints alone; it is made if it is not there. In several processes, one that all see.
+        - `description`: what makes a checkpoint one of this run, such as configuration and recipe, as JSON has it. A
+            checkpoint with another one is refused.
+        - `keep`: how many of the last ones stay. The best stays beside them.
+
+        **Raises:** `ModuleNotFoundError` without Orbax.
+        """
+        self.folder = Path(folder).expanduser().resolve()
+        self._description = _as_json(description or {})
+        self._keep = keep
+        self._best: Best | None = None
+        # While a new best is being saved, the one before, which stays until that is done.
+        self._best_before: Best | None = None
+        self._saving: int | None = None
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def best(self) -> Best | None:
+        """The step with the largest score, and the score, if any was given."""
+        return self._best
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is whole."""
+        steps = self._manager.all_steps()
+        return self.folder / str(max(steps)) if steps else None
+
+    def save(self, train_state: TrainState, progress: Mapping[str, Any], *, score: float | None = None) -> None:
+        """Begins to save, and comes back when the arrays have been copied.
+
+        A save that fails, as for want of space, is told in a warning; the checkpoints before it stay.
+
+        **Arguments:**
+
+        - `train_state`: all of it. Its step names the checkpoint; one that is there already is left.
+        - `progress`: whatever else the run needs to go on, as JSON has it.
+        - `score`: for the best to be known; the larger, the better.
+        """
+        self.wait()
+        orbax = _orbax()
+        step = int(train_state.step)
+        if step in self._manager.all_steps():
+            return
+        self._best_before = self._best
+        if score is not None and (self._best is None or score > self._best.score):
+            self._best = Best(step, score)
+        content = {
+            "description": self._description,
+            "arrays": _shapes(train_state),
+            "progress": dict(progress),
+            "best": self._best,
+        }
+        needed = sum(array.nbytes for array in _to_arrays(train_state).values())
+        free = shutil.disk_usage(self.folder).free
+        with self._reporting(step):
+            # Asked before, since Orbax fails with thousands of lines, and leaves what it has written.
+            if scarce := _everywhere(f"{needed:,} bytes needed, {free:,} free" if free < 1.1 * needed else None):
+                raise OSError(f"no space left: {scarce}")
+            self._saving = step
+            arrays = orbax.args.StandardSave(_to_arrays(train_state))
+            self._manager.save(step, args=orbax.args.Composite(arrays=arrays, content=orbax.args.JsonSave(content)))
+
+    def wait(self) -> None:
+        """Returns when what is being saved has been."""
+        if self._saving is not None:
+            with self._reporting(self._saving):
+                self._manager.wait_until_finished()
+            self._saving = None
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest checkpoint that is whole, or `None` if there is none at all.
+
+        One that is damaged is set aside, with a warning that names it, and the one before is taken.
+
+        **Arguments:**
+
+        - `like`: a train state of the same structure, as the run starts with: what is restored lies on the same
+            devices. It stays usable.
+
+        **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
+        if there are checkpoints, and all are damaged.
+        """
+        self.wait()
+        orbax = _orbax()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            damage = _everywhere(_damage(self.folder / str(step)))
+            if damage is None:
+                content = self._manager.restore(step, args=orbax.args.Composite(content=orbax.args.JsonRestore()))
+                content = content["content"]
+                self._check(content, step, like)
+                self._best = None if content["best"] is None else Best(*content["best"])
+                arrays = orbax.args.StandardRestore(jax.tree.map(_abstract, _to_arrays(like)))
+                arrays = self._manager.restore(step, args=orbax.args.Composite(arrays=arrays))["arrays"]
+                return Restored(_from_arrays(like, arrays), content["progress"])
+            self._set_aside(step, damage)
+        if steps:
+            raise OSError(
+                f"All {len(steps)} checkpoints in `{self.folder}` are damaged; they were renamed and left. Begin anew "
+                "in another folder."
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for what is being saved, and lets the folder go."""
+        self.wait()
+        self._manager.close()
+
+    def _open(self):
+        orbax = _orbax()
+        managers = require("orbax.checkpoint.checkpoint_managers", "`levitax.train.Checkpoints`", extra("train"))
+        checkpoints = self
+
+        class BestStep(managers.PreservationPolicy):
+            def should_preserve(self, infos, *, context):
+                del context
+                best = [one.step for one in (checkpoints._best, checkpoints._best_before) if one is not None]
+                return [info.step in best for info in infos]
+
+        options = orbax.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._keep), BestStep()]),
+            async_options=orbax.AsyncOptions(post_finalization_callback=self._write_manifest),
+            cleanup_tmp_directories=True,
+        )
+        return orbax.CheckpointManager(self.folder, options=options)
+
+    @contextlib.contextmanager
+    def _reporting(self, step):
+        try:
+            yield
+        except Exception as error:
+            # Of which kind depends on where in Orbax it came up. Whatever it was, training goes on.
+            self._saving, self._best = None, self._best_before
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
+            last = f"the last good one is `{self.latest}`" if self.latest else "there is none before it"
+            _tell(f"The checkpoint of step {step} could not be saved ({error}); {last}.")
+
+    def _write_manifest(self):
+        """Called by Orbax before it gives the folder its final name."""
+        if jax.process_index() == 0:
+            (folder,) = self.folder.glob(f"{self._saving}.*tmp*")
+            (folder / _MANIFEST).write_text(json.dumps(_checksums(folder)))
+
+    def _check(self, content, step, like):
+        differences = _differences(content["description"], self._description)
+        if differences:
+            raise ValueError(
+                f"The checkpoints in `{self.folder}` are of another run: {'; '.join(differences)}. Go on with what "
+                "they were made with, or choose another folder."
+            )
+        differences = _differences(content["arrays"], _shapes(like))
+        if differences:
+            raise ValueError(
+                f"The checkpoint `{self.folder / str(step)}` is of another model or optimiser: "
+                f"{'; '.join(differences[:8])}{'; ...' if differences[8:] else ''}."
+            )
+
+    def _set_aside(self, step, damage):
+        folder = self.folder / str(step)
+        aside = self.folder / f"damaged-{step}"
+        _tell(
+            f"The checkpoint `{folder}` is damaged ({damage}); it is now `{aside.name}`, and the one before is taken."
+        )
+        if jax.process_index() == 0:
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = self.folder / f"damaged-{step}-{number}"
+            folder.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged-{step}")
+        self._manager.reload()
+
+
+def _tell(message: str) -> None:
+    """Warns in the first process, for all of them."""
+    if jax.process_index() == 0:
+        warnings.warn(message, stacklevel=2)
+
+
+def _orbax():
+    # It tells the log of every step it takes, and we tell what matters.
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    return require("orbax.checkpoint", "`levitax.train.Checkpoints`", extra("train"))
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _to_arrays(train_state: TrainState) -> dict[str, Any]:
+    """Each array by its path. Keys as the numbers they are made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(train_state, eqx.is_array))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): key_numbers(leaf) for path, leaf in leaves}
+
+
+def _shapes(train_state: TrainState) -> dict[str, Any]:
+    """Shape and dtype of each array, as JSON has them."""
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in _to_arrays(train_state).items()}
+
+
+def _from_arrays(like: TrainState, arrays: Mapping[str, Any]) -> TrainState:
+    def put(path, leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        return with_numbers(leaf, arrays[jax.tree_util.keystr(path, simple=True, separator=".")])
+
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def _abstract(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
+    """Where two descriptions differ, one by one."""
+    if isinstance(saved, dict) and isinstance(here, dict):
+        names = [*saved, *(name for name in here if name not in saved)]
+        return [
+            line
+            for name in names
+            for line in _differences(saved.get(name), here.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [] if saved == here else [f"`{path}` was {json.dumps(saved)} and is {json.dumps(here)}"]
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of each file of arrays and content by its path. Files beside these two, Orbax changes later."""
+    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    return {str(path.relative_to(folder)): _checksum(path) for path in files}
+
+
+def _checksum(path):
+    size = crc = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            size, crc = size + len(part), zlib.crc32(part, crc)
+    return [size, crc]
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    if jax.process_index():
+        return None
+    try:
+        expected = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"{_MANIFEST} cannot be read: {error}"
+    found = _checksums(folder)
+    for name, (size, crc) in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]} bytes of {size}"
+        if found[name][1] != crc:
+            return f"{name} has changed"
+    return None
+
+
+def _everywhere(message: str | None) -> str | None:
+    """What the first process has found wrong, in all of them."""
+    if jax.process_count() == 1:
+        return message
+    text = np.frombuffer((message or "").encode()[:256].ljust(256), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(text)).decode(errors="replace").strip() or None

@@ -1,0 +1,103 @@
+import os
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from .._keys import key_numbers, with_numbers
+
+
+Tree = TypeVar("Tree")
+
+_AXIS = "data"
+# How many processes were started together, by Slurm's srun and Open MPI's mpirun.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def start_distributed(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of a run, one for each host or for each of its devices. A process that was started alone goes
+    on alone.
+
+    To be called before any array is made. Each argument can also come from the environment, as
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any, JAX finds out by itself under
+    Slurm (`srun`), Open MPI (`mpirun`) and on TPU pods.
+
+    **Arguments:**
+
+    - `coordinator_address`: `host:port` of the first process.
+    - `num_processes`: how many there are.
+    - `process_id`: which one this is, from 0.
+
+    **Raises:** `ValueError` if some of the three are known and others not; `RuntimeError` from JAX if the others cannot
+    be reached.
+    """
+    environment = os.environ.get
+    number = lambda value, name: int(environment(name, -1)) if value is None else value
+    given = {
+        "coordinator_address": coordinator_address or environment("JAX_COORDINATOR_ADDRESS", -1),
+        "num_processes": number(num_processes, "JAX_NUM_PROCESSES"),
+        "process_id": number(process_id, "JAX_PROCESS_ID"),
+    }
+    missing = [name for name, value in given.items() if value == -1]
+    if not missing:
+        jax.distributed.initialize(**given)
+    elif len(missing) < len(given):
+        raise ValueError(
+            f"{' and '.join(f'`{name}`' for name in missing)} missing; of several processes each needs all three: "
+            "`coordinator_address` (host:port of the first), `num_processes` and its own `process_id`, or "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."
+        )
+    elif any(int(environment(name, 1)) > 1 for name in _TASKS) or "," in environment("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes in a row, over which batches are spread."""
+    return Mesh(np.array(jax.devices()), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what each device has whole: models and their training state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Puts a copy of each array of a PyTree on every device. In several processes, all must pass the same."""
+    put = lambda leaf: with_numbers(leaf, jax.device_put(key_numbers(leaf), replicated(mesh)))
+    return jax.tree.map(lambda leaf: put(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
+
+
+def spread(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Spreads a batch over the devices.
+
+    **Arguments:**
+
+    - `batch`: a PyTree of arrays with a row an example. In several processes, each passes its own part, and the parts
+        in the order of the processes are the batch.
+    - `mesh`: from [`levitax.train.make_mesh`][].
+
+    **Raises:** `ValueError` if the devices of this process do not divide its rows.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    here = len(mesh.local_devices)
+
+    def put(rows):
+        if len(rows) % here:
+            raise ValueError(
+                f"The batch has {len(rows)} rows in this process, which its {here} devices do not divide. Choose a "
+                f"batch size that is a multiple of all {mesh.size} devices."
+            )
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+    return jax.tree.map(put, batch)
+
+
+def gather_local(array: jax.Array) -> np.ndarray:
+    """The rows that lie on the devices of this process, in order: what [`levitax.train.spread`][] was given."""
+    # Where several devices have the same rows, once.
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

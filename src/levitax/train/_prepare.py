@@ -1,0 +1,81 @@
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
+
+from ..data import random_affine, random_erase
+from ._mixing import mix
+from ._recipe import Recipe
+
+
+def prepare(
+    images: UInt8[Array, "batch height width channels"],
+    targets: PyTree[Float[Array, "batch ..."]],
+    recipe: Recipe,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
+    """What a recipe does to a batch on its way into the model: shifts and turns it, normalises, erases, mixes.
+
+    It takes pixels as bytes, which are a quarter of what floats would be to send, and is meant to be compiled, for the
+    accelerator to do it: `jax.jit(partial(prepare, recipe=recipe, mean=mean, std=std))`.
+
+    **Arguments:**
+
+    - `images`: pixels from 0 to 255.
+    - `targets`: arrays with a row an image, which mixing blends as it blends the images: distributions over the
+        classes, as [`levitax.train.one_hot`][] makes them of labels.
+    - `recipe`: the fields from `max_shift` to `cutmix_share` apply here, and `group_size`: each group is mixed among
+        itself, by a draw of its own.
+    - `mean`, `std`: of each channel's pixels in [0, 1].
+    - `key`: draws everything.
+    """
+    affine_key, erase_key, mix_key = jax.random.split(key, 3)
+    pixels = images.astype(jnp.float32)
+    if recipe.max_shift or recipe.max_rotation or recipe.max_scale:
+        move = partial(
+            random_affine, max_shift=recipe.max_shift, max_rotation=recipe.max_rotation, max_scale=recipe.max_scale
+        )
+        pixels = _each(move, pixels, affine_key)
+    pixels = normalise(pixels, mean, std)
+    if recipe.erase_probability:
+        pixels = _each(partial(random_erase, probability=recipe.erase_probability), pixels, erase_key)
+    mix_group = partial(
+        mix,
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        probability=recipe.mix_probability,
+        cutmix_share=recipe.cutmix_share,
+    )
+    if recipe.group_size is None:
+        return mix_group(pixels, targets, key=mix_key)
+    if len(images) % recipe.group_size:
+        raise ValueError(f"`group_size` is {recipe.group_size}, which does not divide a batch of {len(images)} images.")
+    groups = len(images) // recipe.group_size
+    split = lambda array: array.reshape(groups, recipe.group_size, *array.shape[1:])
+    pixels, targets = jax.tree.map(split, (pixels, targets))
+    each = jax.vmap(lambda pixels, targets, key: mix_group(pixels, targets, key=key))
+    mixed = each(pixels, targets, jax.random.split(mix_key, groups))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), mixed)
+
+
+def normalise(
+    images: UInt8[Array, "batch height width channels"] | Float[Array, "batch height width channels"],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Array, "batch height width channels"]:
+    """Pixels from 0 to 255 as a model takes them: divided by 255, minus `mean`, over `std`, channel by channel. Raises
+    `ValueError` where these have not a number for each channel."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != images.shape[-1]:
+            raise ValueError(f"`{name}` is {values}; expected a number for each of {images.shape[-1]} channels.")
+    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+    return (images.astype(jnp.float32) / 255 - per_channel(mean)) / per_channel(std)
+
+
+def _each(augment, images, key):
+    return jax.vmap(lambda image, key: augment(image, key=key))(images, jax.random.split(key, len(images)))

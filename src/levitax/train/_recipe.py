@@ -1,0 +1,324 @@
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
+
+import optax
+from jaxtyping import PyTree
+
+from .._checks import as_flag, as_integer, check_choice
+from ._loss import cross_entropy, distillation_loss, Loss
+from ._optimizer import adamw, head_only, trainable, warmup_cosine
+
+
+# Smallest and largest value of each number that is no count, and whether `None` may stand for it.
+_RANGES = {
+    "flip_probability": (0, 1, False),
+    "rand_augment": (0, 10, False),
+    "max_shift": (0, math.inf, False),
+    "max_rotation": (0, 180, False),
+    "max_scale": (0, 0.99, False),
+    "erase_probability": (0, 1, False),
+    "mixup": (0, math.inf, False),
+    "cutmix": (0, math.inf, False),
+    "mix_probability": (0, 1, False),
+    "cutmix_share": (0, 1, False),
+    "label_smoothing": (0, 0.99, False),
+    "alpha": (0, 1, False),
+    "temperature": (1e-3, math.inf, False),
+    "drop_path": (0, 0.99, True),
+    "learning_rate": (0, math.inf, False),
+    "warmup_learning_rate": (0, math.inf, False),
+    "min_learning_rate": (0, math.inf, False),
+    "weight_decay": (0, math.inf, False),
+    "eps": (0, math.inf, False),
+    "clipping": (1e-6, math.inf, True),
+    "average_decay": (0, 1, True),
+    "crop_ratio": (1e-3, 1, False),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a LeViT is trained, as one value: every number, immutable, hashable, to and from JSON.
+
+    The defaults are the paper's (section 5.1, and the official training script where the paper is silent), and
+    [`levitax.train.RECIPES`][] has others by name. `dataclasses.replace(recipe, epochs=300)` makes a changed one.
+
+    **Arguments**, in the order in which an image meets them:
+
+    - `epochs`, `batch_size`: length of the training, and images a step over all devices.
+    - `repeats`: how often each image comes in an epoch, each time augmented anew, so that an epoch of as many images
+        sees a third of them at 3 (repeated augmentation, Hoffer et al. 2020).
+    - `crop_scale`: smallest and largest area of the random crop that is resized to the model's size, as a share of the
+        picture's; `None` resizes the whole picture.
+    - `flip_probability`: of mirroring left and right.
+    - `rand_augment`: magnitude of RandAugment, 0 to 10, in timm's words `rand-m9-mstd0.5-inc1`; 0 for none.
+    - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.data.random_affine`][].
+    - `erase_probability`: as in [`levitax.data.random_erase`][].
+    - `mixup`, `cutmix`, `mix_probability`, `cutmix_share`: as in [`levitax.train.mix`][].
+    - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
+    - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.
+    - `drop_path`: of the model; `None` leaves it as the architecture has it.
+    - `trained`: "all", or "head" for a linear probe.
+    - `freeze_norms`: normalise with the running statistics and leave them as they are, as the official fine-tuning
+        does.
+    - `learning_rate`: for each 512 images of a batch.
+    - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
+        [`levitax.train.warmup_cosine`][]; these learning rates are not multiplied by the batch.
+    - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
+    - `average_decay`: of the moving average of the weights, see [`levitax.train.make_step`][]; `None` keeps none.
+    - `group_size`: images whose batch statistics and mixing belong together, as in [`levitax.batched`][]; 256 is one
+        GPU of the official training. `None` takes the whole batch.
+    - `accumulate`: as in [`levitax.train.make_step`][].
+    - `dtype`, `remat`: of the model, as in [`levitax.LeViT`][].
+    - `crop_ratio`: of the evaluation, as in [`levitax.data.preprocess`][].
+
+    **Raises:** `TypeError` or `ValueError`, naming the field, for what is no such number or contradicts another.
+    """
+
+    epochs: int = 1000
+    batch_size: int = 2048
+    repeats: int = 3
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    flip_probability: float = 0.5
+    rand_augment: float = 9.0
+    max_shift: float = 0.0
+    max_rotation: float = 0.0
+    max_scale: float = 0.0
+    erase_probability: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_probability: float = 1.0
+    cutmix_share: float = 0.5
+    label_smoothing: float = 0.1
+    distillation: Literal["none", "hard", "soft"] = "hard"
+    alpha: float = 0.5
+    temperature: float = 1.0
+    drop_path: float | None = None
+    trained: Literal["all", "head"] = "all"
+    freeze_norms: bool = False
+    learning_rate: float = 5e-4
+    warmup_epochs: int = 5
+    warmup_learning_rate: float = 1e-6
+    min_learning_rate: float = 1e-5
+    by_epoch: bool = True
+    late: bool = True
+    weight_decay: float = 0.025
+    eps: float = 1e-8
+    clipping: float | None = 0.01
+    average_decay: float | None = 0.99996
+    group_size: int | None = 256
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    crop_ratio: float = 0.875
+
+    def __post_init__(self):
+        put = partial(object.__setattr__, self)
+        for name in ("epochs", "batch_size", "repeats", "accumulate"):
+            put(name, as_integer(name, getattr(self, name)))
+        put("warmup_epochs", as_integer("warmup_epochs", self.warmup_epochs, minimum=0))
+        if self.group_size is not None:
+            put("group_size", as_integer("group_size", self.group_size, minimum=2))
+        for name in ("freeze_norms", "by_epoch", "late", "remat"):
+            as_flag(name, getattr(self, name))
+        check_choice("distillation", self.distillation, ("none", "hard", "soft"))
+        check_choice("trained", self.trained, ("all", "head"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        for name, (low, high, optional) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+            if not low <= number <= high or math.isinf(number):
+                either = " or None" if optional else ""
+                raise ValueError(f"`{name}` is {value!r}; expected a number from {low:g} to {high:g}{either}.")
+            put(name, number)
+        if self.crop_scale is not None:
+            try:
+                low, high = map(float, self.crop_scale)
+            except (TypeError, ValueError):
+                low = high = math.nan
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"`crop_scale` is {self.crop_scale!r}; expected the smallest and the largest share of a picture, "
+                    "0 < smallest <= largest <= 1, or None."
+                )
+            put("crop_scale", (low, high))
+        self._check_together()
+
+    def _check_together(self):
+        contradictions = [
+            (
+                self.warmup_epochs >= self.epochs,
+                f"`warmup_epochs` is {self.warmup_epochs} of {self.epochs} `epochs`: nothing would be left to train.",
+            ),
+            (
+                self.late and not self.by_epoch,
+                "`late` is True and `by_epoch` False: only a learning rate that is set once an epoch is set late.",
+            ),
+            (
+                self.trained == "head" and self.distillation != "none",
+                f"`trained` is 'head' and `distillation` {self.distillation!r}: a linear probe has no teacher.",
+            ),
+            (
+                self.trained == "head" and not self.freeze_norms,
+                "`trained` is 'head' and `freeze_norms` False: the running statistics of what is not trained would "
+                "move.",
+            ),
+            (
+                self.distillation == "none" and (self.alpha != 0.5 or self.temperature != 1),
+                "`alpha` and `temperature` belong to distillation, and `distillation` is 'none'.",
+            ),
+            (
+                self.distillation == "hard" and self.temperature != 1,
+                f"`temperature` is {self.temperature} and `distillation` 'hard', which takes the teacher's likeliest "
+                "class at any temperature.",
+            ),
+            (
+                self.batch_size % self.accumulate > 0,
+                f"`accumulate` is {self.accumulate}, which does not divide a `batch_size` of {self.batch_size}.",
+            ),
+            (
+                self.group_size is not None and self.batch_size // self.accumulate % self.group_size > 0,
+                f"`group_size` is {self.group_size}, which does not divide the {self.batch_size // self.accumulate} "
+                "images that go through the model at once.",
+            ),
+        ]
+        for is_so, message in contradictions:
+            if is_so:
+                raise ValueError(message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with lists in place of tuples, as JSON has them."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
+        """The inverse of `to_dict`; fields that are not there are the paper's. Raises `ValueError` for one that does
+        not exist, naming the nearest."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+                hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise ValueError(f"A recipe has no field {name!r}.{hint}")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
+
+    def model_overrides(self) -> dict[str, Any]:
+        """The keywords of a [`levitax.LeViT`][] that are the recipe's."""
+        overrides: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
+        return overrides if self.drop_path is None else overrides | {"drop_path": self.drop_path}
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The learning rate by step."""
+        return warmup_cosine(
+            self.learning_rate * self.batch_size / 512,
+            epochs=self.epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=self.warmup_epochs,
+            warmup_learning_rate=self.warmup_learning_rate,
+            min_learning_rate=self.min_learning_rate,
+            by_epoch=self.by_epoch,
+            late=self.late,
+        )
+
+    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optimiser, with its schedule."""
+        schedule = self.schedule(steps_per_epoch)
+        return adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
+
+    def loss(self) -> Loss:
+        """The loss, with or without a teacher."""
+        if self.distillation == "none":
+            return partial(cross_entropy, label_smoothing=self.label_smoothing)
+        return partial(
+            distillation_loss,
+            kind=self.distillation,
+            alpha=self.alpha,
+            temperature=self.temperature,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def parameters(self, model: PyTree) -> PyTree:
+        """What of a model is trained."""
+        return head_only(model) if self.trained == "head" else trainable(model)
+
+
+# By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch.
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "finetune": Recipe(
+        epochs=30,
+        batch_size=256,
+        repeats=1,
+        crop_scale=(0.3, 1.0),
+        rand_augment=0.0,
+        erase_probability=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        distillation="none",
+        learning_rate=5e-4,
+        warmup_epochs=3,
+        by_epoch=False,
+        late=False,
+        average_decay=None,
+        group_size=None,
+    ),
+    "probe": Recipe(
+        epochs=20,
+        batch_size=256,
+        repeats=1,
+        crop_scale=(0.3, 1.0),
+        rand_augment=0.0,
+        erase_probability=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        label_smoothing=0.0,
+        distillation="none",
+        trained="head",
+        freeze_norms=True,
+        learning_rate=2e-3,
+        warmup_epochs=0,
+        by_epoch=False,
+        late=False,
+        weight_decay=0.0,
+        clipping=None,
+        average_decay=None,
+        group_size=None,
+    ),
+    "digits": Recipe(
+        epochs=26,
+        batch_size=100,
+        repeats=1,
+        crop_scale=None,
+        flip_probability=0.0,
+        rand_augment=0.0,
+        max_shift=2.0,
+        max_rotation=12.0,
+        max_scale=0.1,
+        erase_probability=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        distillation="none",
+        learning_rate=2.56e-2,
+        warmup_epochs=2,
+        warmup_learning_rate=2e-4,
+        min_learning_rate=5e-5,
+        by_epoch=False,
+        late=False,
+        weight_decay=0.1,
+        clipping=None,
+        average_decay=0.99,
+        group_size=None,
+        crop_ratio=1.0,
+    ),
+}

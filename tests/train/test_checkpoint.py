@@ -1,0 +1,288 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from levitax.train import Checkpoints, TrainState
+
+
+OPTIMIZER = optax.adam(1e-3)
+SMALL = {"image_size": 8, "stages": 1, "dim": 16, "heads": 1}
+
+
+@pytest.fixture
+def train_state(make, randomise, key) -> TrainState:
+    model, state = randomise(*make(**SMALL))
+    return TrainState(model, state, OPTIMIZER, average=True, key=key)
+
+
+@pytest.fixture
+def fresh(make) -> TrainState:
+    """What a run starts with that finds a checkpoint."""
+    model, state = make(**SMALL)
+    return TrainState(model, state, OPTIMIZER, average=True, key=jax.random.key(1))
+
+
+def at(train_state: TrainState, step: int) -> TrainState:
+    """The train state after so many steps, each of which has added 1 to the bias of the head."""
+    where = lambda train_state: (train_state.step, train_state.model.head.classification.bias)
+    return eqx.tree_at(where, train_state, (jnp.int32(step), jnp.full(5, float(step))))
+
+
+def save(folder: Path, train_state: TrainState, *steps: int, keep: int = 2, scores=None) -> None:
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            score = None if scores is None else scores[step]
+            checkpoints.save(at(train_state, step), {"number": step}, score=score)
+
+
+def restore(folder: Path, like: TrainState) -> TrainState:
+    with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(like)
+        assert restored is not None and restored.progress == {"number": int(restored.train_state.step)}
+        return restored.train_state
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_is_restored_is_what_was_saved(train_state, fresh, tmp_path):
+    progress = {"history": [{"loss": 0.1 + 0.2}], "losses": [1e-30, 3]}
+    with Checkpoints(tmp_path / "run", description={"seed": 0}) as checkpoints:
+        assert checkpoints.restore(fresh) is None and checkpoints.latest is None
+        checkpoints.save(at(train_state, 3), progress)
+        checkpoints.wait()
+        assert checkpoints.latest == tmp_path / "run" / "3"
+    with Checkpoints(tmp_path / "run", description={"seed": 0}) as checkpoints:
+        restored = checkpoints.restore(fresh)
+    assert restored is not None
+    assert eqx.tree_equal(restored.train_state, at(train_state, 3))
+    assert restored.progress == progress
+    assert not eqx.tree_equal(fresh, at(train_state, 3))
+
+
+def test_the_last_ones_stay_and_the_best(train_state, fresh, tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.3}
+    save(tmp_path, train_state, *scores, scores=scores)
+    assert names(tmp_path) == {"2", "4", "5"}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(fresh)
+        assert checkpoints.best == (2, 0.9)
+        checkpoints.save(at(train_state, 6), {"number": 6}, score=0.95)
+        checkpoints.save(at(train_state, 7), {"number": 7})
+        checkpoints.save(at(train_state, 8), {"number": 8})
+        assert checkpoints.best == (6, 0.95)
+    assert names(tmp_path) == {"6", "7", "8"}
+
+
+def test_a_step_that_is_there_is_left(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(fresh, 1), {"number": 1})
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+
+
+def test_the_arrays_lie_where_those_of_the_new_run_do(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1)
+    restored = restore(tmp_path, fresh)
+    same = jax.tree.map(
+        lambda one, other: one.sharding == other.sharding,
+        *(eqx.filter(tree, eqx.is_array) for tree in (restored, fresh)),
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder: Path) -> None:
+    path = largest_file(folder)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def delete_a_file(folder: Path) -> None:
+    largest_file(folder).unlink()
+
+
+def delete_the_content(folder: Path) -> None:
+    shutil.rmtree(folder / "content")
+
+
+def delete_the_list(folder: Path) -> None:
+    (folder / "levitax_files.json").unlink()
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+damages = pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"bytes of"),
+        (flip_a_bit, "has changed"),
+        (delete_a_file, "is missing"),
+        (delete_the_content, "is missing"),
+        (delete_the_list, "cannot be read"),
+        (empty, "cannot be read"),
+    ],
+)
+
+
+@damages
+def test_a_damaged_one_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1, 2)
+    damage(tmp_path / "2")
+    with pytest.warns(UserWarning, match=rf"(?s)/2` is damaged \(.*{message}.*`damaged-2`, and the one before"):
+        restored = restore(tmp_path, fresh)
+    assert eqx.tree_equal(restored, at(train_state, 1))
+    assert names(tmp_path) == {"1", "damaged-2"}
+    # And the step can be saved again.
+    save(tmp_path, train_state, 2)
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 2))
+
+
+def test_a_deleted_one_leaves_the_one_before(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1, 2)
+    shutil.rmtree(tmp_path / "2")
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+
+
+def test_with_all_of_them_damaged_nothing_is_begun_over_them(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1, 2)
+    for step in ("1", "2"):
+        truncate(tmp_path / step)
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(OSError, match=r"All 2 checkpoints in .* damaged"),
+    ):
+        restore(tmp_path, fresh)
+    assert names(tmp_path) == {"damaged-1", "damaged-2"}
+
+
+def test_of_another_run_it_is_refused_with_the_differences(train_state, fresh, tmp_path):
+    run = {"model": {"dim": (16,), "depth": 1}, "recipe": {"epochs": 3, "mixup": 0.8}, "seed": 0}
+    with Checkpoints(tmp_path, description=run) as checkpoints:
+        checkpoints.save(train_state, {})
+    other = {"model": {"dim": (16,), "depth": 2}, "recipe": {"epochs": 5, "cutmix": 1.0}, "seed": 0}
+    with Checkpoints(tmp_path, description=other) as checkpoints:
+        with pytest.raises(ValueError) as caught:
+            checkpoints.restore(fresh)
+    message = str(caught.value)
+    for difference in (
+        "`model.depth` was 1 and is 2",
+        "`recipe.epochs` was 3 and is 5",
+        "`recipe.mixup` was 0.8 and is null",
+        "`recipe.cutmix` was null and is 1.0",
+        "choose another folder",
+    ):
+        assert difference in message
+    assert "seed" not in message and "dim" not in message
+
+
+def test_of_another_model_it_is_refused_with_the_differences(train_state, make, key, tmp_path):
+    save(tmp_path, train_state, 1)
+    model, state = make(**SMALL | {"dim": 24})
+    wider = TrainState(model, state, OPTIMIZER, average=True, key=key)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"another model or optimiser: `model\.stem.*was .* and is .*; \.\.\."):
+            checkpoints.restore(wider)
+
+
+def test_without_an_average_it_is_refused(train_state, make, key, tmp_path):
+    save(tmp_path, train_state, 1)
+    model, state = make(**SMALL)
+    without = TrainState(model, state, OPTIMIZER, key=key)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"`average\..* was .* and is null"):
+            checkpoints.restore(without)
+
+
+def test_without_space_training_goes_on_and_the_last_good_one_stays(train_state, fresh, monkeypatch, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(train_state, 1), {"number": 1}, score=0.5)
+        checkpoints.wait()
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.warns(UserWarning, match=r"step 2 could not be saved \(no space left: .* 1,000 free\); .*/1`"):
+            checkpoints.save(at(train_state, 2), {"number": 2}, score=0.9)
+        assert checkpoints.best == (1, 0.5)
+        monkeypatch.undo()
+        checkpoints.save(at(train_state, 3), {"number": 3}, score=0.7)
+    assert names(tmp_path) == {"1", "3"}
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 3))
+
+
+# The system refuses larger files than this, as a full disk does. It cannot be lifted again, so a process of its own.
+WRITING_FAILS = """
+import resource, signal, sys, warnings
+import equinox as eqx, jax, levitax, optax
+from levitax.train import Checkpoints, TrainState
+
+key, optimizer = jax.random.key(0), optax.adam(1e-3)
+model, state = eqx.nn.make_with_state(levitax.LeViT)(
+    image_size=8, stages=1, dim=16, heads=1, depth=1, patch_size=4, key=key
+)
+train_state = TrainState(model, state, optimizer, key=key)
+with Checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(train_state, {"number": 0})
+    checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        checkpoints.save(eqx.tree_at(lambda one: one.step, train_state, train_state.step + 1), {"number": 1})
+        checkpoints.wait()
+    print([str(warning.message) for warning in caught if "could not be saved" in str(warning.message)])
+    print(checkpoints.latest)
+"""
+
+
+@pytest.mark.slow
+def test_where_writing_fails_training_goes_on(tmp_path):
+    result = subprocess.run([sys.executable, "-c", WRITING_FAILS, tmp_path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    told, latest = result.stdout.splitlines()[-2:]
+    assert "step 1 could not be saved" in told and f"`{tmp_path / '0'}`" in told
+    assert latest == str(tmp_path / "0")
+
+
+def test_what_is_half_written_counts_for_nothing(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1)
+    # As Orbax names it while it writes; a process that is killed leaves it.
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+    assert names(tmp_path) == {"1"}
+
+
+def test_every_file_of_arrays_and_content_has_a_checksum(train_state, tmp_path):
+    save(tmp_path, train_state, 1)
+    listed = json.loads((tmp_path / "1" / "levitax_files.json").read_text())
+    files = {str(path.relative_to(tmp_path / "1")) for path in (tmp_path / "1").glob("*/**/*") if path.is_file()}
+    assert set(listed) == files and any(name.startswith("arrays/") for name in files)
+
+
+def test_nothing_is_logged(train_state, fresh, tmp_path, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        save(tmp_path, train_state, 1)
+        restore(tmp_path, fresh)
+    assert capfd.readouterr() == ("", "") and not caught
