@@ -21,7 +21,7 @@ import numpy as np
 import levitax
 from levitax.weights import LayoutName
 
-from . import cases, numbers, ours, records, references
+from . import cases, numbers, ours, recipe_cases, recipe_references, records, references
 
 
 SAMPLES = 1024
@@ -73,6 +73,20 @@ def record_written(layout: LayoutName, make_reference: Callable[[str], Any], var
     records.save(f"written-{layout}", record)
 
 
+def record_recipe() -> None:
+    """Clipping, schedules, mixing, distillation, augmentation, and twenty steps of it all."""
+    small = recipe_references.clipped() | recipe_references.schedules() | recipe_references.mixed()
+    small |= recipe_references.distilled() | recipe_references.augmented()
+    records.save("recipe", small)
+    keywords = recipe_cases.TRAINING
+    for name, eps in recipe_cases.EPS.items():
+        final, average, losses = recipe_references.trained(eps)
+        record = {f"final:{path}": array for path, array in ours.by_path(final, **keywords).items()}
+        record |= {f"average:{path}": array for path, array in ours.by_path(average, **keywords).items()}
+        record = records.sample(record, SAMPLES_PER_WEIGHT) | records.sample({"losses": losses}, recipe_cases.STEPS)
+        records.save(f"recipe-{name}", record)
+
+
 def main(part: str = "") -> None:
     for name, variant, size in cases.evaluation_cases():
         if part in f"timm-{name}":
@@ -121,6 +135,8 @@ def main(part: str = "") -> None:
     for layout, (make_reference, variants) in written.items():
         if part in f"written-{layout}":
             record_written(layout, make_reference, variants)
+    if part in "recipe":
+        record_recipe()
     if part in "vit_pytorch-training":
         keywords = cases.VIT_PYTORCH_TRAINING
         record_training("vit_pytorch-training", references.vit_pytorch(**keywords), keywords)

@@ -16,6 +16,9 @@ from . import cases, numbers
 from .numbers import Arrays
 
 
+KEY = jax.random.key(0)
+
+
 def generate(layout: LayoutName, **keywords) -> Arrays:
     """The numbers that belong to the names which the reference gives to the arrays of a model."""
     model, state = _zeros(**keywords)
