@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import levitax
-from levitax.data import preprocess, read_image
+from levitax.data import digits, preprocess, read_image
 
 
 pytest.importorskip("tqdm", reason="needs the extra `examples`")
@@ -31,30 +32,112 @@ def run(script: str, *arguments: object) -> str:
     return result.stdout
 
 
+def refuse(script: str, *arguments: object) -> str:
+    """What a script that ends with a message, and not with a traceback, says."""
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    return result.stderr.split(f"{script}: error: ")[1]
+
+
 def metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "waiting")} for line in lines]
 
 
-def test_training_reads_digits_and_fusing_changes_nothing(tmp_path):
-    output = run("train.py", "--out", tmp_path)
-    trained, fused = map(float, re.findall(r"test accuracy, .*: ([\d.]+)%", output))
-    assert trained >= 97.5
-    assert fused == trained
-    assert metrics(tmp_path)[-1]["test_accuracy"] == pytest.approx(trained / 100)
-    for name in ("model.safetensors", "curves.png", "predictions.png"):
-        assert (tmp_path / name).stat().st_size > 0
-    table = run("other_sizes.py", tmp_path / "model.safetensors", "--sizes", 24, 28)
-    assert re.search(rf"28 +7x7 +{trained:.1f}% +{trained:.1f}%", table)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a default run, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    return folder, run("train.py", "--out", folder)
+
+
+def test_training_reads_digits_and_fusing_changes_nothing(trained):
+    folder, output = trained
+    accuracies = re.findall(r"test accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", output)
+    assert [name for name, _, _ in accuracies] == ["model", "average"]
+    for _, as_trained, fused in accuracies:
+        assert float(as_trained) >= 97.5
+        assert fused == as_trained
+    assert metrics(folder)[-1]["test_accuracy"] == pytest.approx(float(accuracies[0][1]) / 100)
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 400 and image.height > 300
+    assert any((folder / "tensorboard").iterdir())
+
+
+def test_other_sizes_cost_less_the_nearer_they_are(trained):
+    folder, output = trained
+    table = run("other_sizes.py", folder / "model.safetensors", "--sizes", 24, 28)
+    accuracy = f"{float(re.findall(r'model.safetensors: ([0-9.]+)%', output)[0]):.1f}%"
+    assert re.search(rf"28 +7x7 +{accuracy} +{accuracy}", table)
     resized, back = map(float, re.findall(r"([\d.]+)%", table.splitlines()[1]))
     assert 80 < resized < 100 and back > 96
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path):
-    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        run("train.py", "--epochs", 3, "--seed", seed, "--out", tmp_path / name)
-    assert metrics(tmp_path / "one") == metrics(tmp_path / "again")
-    assert metrics(tmp_path / "one") != metrics(tmp_path / "other")
+@pytest.mark.parametrize("fused", ([], ["--fused"]), ids=("as it is", "fused"))
+def test_evaluation_finds_what_training_told(fused, trained, tmp_path):
+    folder, output = trained
+    weights = ("--weights", folder / "model.safetensors")
+    table = run("evaluate.py", *weights, *fused, "--out", tmp_path / "confusion.png").splitlines()
+    top1, top5 = map(float, re.findall(r"top-\d ([\d.]+)%", table[0]))
+    assert f"model.safetensors: {top1:.2f}%" in output and top1 < top5 <= 100
+    rows = [re.fullmatch(r" *([\d.]+)% of +100 (\d)", line) for line in table[1:11]]
+    assert [row and row[2] for row in rows] == list("0123456789")
+    assert np.mean([float(row[1]) for row in rows if row]) == pytest.approx(top1)
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.width > 400 and image.height > 400
+
+
+@pytest.fixture
+def parity(tmp_path) -> Path:
+    """Other labels for a tenth of the digits: whether they are even."""
+    data = digits()
+    for part, images, labels, every in (
+        ("train", data.train_images, data.train_labels, 10),
+        ("val", data.test_images, data.test_labels, 5),
+    ):
+        for index in range(0, len(labels), every):
+            folder = tmp_path / "parity" / part / ("even", "odd")[labels[index] % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.round((images[index, :, :, 0] * 0.3081 + 0.1307) * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index:04}.png")
+    return tmp_path / "parity"
+
+
+def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
+    data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--batch-size", 40)
+    mild = ("--set", "crop_scale=null", "flip_probability=0", "crop_ratio=1")
+    weights = ("--weights", trained[0] / "model.safetensors", *mild)
+    run("finetune.py", *data, *weights, "--epochs", 5, "--out", tmp_path / "tuned")
+    run("finetune.py", *data, *weights, "--epochs", 5, "--preset", "probe", "--out", tmp_path / "probe")
+    run("train.py", *data, "--channels", 1, "--model", "digits", "--preset", "digits", "--epochs", 5, "--out", tmp_path)
+    last = {name: metrics(tmp_path / name)[-1]["test_accuracy"] for name in ("tuned", "probe", ".")}
+    assert last["tuned"] > last["."] and last["probe"] > last["."]
+    # All but the head is as it was, and so are the running statistics.
+    before, after = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "probe"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed and all(name.startswith("head.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("evaluate.py", ["--weights", "nothing.safetensors"], "There is no `"),
+        ("finetune.py", ["--weights", "nothing.safetensors"], "There is no `"),
+        ("train.py", ["--data", "no/where/at-all"], "There is no folder `no/where/at-all`"),
+        ("train.py", ["--batch-size", 5000], "`batch_size` is 5000, and there are 4000 pictures"),
+        ("train.py", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
+        ("train.py", ["--set", "mixup=much"], "`mixup` is 'much'"),
+        ("train.py", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
+        ("train.py", ["--set", "distillation=hard"], "there is no teacher: pass `--teacher`"),
+        ("train.py", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),
+        ("train.py", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
+    ],
+)
+def test_what_a_run_cannot_be_made_of_is_told_in_a_line(script, arguments, message, tmp_path):
+    assert message in refuse(script, *arguments, *(["--out", tmp_path] if script != "evaluate.py" else []))
 
 
 @pytest.fixture
