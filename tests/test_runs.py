@@ -238,5 +238,5 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_the_difference(finish):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_checkpoint(finish, tmp_path):
     told = finish("run", "--checkpoint-every", 1, "--set", "learning_rate=1e30", "warmup_learning_rate=1e-5", code=2)
-    step, folder = re.findall(r"The loss of step (\d+) is .* last good checkpoint is\s+`(.*)`", told)[0]
+    step, folder = re.findall(r"The loss of step (\d+) is .* last good checkpoint is `([^`]*)`", told)[0]
     assert Path(folder).is_dir() and int(Path(folder).name) == int(step) - 1

@@ -85,7 +85,8 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole."""
+        """The newest checkpoint that is whole. It waits for what is being saved."""
+        self.wait()
         steps = self._manager.all_steps()
         return self.folder / str(max(steps)) if steps else None
 

@@ -65,17 +65,18 @@ def make_step(
 
     value_and_grad = eqx.filter_value_and_grad(compute_loss, has_aux=True)
     if accumulate > 1:
-        value_and_grad = in_parts(value_and_grad, accumulate, group_size)
+        value_and_grad = in_parts(value_and_grad, accumulate, group_size=group_size)
 
-    # `donate` knows only "all" and "all but the first argument": the batch, which stays the caller's, goes first.
-    @eqx.filter_jit(donate="all-except-first")
-    def update(batch, train_state):
-        images, targets = batch
+    def gradient(train_state, images, targets):
+        """Loss, new state, gradient."""
         key = jax.random.fold_in(train_state.key, train_state.step)
         keys = jax.random.split(key, jax.tree.leaves(images)[0].shape[0])
-        trained = parameters(train_state.model)
-        (value, state), gradient = value_and_grad(trained, train_state.model, train_state.state, images, targets, keys)
-        updates, opt_state = optimizer.update(gradient, train_state.opt_state, trained)
+        model = train_state.model
+        (value, state), gradient = value_and_grad(parameters(model), model, train_state.state, images, targets, keys)
+        return value, state, gradient
+
+    def update(train_state, value, state, gradient):
+        updates, opt_state = optimizer.update(gradient, train_state.opt_state, parameters(train_state.model))
         model = eqx.apply_updates(train_state.model, updates)
         average = train_state.average
         if average is not None and average_decay is not None:
@@ -93,7 +94,18 @@ def make_step(
         metrics = Metrics(value, optax.tree.norm(gradient))
         return (train_state, metrics) if mesh is None else eqx.filter_shard((train_state, metrics), replicated(mesh))
 
+    # `donate` knows only "all" and "all but the first argument": the batch, which stays the caller's, goes first.
+    donating = eqx.filter_jit(donate="all-except-first")
+    if accumulate == 1:
+        compiled = donating(lambda batch, train_state: update(train_state, *gradient(train_state, *batch)))
+    else:
+        finish = donating(lambda value, train_state, state, gradient: update(train_state, value, state, gradient))
+
+        def compiled(batch, train_state):
+            value, state, summed = gradient(train_state, *batch)
+            return finish(value, train_state, state, summed)
+
     def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
-        return update((jax.tree.map(jnp.asarray, images), jax.tree.map(jnp.asarray, targets)), train_state)
+        return compiled((jax.tree.map(jnp.asarray, images), jax.tree.map(jnp.asarray, targets)), train_state)
 
     return step
