@@ -184,8 +184,8 @@ def compare_memory(arguments: argparse.Namespace) -> None:
         for way in WAYS:
             command = [sys.executable, __file__, "peak", *sizes, "--way", way]
             # The first time compiles, which takes more memory than the steps.
-            for _ in range(2):
-                result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            tell = partial(subprocess.run, command, env=environment, capture_output=True, text=True, check=True)
+            _, result = tell(), tell().stdout
             seconds, start, high = map(float, result.split()[-3:])
             print(f"{way:14} {high:7.0f} MB at most, {start:.0f} before the first step; {seconds:.2f} s a step")
 

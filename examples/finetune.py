@@ -4,8 +4,9 @@
     python examples/finetune.py --weights runs/digits/model.safetensors --data digits --preset probe --out runs/probe
 
 `--data` is a folder with `train/` and `val/`, each with a folder of pictures for each class, or the id of a data set on
-the Hugging Face hub. The classifier is made anew for its classes, and the attention biases are resized where
-`--image-size` is another. The rest is as in `train.py`, and so are the options and the files in the output folder.
+the Hugging Face hub. The classifier is made anew where there is another number of classes, or with `--new-head`; the
+attention biases are resized where `--image-size` is another. The rest is as in `train.py`, and so are the options and
+the files in the output folder.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import jax
 
 import levitax
 from levitax.train import start_distributed
-from train import add_common_arguments, make_recipe, mistakes_in_a_line, open_pictures, run
+from train import add_common_arguments, make_recipe, mistakes_in_a_line, open_pictures, overrides, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="whatever `levitax.load` takes")
+    parser.add_argument(
+        "--new-head", action="store_true", help="forget the classifier, though there are as many classes"
+    )
     add_common_arguments(parser)
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):
@@ -27,10 +31,10 @@ def main() -> None:
         recipe = make_recipe(arguments, arguments.preset or "finetune")
         model, state = levitax.load(arguments.weights)
         data = open_pictures(arguments, model.config.in_channels)
-        overrides = {"num_classes": len(data.classes), **recipe.model_overrides()}
-        if arguments.image_size is not None:
-            overrides["image_size"] = arguments.image_size
-        model, state = levitax.weights.adapt(model, state, **overrides, key=jax.random.key(arguments.seed))
+        if arguments.new_head:
+            model, state = levitax.weights.adapt(model, state, num_classes=0)
+        sizes = overrides(arguments, recipe, data)
+        model, state = levitax.weights.adapt(model, state, **sizes, key=jax.random.key(arguments.seed))
         run(data, model, state, recipe, arguments)
 
 

@@ -30,8 +30,11 @@ class Log:
         self.history = list(history)
         self.writes = writes
         if writes:
-            folder.mkdir(parents=True, exist_ok=True)
             self.file = folder / "metrics.jsonl"
+            told = len(self.file.read_text().splitlines()) if self.file.exists() else 0
+            if told:
+                print(f"going on after {len(history)} epochs, as the newest checkpoint has them, of {told} told before")
+            folder.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint that training goes on from will come again.
             temporary = folder / ".metrics.jsonl.tmp"
             temporary.write_text("".join(json.dumps(line) + "\n" for line in history))

@@ -1,7 +1,7 @@
 """Trains a LeViT: by default a small one on 5,000 real handwritten digits, in two and a half minutes on two cores.
 
     python examples/train.py
-    python examples/train.py --data imagenet --preset paper --model levit_256 --teacher timm:regnety_160 --workers 16
+    python examples/train.py --data imagenet --model levit_256 --teacher timm:regnety_160.deit_in1k --workers 16
 
 `--data` is a folder with `train/` and `val/`, each with a folder of pictures for each class, or the id of a data set on
 the Hugging Face hub. The same command, given again, goes on where it was stopped. The output folder has
@@ -9,6 +9,7 @@ the Hugging Face hub. The same command, given again, goes on where it was stoppe
     metrics.jsonl, tensorboard/   one line an epoch
     checkpoints/                  the last two and the best, from which training goes on
     model.safetensors             the weights in the end, for `levitax.load`
+    best.safetensors              those of the epoch with the highest validation accuracy
     average.safetensors           their moving average, if the recipe keeps one
     curves.png, predictions.png
 
@@ -20,13 +21,15 @@ import argparse
 import contextlib
 import json
 import math
+import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -97,7 +100,6 @@ SIZES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=(*SIZES, *levitax.VARIANTS), help="levit_256, but for the digits")
-    parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits of `evaluate.py --logits`")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 takes pictures as grey")
     add_common_arguments(parser)
     arguments = parser.parse_args()
@@ -107,17 +109,9 @@ def main() -> None:
         recipe = make_recipe(arguments, arguments.preset or ("digits" if is_digits else "paper"))
         data = open_pictures(arguments, arguments.channels)
         sizes = {**SIZES, **levitax.VARIANTS}[arguments.model or ("digits" if is_digits else "levit_256")]
-        overrides: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
-        if arguments.image_size is not None:
-            overrides["image_size"] = arguments.image_size
-        if recipe.distillation != "none":
-            overrides["distillation"] = True
-        key = jax.random.key(arguments.seed)
-        model, state = eqx.nn.make_with_state(levitax.LeViT)(
-            **{**sizes, **overrides, **recipe.model_overrides()}, key=key
-        )
-        teacher = None if arguments.teacher is None else make_teacher(arguments.teacher)
-        run(data, model, state, recipe, arguments, teacher=teacher)
+        sizes = {**sizes, **overrides(arguments, recipe, data), "in_channels": data.channels}
+        model, state = eqx.nn.make_with_state(levitax.LeViT)(**sizes, key=jax.random.key(arguments.seed))
+        run(data, model, state, recipe, arguments)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,8 +122,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="over all devices")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other fields of the recipe")
+    parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits of `evaluate.py --logits`")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--out", type=Path, help="by default a folder in `runs`, named after script and data")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="beside once an epoch")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several processes")
     parser.add_argument("--processes", type=int, metavar="NUMBER")
@@ -177,14 +172,26 @@ def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
     return Recipe.from_dict(fields)
 
 
-def make_teacher(source: str) -> Callable[[Any], Any] | np.ndarray:
+def overrides(arguments: argparse.Namespace, recipe: Recipe, data: DataSet) -> dict[str, Any]:
+    """What command line, recipe and data want of the model."""
+    values = {**recipe.model_overrides(), "num_classes": len(data.classes)}
+    if arguments.image_size is not None:
+        values["image_size"] = arguments.image_size
+    return values
+
+
+def make_teacher(source: str | None) -> Callable[[Any], Any] | np.ndarray | None:
     """A function of images to logits, or the logits of all training images."""
+    if source is None:
+        return None
     if source.endswith(".npy"):
         return np.load(source, mmap_mode="r")
     if source.startswith("timm:"):
         import timm  # pyright: ignore[reportMissingImports]
+        import torch  # pyright: ignore[reportMissingImports]
 
-        return torch_teacher(timm.create_model(source.removeprefix("timm:"), pretrained=True))
+        module = timm.create_model(source.removeprefix("timm:"), pretrained=True)
+        return torch_teacher(module, device="cuda" if torch.cuda.is_available() else None)
     return eqx.filter_jit(eqx.filter_vmap(levitax.fuse(*levitax.load(source))))
 
 
@@ -204,16 +211,12 @@ def check_teacher(teacher: Callable[[Any], Any] | np.ndarray | None, recipe: Rec
 
 
 def run(
-    data: DataSet,
-    model: levitax.LeViT,
-    state: eqx.nn.State,
-    recipe: Recipe,
-    arguments: argparse.Namespace,
-    *,
-    teacher: Callable[[Any], Any] | np.ndarray | None = None,
+    data: DataSet, model: levitax.LeViT, state: eqx.nn.State, recipe: Recipe, arguments: argparse.Namespace
 ) -> None:
     """Trains a model, or goes on where the checkpoints in the output folder end."""
+    teacher = make_teacher(arguments.teacher)
     check_teacher(teacher, recipe, data)
+    out = arguments.out or Path("runs", f"{Path(sys.argv[0]).stem}-{Path(arguments.data).name}")
     mesh, shard, is_first = make_mesh(), Shard(jax.process_index(), jax.process_count()), jax.process_index() == 0
     steps = steps_per_epoch(data.train, recipe.batch_size)
     step_key, prepare_key = jax.random.split(jax.random.fold_in(jax.random.key(arguments.seed), 1))
@@ -236,29 +239,31 @@ def run(
         average_decay=recipe.average_decay,
         mesh=mesh,
     )
-    on_device = jax.jit(partial(prepare, recipe=recipe, mean=data.mean, std=data.std))
+
+    @jax.jit
+    def on_device(images, labels, teacher_logits, key):
+        targets: Any = one_hot(labels, len(data.classes))
+        if teacher_logits is not None:
+            targets = TeacherTargets(targets, teacher_logits)
+        return prepare(images, targets, recipe, mean=data.mean, std=data.std, key=key)
 
     def ready(batch: Batch, number: int) -> tuple[Any, Any]:
         """Images as the model takes them, with what the loss wants to know of them."""
-        targets: Any = one_hot(batch.labels, len(data.classes))
-        if isinstance(teacher, np.ndarray):
-            targets = TeacherTargets(targets, teacher[batch.indices].astype(np.float32))
-        key = jax.random.fold_in(prepare_key, number)
-        images, targets = on_device(*spread((batch.images, targets), mesh), key=key)
+        stored = teacher[batch.indices].astype(np.float32) if isinstance(teacher, np.ndarray) else None
+        rows = spread((batch.images, batch.labels, stored), mesh)
+        images, targets = on_device(*rows, jax.random.fold_in(prepare_key, number))
         return images, TeacherTargets(targets, teacher(images)) if callable(teacher) else targets
 
+    validate = partial(validation, data, recipe.crop_ratio, arguments.workers)
     if is_first:
         pictures, devices = len(data.train.labels), jax.device_count()
         print(f"{levitax.count_parameters(model):,} parameters, {pictures:,} training images, {devices} device(s)")
-    description = {"model": model.config.to_dict(), "recipe": recipe.to_dict(), "seed": arguments.seed}
-    checkpoints = Checkpoints(arguments.out / "checkpoints", description=description)
-    with checkpoints, Preemption() as preemption:
+    checkpoints = Checkpoints(out / "checkpoints", description=describe(data, model, recipe, arguments))
+    with Preemption() as preemption, checkpoints:
         progress: dict[str, Any] = {"history": [], "losses": []}
         if restored := checkpoints.restore(train_state):
             train_state, progress = restored
-            if is_first:
-                print(f"going on from step {train_state.step}, {len(progress['history'])} epochs done")
-        log = Log(arguments.out, progress["history"], writes=is_first)
+        log = Log(out, progress["history"], writes=is_first)
         losses, number = progress["losses"], int(train_state.step)
         reading = train_batches(
             data.train,
@@ -276,10 +281,9 @@ def run(
             shard=shard,
             workers=arguments.workers,
         )
-        images_done = number * recipe.batch_size
-        bar = tqdm(
-            total=recipe.epochs * steps * recipe.batch_size, initial=images_done, unit="img", disable=not is_first
-        )
+        # `None`: not where the output goes into a file.
+        bar = tqdm(total=recipe.epochs * steps * recipe.batch_size, unit="img", disable=None if is_first else True)
+        bar.update(number * recipe.batch_size)
         with reading as batches, bar:
             batches, start = Timed(batches), time.perf_counter()
             for batch in batches:
@@ -289,22 +293,18 @@ def run(
                 bar.update(recipe.batch_size)
                 # A gradient that is not finite spoils the weights one step before the loss tells.
                 if not math.isfinite(losses[-1]) or not math.isfinite(float(metrics.grad_norm)):
-                    raise ValueError(
+                    sys.exit(
                         f"The loss of step {number} is {losses[-1]}, the norm of its gradient {metrics.grad_norm}. "
                         f"Training stops; the last good checkpoint is `{checkpoints.latest}`. A lower learning rate "
                         "may help, or `--set clipping=0.01`."
                     )
                 score = None
                 if number % steps == 0:
-                    result = validation(
-                        data,
-                        recipe.crop_ratio,
-                        arguments.workers,
-                        levitax.Predictor(train_state.model, train_state.state),
-                    )
+                    result = validate(levitax.Predictor(train_state.model, train_state.state))
                     seconds = time.perf_counter() - start
                     log.add(
                         epoch=number // steps,
+                        learning_rate=float(np.asarray(recipe.schedule(steps)(number - 1))),
                         train_loss=float(np.mean(losses)),
                         test_loss=result.loss,
                         test_accuracy=result.accuracy,
@@ -314,28 +314,64 @@ def run(
                     )
                     start, batches.seconds, losses, score = time.perf_counter(), 0.0, [], result.accuracy
                 stops = preemption.reached(number)
-                if stops or score is not None or number % (arguments.checkpoint_every or math.inf) == 0:
+                is_due = arguments.checkpoint_every is not None and number % arguments.checkpoint_every == 0
+                if stops or is_due or score is not None:
                     checkpoints.save(train_state, {"history": log.history, "losses": losses}, score=score)
                 if stops:
+                    # `latest` waits for it to be written.
                     if is_first:
-                        tqdm.write(f"stopped after step {number}; the same command goes on from there")
-                    return
+                        print(f"stopped after step {number}; the same command goes on from `{checkpoints.latest}`")
+                    sys.exit(128 + signal.SIGTERM)
+        finish(data, recipe, train_state, checkpoints, validate, out)
+    if is_first:
+        plot_curves(out / "curves.png", log.history)
 
+
+def describe(data: DataSet, model: levitax.LeViT, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What makes a checkpoint one of this run."""
+    return {
+        "model": model.config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "seed": arguments.seed,
+        "weights": getattr(arguments, "weights", None),
+        "teacher": arguments.teacher,
+        "data": {
+            "pictures": len(data.train.labels),
+            "classes": data.classes,
+            "labels_crc32": zlib.crc32(np.ascontiguousarray(data.train.labels)),
+            "mean": data.mean,
+            "std": data.std,
+        },
+    }
+
+
+def finish(
+    data: DataSet,
+    recipe: Recipe,
+    train_state: TrainState,
+    checkpoints: Checkpoints,
+    validate: Callable[[levitax.Predictor], Evaluation],
+    out: Path,
+) -> None:
+    """Writes the weights, and tells how good they are, fused too."""
     trained = {"model": (train_state.model, train_state.state)}
+    if checkpoints.best and (best := checkpoints.restore(train_state, step=checkpoints.best.step)):
+        trained["best"] = (best.train_state.model, best.train_state.state)
     if recipe.average_decay is not None:
         trained["average"] = train_state.averaged()
     for name, (model, state) in trained.items():
-        path = arguments.out / f"{name}.safetensors"
         predictors = levitax.Predictor(model, state), levitax.fuse(model, state)
-        results = [validation(data, recipe.crop_ratio, arguments.workers, predict) for predict in predictors]
-        if is_first:
+        as_trained, fused = (validate(predict).accuracy for predict in predictors)
+        if jax.process_index() == 0:
+            path = out / f"{name}.safetensors"
             levitax.save(path, model, state)
-            print(f"test accuracy of {path}: {results[0].accuracy:.2%}, fused {results[1].accuracy:.2%}")
-    if is_first:
-        plot_curves(arguments.out / "curves.png", log.history)
+            print(f"test accuracy of {path}: {as_trained:.2%}, fused {fused:.2%}")
+    if jax.process_index() == 0:
         model, state = jax.device_get(trained["model"])
-        classified = classify(data.validation, data, recipe.crop_ratio, levitax.fuse(model, state))
-        plot_predictions(arguments.out / "predictions.png", islice(classified, 8), data.classes)
+        every = max(1, len(data.validation.labels) // 1000)
+        sample = Subset(data.validation, range(0, len(data.validation.labels), every))
+        classified = classify(sample, data, recipe.crop_ratio, levitax.fuse(model, state))
+        plot_predictions(out / "predictions.png", classified, data.classes)
 
 
 def validation(data: DataSet, crop_ratio: float, workers: int, predict: levitax.Predictor) -> Evaluation:
@@ -361,6 +397,23 @@ def classify(
     with eval_batches(split, transform, batch_size=128, workers=workers) as batches:
         for batch in batches:
             yield batch, np.asarray(run(predict, batch.images))
+
+
+class Subset(NamedTuple):
+    """Some pictures of a split."""
+
+    split: Split
+    chosen: Sequence[int]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.split.labels[np.asarray(self.chosen)]
+
+    def read(self, index: int) -> np.ndarray:
+        return self.split.read(self.chosen[index])
+
+    def name(self, index: int) -> str:
+        return self.split.name(self.chosen[index])
 
 
 class Size(argparse.Action):

@@ -401,3 +401,16 @@ def test_without_the_library(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"`levitax.data.open_data` needs datasets: run `pip install \"levi"):
         open_data(where)
+
+
+def test_of_several_columns_of_labels_the_one_of_that_name_is_taken(parquet):
+    kinds = {"gender": datasets.ClassLabel(names=["f", "m"]), "age": datasets.ClassLabel(names=["old", "young"])}
+    rows = table(0, 1, 2)
+    for name, kind in kinds.items():
+        rows = rows.add_column(name, [0, 1, 0], feature=kind)
+    assert open_data(parquet(train=rows, validation=rows)).classes == ("cat", "dog", "owl")
+    rows = rows.remove_columns("label")
+    with pytest.raises(
+        ValueError, match=r"has several columns of labels, 'gender', 'age'; .* name one of them 'label'"
+    ):
+        open_data(parquet(train=rows, validation=rows))

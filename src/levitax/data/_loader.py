@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Generator
@@ -97,8 +98,8 @@ def train_batches(
         `batch_size / repeats` apart.
     - `start`: the first batch, counted from 0 and over all epochs.
     - `shard`: the part of this process; by default all is.
-    - `workers`: processes that read and transform; 0 does so in threads of this one.
-    - `max_damaged`: how many damaged pictures to put up with.
+    - `workers`: processes that read and transform; 0 does so in a thread of this one.
+    - `max_damaged`: how many damaged pictures to put up with, in this process and since this call.
 
     **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split; `OSError`
     for more damaged pictures than that; `RuntimeError` if a worker dies.
@@ -242,7 +243,7 @@ def _batches(plan, split, transform, rows, workers, max_damaged):
                     raise
                 raise RuntimeError(
                     f"A worker that reads pictures has died ({error}). Most often memory ran out: use fewer `workers` "
-                    f"than {workers}, or smaller batches. What was trained up to here is in the last checkpoint."
+                    f"than {workers}, or smaller batches."
                 ) from error
             for index in set(batch["damaged"].tolist()) - damaged - {-1}:
                 damaged.add(index)
@@ -257,8 +258,10 @@ def _batches(plan, split, transform, rows, workers, max_damaged):
 
 
 def _end_with_the_parent(index, count):
-    """Called in a worker. If the process that it reads for is killed, it would else wait for it for ever."""
+    """Called in a worker. If the process that it reads for is killed, it would else wait for it for ever; and a signal
+    to end that goes to all of them, as clusters send it, is for that process to heed."""
     del index, count
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch():
         if (parent := multiprocessing.parent_process()) is not None:

@@ -195,7 +195,12 @@ def _split(table, where, channels):
     kinds = lambda kind: [name for name, feature in features.items() if isinstance(feature, kind)]
     named = lambda *names: [name for name in names if name in features]
     image = next(iter(kinds(datasets.Image) + named("image", "img")), None)
-    label = next(iter(kinds(datasets.ClassLabel) + named("label", "labels", "class")), None)
+    candidates = named("label", "labels", "class") or kinds(datasets.ClassLabel)
+    if len(candidates) > 1:
+        raise ValueError(
+            f"{where} has several columns of labels, {_listed(candidates)}; keep one, or name one of them 'label'."
+        )
+    label = next(iter(candidates), None)
     if image is None or label is None:
         missing = "pictures" if image is None else "labels"
         raise ValueError(
@@ -215,7 +220,8 @@ def _split(table, where, channels):
             f"Picture {outside[0]} of {where} has label {values[outside[0]]}, and {len(outside) - 1} more are out of "
             f"range; expected numbers from 0{'' if names is None else f' to {highest}'}."
         )
-    rows = table.cast_column(image, datasets.Image(decode=False))
+    # Of other columns, whatever they are, no row is to be decoded.
+    rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Pictures(rows, image, values.astype(np.int32), channels), names
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from .._checks import as_integer
 from .._extras import extra, require
 from .._keys import key_numbers, with_numbers
 from ._state import TrainState
@@ -22,6 +24,8 @@ from ._state import TrainState
 # Beside the arrays of each checkpoint: size and checksum of every file in it. Orbax sees that a file is cut off, and
 # with much noise; that a byte of it has changed it does not see.
 _MANIFEST = "levitax_files.json"
+
+_ABSENT = "absent"
 
 
 class Restored(NamedTuple):
@@ -36,6 +40,14 @@ class Best(NamedTuple):
 
     step: int
     score: float
+
+
+class _Content(NamedTuple):
+    """What stands beside the arrays of a checkpoint."""
+
+    arrays: dict[str, str]
+    progress: dict[str, Any]
+    best: Best | None
 
 
 class Checkpoints:
@@ -61,16 +73,22 @@ class Checkpoints:
             checkpoint with another one is refused.
         - `keep`: how many of the last ones stay. The best stays beside them.
 
-        **Raises:** `ModuleNotFoundError` without Orbax.
+        **Raises:** `ValueError` if the newest checkpoint that can be read is of another description, with the
+        differences; `ModuleNotFoundError` without Orbax.
         """
         self.folder = Path(folder).expanduser().resolve()
         self._description = _as_json(description or {})
-        self._keep = keep
+        self._keep = as_integer("keep", keep)
         self._best: Best | None = None
         # While a new best is being saved, the one before, which stays until that is done.
         self._best_before: Best | None = None
         self._saving: int | None = None
         self._manager = self._open()
+        # Known before anything is saved, which would take the best one's place, or another run's.
+        for step in self._steps():
+            if _everywhere(_damage(self.folder / str(step))) is None:
+                self._best = self._read_content(step).best
+                break
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -87,8 +105,7 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """The newest checkpoint that is whole. It waits for what is being saved."""
         self.wait()
-        steps = self._manager.all_steps()
-        return self.folder / str(max(steps)) if steps else None
+        return next((self.folder / str(step) for step in self._steps()), None)
 
     def save(self, train_state: TrainState, progress: Mapping[str, Any], *, score: float | None = None) -> None:
         """Begins to save, and comes back when the arrays have been copied.
@@ -100,30 +117,39 @@ class Checkpoints:
         - `train_state`: all of it. Its step names the checkpoint; one that is there already is left.
         - `progress`: whatever else the run needs to go on, as JSON has it.
         - `score`: for the best to be known; the larger, the better.
+
+        **Raises:** `TypeError` for `progress` that JSON does not have; `ValueError` if there are checkpoints of later
+        steps.
         """
         self.wait()
         orbax = _orbax()
-        step = int(train_state.step)
-        if step in self._manager.all_steps():
+        step, progress, arrays = int(train_state.step), _as_json(dict(progress)), _to_arrays(train_state)
+        newest = next(iter(self._steps()), -1)
+        if step in self._steps():
             return
+        if step < newest:
+            raise ValueError(
+                f"The train state is at step {step}, and `{self.folder}` has a checkpoint of step {newest}: go on from "
+                "that one with `restore`, or choose another folder."
+            )
         self._best_before = self._best
         if score is not None and (self._best is None or score > self._best.score):
             self._best = Best(step, score)
         content = {
             "description": self._description,
-            "arrays": _shapes(train_state),
-            "progress": dict(progress),
+            "arrays": _shapes(arrays),
+            "progress": progress,
             "best": self._best,
         }
-        needed = sum(array.nbytes for array in _to_arrays(train_state).values())
+        needed = sum(array.nbytes for array in arrays.values())
         free = shutil.disk_usage(self.folder).free
         with self._reporting(step):
             # Asked before, since Orbax fails with thousands of lines, and leaves what it has written.
             if scarce := _everywhere(f"{needed:,} bytes needed, {free:,} free" if free < 1.1 * needed else None):
                 raise OSError(f"no space left: {scarce}")
             self._saving = step
-            arrays = orbax.args.StandardSave(_to_arrays(train_state))
-            self._manager.save(step, args=orbax.args.Composite(arrays=arrays, content=orbax.args.JsonSave(content)))
+            args = {"arrays": orbax.args.StandardSave(arrays), "content": orbax.args.JsonSave(content)}
+            self._manager.save(step, args=orbax.args.Composite(**args))
 
     def wait(self) -> None:
         """Returns when what is being saved has been."""
@@ -132,37 +158,44 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             self._saving = None
 
-    def restore(self, like: TrainState) -> Restored | None:
+    def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
         """The newest checkpoint that is whole, or `None` if there is none at all.
 
-        One that is damaged is set aside, with a warning that names it, and the one before is taken.
+        Those that are damaged are set aside, with a warning that names them, and the one before is taken.
 
         **Arguments:**
 
         - `like`: a train state of the same structure, as the run starts with: what is restored lies on the same
             devices. It stays usable.
+        - `step`: take the checkpoint of this step, such as `checkpoints.best.step`, or none.
 
         **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
         if there are checkpoints, and all are damaged.
         """
         self.wait()
         orbax = _orbax()
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            damage = _everywhere(_damage(self.folder / str(step)))
+        steps = self._steps() if step is None else [one for one in self._steps() if one == step]
+        damages = {}
+        for one in steps:
+            damage = _everywhere(_damage(self.folder / str(one)))
             if damage is None:
-                content = self._manager.restore(step, args=orbax.args.Composite(content=orbax.args.JsonRestore()))
-                content = content["content"]
-                self._check(content, step, like)
-                self._best = None if content["best"] is None else Best(*content["best"])
-                arrays = orbax.args.StandardRestore(jax.tree.map(_abstract, _to_arrays(like)))
-                arrays = self._manager.restore(step, args=orbax.args.Composite(arrays=arrays))["arrays"]
-                return Restored(_from_arrays(like, arrays), content["progress"])
-            self._set_aside(step, damage)
-        if steps:
+                content = self._read_content(one)
+                differences = _differences(content.arrays, _shapes(_to_arrays(like)))
+                if differences:
+                    raise ValueError(
+                        f"The checkpoint `{self.folder / str(one)}` is of another model or optimiser: "
+                        f"{'; '.join(differences[:8])}{'; ...' if differences[8:] else ''}."
+                    )
+                for other, damage in damages.items():
+                    self._set_aside(other, damage)
+                args = orbax.args.StandardRestore(jax.tree.map(_abstract, _to_arrays(like)))
+                arrays = self._manager.restore(one, args=orbax.args.Composite(arrays=args))["arrays"]
+                return Restored(_from_arrays(like, arrays), content.progress)
+            damages[one] = damage
+        if damages:
+            told = "; ".join(f"{one}: {damage}" for one, damage in damages.items())
             raise OSError(
-                f"All {len(steps)} checkpoints in `{self.folder}` are damaged; they were renamed and left. Begin anew "
-                "in another folder."
+                f"All {len(damages)} checkpoints in `{self.folder}` are damaged ({told}). Begin anew in another folder."
             )
         return None
 
@@ -208,31 +241,31 @@ class Checkpoints:
             (folder,) = self.folder.glob(f"{self._saving}.*tmp*")
             (folder / _MANIFEST).write_text(json.dumps(_checksums(folder)))
 
-    def _check(self, content, step, like):
+    def _steps(self):
+        """Those that have been saved, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _read_content(self, step):
+        orbax = _orbax()
+        args = orbax.args.Composite(content=orbax.args.JsonRestore())
+        content = self._manager.restore(step, args=args)["content"]
         differences = _differences(content["description"], self._description)
         if differences:
             raise ValueError(
                 f"The checkpoints in `{self.folder}` are of another run: {'; '.join(differences)}. Go on with what "
                 "they were made with, or choose another folder."
             )
-        differences = _differences(content["arrays"], _shapes(like))
-        if differences:
-            raise ValueError(
-                f"The checkpoint `{self.folder / str(step)}` is of another model or optimiser: "
-                f"{'; '.join(differences[:8])}{'; ...' if differences[8:] else ''}."
-            )
+        best = None if content["best"] is None else Best(*content["best"])
+        return _Content(content["arrays"], content["progress"], best)
 
     def _set_aside(self, step, damage):
         folder = self.folder / str(step)
-        aside = self.folder / f"damaged-{step}"
+        names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{number}" for number in itertools.count(2)))
+        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
         _tell(
             f"The checkpoint `{folder}` is damaged ({damage}); it is now `{aside.name}`, and the one before is taken."
         )
         if jax.process_index() == 0:
-            number = 1
-            while aside.exists():
-                number += 1
-                aside = self.folder / f"damaged-{step}-{number}"
             folder.rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
@@ -261,9 +294,9 @@ def _to_arrays(train_state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): key_numbers(leaf) for path, leaf in leaves}
 
 
-def _shapes(train_state: TrainState) -> dict[str, Any]:
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Shape and dtype of each array, as JSON has them."""
-    return {name: f"{array.dtype}{list(array.shape)}" for name, array in _to_arrays(train_state).items()}
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
 def _from_arrays(like: TrainState, arrays: Mapping[str, Any]) -> TrainState:
@@ -276,7 +309,7 @@ def _from_arrays(like: TrainState, arrays: Mapping[str, Any]) -> TrainState:
 
 
 def _abstract(array):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=getattr(array, "sharding", None))
 
 
 def _as_json(value: Any) -> Any:
@@ -290,9 +323,12 @@ def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
         return [
             line
             for name in names
-            for line in _differences(saved.get(name), here.get(name), f"{path}.{name}" if path else name)
+            for line in _differences(
+                saved.get(name, _ABSENT), here.get(name, _ABSENT), f"{path}.{name}" if path else name
+            )
         ]
-    return [] if saved == here else [f"`{path}` was {json.dumps(saved)} and is {json.dumps(here)}"]
+    show = lambda value: value if value is _ABSENT else json.dumps(value)
+    return [] if saved == here else [f"`{path}` was {show(saved)} and is {show(here)}"]
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:

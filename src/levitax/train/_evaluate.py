@@ -82,14 +82,15 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
 
     **Raises:** `ValueError` without images.
     """
-    counts = [jax.device_get(_count(predict, EvalBatch(*batch))) for batch in batches]
-    total = sum(int(confusion.sum()) for _, _, confusion in counts)
+    sums = None
+    for batch in batches:
+        counts = _count(predict, EvalBatch(*batch))
+        sums = counts if sums is None else _add(sums, counts)
+    loss, top5, confusion = jax.device_get(sums) if sums is not None else (0.0, 0, np.zeros((0, 0), int))
+    total = int(confusion.sum())
     if total == 0:
         raise ValueError("There are no images to evaluate; expected at least one.")
-    loss = sum(float(loss) for loss, _, _ in counts) / total
-    confusion = np.sum([confusion for _, _, confusion in counts], axis=0)
-    top5 = sum(int(top5) for _, top5, _ in counts) / total
-    return Evaluation(loss, float(np.trace(confusion) / total), top5, confusion)
+    return Evaluation(float(loss) / total, float(np.trace(confusion) / total), int(top5) / total, confusion)
 
 
 @eqx.filter_jit
@@ -104,6 +105,11 @@ def _count(predict, batch):
     confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, likeliest[:, 0]].add(counts)
     # Not a product with 0, which NaN would survive.
     return jnp.where(weights > 0, losses, 0).sum(), top5.sum(), confusion
+
+
+@jax.jit
+def _add(sums, counts):
+    return jax.tree.map(jnp.add, sums, counts)
 
 
 @eqx.filter_jit

@@ -14,6 +14,8 @@ Tree = TypeVar("Tree")
 _AXIS = "data"
 # How many processes were started together, by Slurm's srun and Open MPI's mpirun.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# Of TPU pods: all hosts, with commas in between.
+_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 def start_distributed(
@@ -24,7 +26,8 @@ def start_distributed(
 
     To be called before any array is made. Each argument can also come from the environment, as
     `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any, JAX finds out by itself under
-    Slurm (`srun`), Open MPI (`mpirun`) and on TPU pods.
+    Slurm (`srun`), Open MPI (`mpirun`) and on TPU pods that name their hosts in the environment. Elsewhere, call
+    `jax.distributed.initialize()` in place of this.
 
     **Arguments:**
 
@@ -36,7 +39,13 @@ def start_distributed(
     be reached.
     """
     environment = os.environ.get
-    number = lambda value, name: int(environment(name, -1)) if value is None else value
+
+    def number(value, name):
+        try:
+            return int(environment(name, -1)) if value is None else value
+        except ValueError:
+            raise ValueError(f"{name} is {environment(name)!r} in the environment; expected a whole number.") from None
+
     given = {
         "coordinator_address": coordinator_address or environment("JAX_COORDINATOR_ADDRESS", -1),
         "num_processes": number(num_processes, "JAX_NUM_PROCESSES"),
@@ -51,13 +60,14 @@ def start_distributed(
             "`coordinator_address` (host:port of the first), `num_processes` and its own `process_id`, or "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."
         )
-    elif any(int(environment(name, 1)) > 1 for name in _TASKS) or "," in environment("TPU_WORKER_HOSTNAMES", ""):
+    elif any(environment(name, "1") != "1" for name in _TASKS) or any("," in environment(name, "") for name in _HOSTS):
         jax.distributed.initialize()
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes in a row, over which batches are spread."""
-    return Mesh(np.array(jax.devices()), (_AXIS,), axis_types=(AxisType.Auto,))
+    """All devices of all processes in a row, those of each process together, over which batches are spread."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -155,7 +155,8 @@ class Recipe:
         contradictions = [
             (
                 self.warmup_epochs >= self.epochs,
-                f"`warmup_epochs` is {self.warmup_epochs} of {self.epochs} `epochs`: nothing would be left to train.",
+                f"`warmup_epochs` is {self.warmup_epochs} of {self.epochs} `epochs`: nothing would be left to train. "
+                "Take fewer of the one or more of the other.",
             ),
             (
                 self.late and not self.by_epoch,
@@ -186,7 +187,7 @@ class Recipe:
             (
                 self.group_size is not None and self.batch_size // self.accumulate % self.group_size > 0,
                 f"`group_size` is {self.group_size}, which does not divide the {self.batch_size // self.accumulate} "
-                "images that go through the model at once.",
+                "images that go through the model at once. Take a multiple of it, or None for one group.",
             ),
         ]
         for is_so, message in contradictions:
@@ -214,8 +215,9 @@ class Recipe:
         return cls(**values)
 
     def model_overrides(self) -> dict[str, Any]:
-        """The keywords of a [`levitax.LeViT`][] that are the recipe's."""
+        """The keywords of a [`levitax.LeViT`][] that are the recipe's: two heads for a teacher, else one."""
         overrides: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
+        overrides["distillation"] = self.distillation != "none"
         return overrides if self.drop_path is None else overrides | {"drop_path": self.drop_path}
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:

@@ -19,7 +19,7 @@ class Teacher(Protocol):
 
 
 def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
-    """Makes a PyTorch module a teacher, such as the paper's, `timm.create_model("regnety_160", pretrained=True)`.
+    """Makes a PyTorch module a teacher. The paper's is `timm.create_model("regnety_160.deit_in1k", pretrained=True)`.
 
     ```python
     targets = TeacherTargets(labels, torch_teacher(module)(images))
