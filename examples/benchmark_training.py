@@ -34,7 +34,7 @@ from levitax.train import make_step, one_hot, prepare, Recipe, TrainState
 from report import Timed
 
 
-RECIPE = Recipe(group_size=None, distillation="none", average_decay=None)
+RECIPE = Recipe(group_size=None, distillation="none", ema_decay=None)
 WAYS = {"plain": {}, "remat": {"remat": True}, "accumulate 2": {"accumulate": 2}, "accumulate 4": {"accumulate": 4}}
 
 

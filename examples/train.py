@@ -10,7 +10,7 @@ the Hugging Face hub. The same command, given again, goes on where it was stoppe
     checkpoints/                  the last two and the best, from which training goes on
     model.safetensors             the weights in the end, for `levitax.load`
     best.safetensors              those of the epoch with the highest validation accuracy
-    average.safetensors           their moving average, if the recipe keeps one
+    ema.safetensors           their moving average, if the recipe keeps one
     curves.png, predictions.png
 
 On several hosts run the same command on each, under `srun` or `mpirun`, or with `--coordinator`, `--processes` and
@@ -64,7 +64,7 @@ from levitax.train import (
     Recipe,
     RECIPES,
     replicate,
-    spread,
+    shard_batch,
     start_distributed,
     TeacherTargets,
     torch_teacher,
@@ -226,7 +226,7 @@ def run(
         state,
         optimizer,
         parameters=recipe.parameters,
-        average=recipe.average_decay is not None,
+        ema=recipe.ema_decay is not None,
         key=step_key,
     )
     train_state = replicate(train_state, mesh)
@@ -236,7 +236,7 @@ def run(
         parameters=recipe.parameters,
         accumulate=recipe.accumulate,
         group_size=recipe.group_size,
-        average_decay=recipe.average_decay,
+        ema_decay=recipe.ema_decay,
         mesh=mesh,
     )
 
@@ -250,7 +250,7 @@ def run(
     def ready(batch: Batch, number: int) -> tuple[Any, Any]:
         """Images as the model takes them, with what the loss wants to know of them."""
         stored = teacher[batch.indices].astype(np.float32) if isinstance(teacher, np.ndarray) else None
-        rows = spread((batch.images, batch.labels, stored), mesh)
+        rows = shard_batch((batch.images, batch.labels, stored), mesh)
         images, targets = on_device(*rows, jax.random.fold_in(prepare_key, number))
         return images, TeacherTargets(targets, teacher(images)) if callable(teacher) else targets
 
@@ -357,8 +357,8 @@ def finish(
     trained = {"model": (train_state.model, train_state.state)}
     if checkpoints.best and (best := checkpoints.restore(train_state, step=checkpoints.best.step)):
         trained["best"] = (best.train_state.model, best.train_state.state)
-    if recipe.average_decay is not None:
-        trained["average"] = train_state.averaged()
+    if recipe.ema_decay is not None:
+        trained["ema"] = train_state.averaged()
     for name, (model, state) in trained.items():
         predictors = levitax.Predictor(model, state), levitax.fuse(model, state)
         as_trained, fused = (validate(predict).accuracy for predict in predictors)
@@ -381,7 +381,7 @@ def validation(data: DataSet, crop_ratio: float, workers: int, predict: levitax.
     batch_size = mesh.size * min(128, -(-len(data.validation.labels) // mesh.size))
     batches = eval_batches(data.validation, transform, batch_size=batch_size, shard=shard, workers=workers)
     with batches as batches:
-        spread_out = (spread((batch.images, batch.labels, batch.weights), mesh) for batch in batches)
+        spread_out = (shard_batch((batch.images, batch.labels, batch.weights), mesh) for batch in batches)
         ready = (
             EvalBatch(normalise(images, data.mean, data.std), labels, weights) for images, labels, weights in spread_out
         )

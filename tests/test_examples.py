@@ -55,7 +55,7 @@ def trained(tmp_path_factory) -> tuple[Path, str]:
 def test_training_reads_digits_and_fusing_changes_nothing(trained):
     folder, output = trained
     accuracies = re.findall(r"test accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", output)
-    assert [name for name, _, _ in accuracies] == ["model", "average"]
+    assert [name for name, _, _ in accuracies] == ["model", "best", "ema"]
     for _, as_trained, fused in accuracies:
         assert float(as_trained) >= 97.5
         assert fused == as_trained

@@ -106,7 +106,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def assert_same(folder: Path, other: Path) -> None:
     """Bit for bit."""
     assert metrics(folder) == metrics(other)
-    for name in ("model.safetensors", "best.safetensors", "average.safetensors"):
+    for name in ("model.safetensors", "best.safetensors", "ema.safetensors"):
         # Not the files, whose headers name the same things in an order of their own each time.
         arrays, others = load_file(folder / name), load_file(other / name)
         assert arrays.keys() == others.keys()

@@ -34,7 +34,7 @@ TRAINING: dict[str, Any] = cases.TIMM_TRAINING
 # one they stay within 7e-7.
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.025
-AVERAGE_DECAY = 0.9
+EMA_DECAY = 0.9
 # Where a gradient is zero but for rounding, as that of a bias which the next normalisation takes away again, Adam's eps
 # decides what becomes of it. With the recipe's, the running means of PyTorch's own float32 part from those of its
 # float64 by 2.0e-3 within the twenty steps, though the losses stay within 7e-7 and the variances within 8.5e-5; with

@@ -107,7 +107,7 @@ def trained(eps: float) -> tuple[Arrays, Arrays, np.ndarray]:
     model.set_distilled_training(True)
     groups = param_groups_weight_decay(model, recipe_cases.WEIGHT_DECAY, no_weight_decay_list=model.no_weight_decay())
     optimizer = torch.optim.AdamW(groups, recipe_cases.LEARNING_RATE, eps=eps)
-    average = ModelEma(model, recipe_cases.AVERAGE_DECAY)
+    average = ModelEma(model, recipe_cases.EMA_DECAY)
     model.train()
     losses = []
     for step in range(recipe_cases.STEPS):

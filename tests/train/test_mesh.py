@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from levitax.train import make_mesh, replicate, spread, start_distributed
+from levitax.train import make_mesh, replicate, shard_batch, start_distributed
 from levitax.train._mesh import gather_local
 
 
@@ -73,13 +73,13 @@ def test_keys_and_numbers_are_replicated_and_all_else_is_left(key):
 
 def test_what_was_spread_comes_together_again(images):
     batch = np.asarray(images(4, 3, 3, 1))
-    assert np.array_equal(gather_local(spread(batch, make_mesh())), batch)
+    assert np.array_equal(gather_local(shard_batch(batch, make_mesh())), batch)
 
 
 # Devices are counted when JAX starts, so it starts anew.
 EIGHT_DEVICES = """
 import equinox as eqx, jax, jax.numpy as jnp, levitax, numpy as np, optax
-from levitax.train import make_mesh, make_step, replicate, spread, TrainState
+from levitax.train import make_mesh, make_step, replicate, shard_batch, TrainState
 from levitax.train._mesh import gather_local
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -96,11 +96,11 @@ optimizer = optax.sgd(0.1)
 
 
 def losses(mesh, **keywords):
-    train_state = TrainState(model, state, optimizer, average=True, key=jax.random.key(2))
-    step = make_step(optimizer, mesh=mesh, average_decay=0.9, **keywords)
+    train_state = TrainState(model, state, optimizer, ema=True, key=jax.random.key(2))
+    step = make_step(optimizer, mesh=mesh, ema_decay=0.9, **keywords)
     put = lambda batch: batch
     if mesh is not None:
-        train_state, put = replicate(train_state, mesh), lambda batch: spread(batch, mesh)
+        train_state, put = replicate(train_state, mesh), lambda batch: shard_batch(batch, mesh)
     values = []
     for _ in range(3):
         train_state, metrics = step(train_state, *put(batch))
@@ -111,14 +111,14 @@ def losses(mesh, **keywords):
     return np.array(values)
 
 
-spread_out = spread(batch, mesh)
+spread_out = shard_batch(batch, mesh)
 assert len(spread_out[0].sharding.device_set) == 8
 assert all(np.array_equal(gather_local(one), other) for one, other in zip(spread_out, batch, strict=True))
 for keywords in ({}, {"group_size": 2}, {"accumulate": 2}, {"accumulate": 2, "group_size": 4}):
     alone, together = losses(None, **keywords), losses(mesh, **keywords)
     print(np.abs(together / alone - 1).max(), alone[0])
 try:
-    spread(images[:12], mesh)
+    shard_batch(images[:12], mesh)
 except ValueError as error:
     print(error)
 """

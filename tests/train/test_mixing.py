@@ -121,16 +121,16 @@ def test_mixing_may_be_off(keywords, x, targets, key):
 
 def test_an_alpha_of_zero_leaves_a_kind_out():
     # Even if only that one is asked for.
-    faded, _, shares = drawn(mixup_alpha=2.0, cutmix_alpha=0.0, cutmix_share=1.0)
+    faded, _, shares = drawn(mixup_alpha=2.0, cutmix_alpha=0.0, switch_probability=1.0)
     assert faded.all()
     assert about((shares - 0.5) ** 2, 1 / (4 * (2 * 2.0 + 1)))
-    faded, pasted, _ = drawn(mixup_alpha=0.0, cutmix_alpha=1.0, cutmix_share=0.0)
+    faded, pasted, _ = drawn(mixup_alpha=0.0, cutmix_alpha=1.0, switch_probability=0.0)
     # A box can be too small for a pixel.
     assert not faded.any() and pasted.mean() > 0.98
 
 
 def test_the_share_of_cutmix_and_the_probability_are_as_asked_for():
-    faded, pasted, _ = drawn(probability=0.6, cutmix_share=0.25)
+    faded, pasted, _ = drawn(probability=0.6, switch_probability=0.25)
     assert about(faded, 0.6 * 0.75) and about(pasted, 0.6 * 0.25)
 
 

@@ -158,7 +158,7 @@ def test_without_a_probability_nothing_is_mixed(pixels, targets, key):
 
 @pytest.mark.parametrize(("share", "is_cutmix"), [(0.0, False), (1.0, True)])
 def test_the_share_of_cutmix_is_that_of_the_recipe(share, is_cutmix, pixels, targets, key):
-    images, _ = run(pixels, targets, key, mixup=1.0, cutmix=1.0, cutmix_share=share)
+    images, _ = run(pixels, targets, key, mixup=1.0, cutmix=1.0, switch_probability=share)
     candidates = np.stack([expected(pixels), expected(pixels)[::-1]])
     assert np.isclose(images, candidates, atol=1e-5).any(0).all() == is_cutmix
 

@@ -68,7 +68,7 @@ def test_the_numbers_of_the_paper():
         "mixup": 0.8,
         "cutmix": 1,
         "mix_probability": 1,
-        "cutmix_share": 0.5,
+        "switch_probability": 0.5,
         "label_smoothing": 0.1,
         "distillation": "hard",
         "alpha": 0.5,
@@ -85,7 +85,7 @@ def test_the_numbers_of_the_paper():
         "weight_decay": 0.025,
         "eps": 1e-8,
         "clipping": 0.01,
-        "average_decay": 0.99996,
+        "ema_decay": 0.99996,
         "group_size": 256,
         "accumulate": 1,
         "dtype": "float32",
@@ -183,7 +183,7 @@ def test_fields_that_are_not_there_are_those_of_the_paper():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("learnin_rate", "'learning_rate'"), ("epoch", "'epochs'"), ("dropPath", "'drop_path'"), ("ema_decay", "decay'")],
+    [("learnin_rate", "'learning_rate'"), ("epoch", "'epochs'"), ("dropPath", "'drop_path'"), ("average_decay", "'ema_decay'")],
 )
 def test_a_field_that_does_not_exist(name, near):
     with fails(ValueError, f"no field '{name}'", "Did you mean", near):
@@ -222,7 +222,7 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "mixup": (0, math.inf, False),
     "cutmix": (0, math.inf, False),
     "mix_probability": (0, 1, False),
-    "cutmix_share": (0, 1, False),
+    "switch_probability": (0, 1, False),
     "label_smoothing": (0, 0.99, False),
     "alpha": (0, 1, False),
     "temperature": (0.001, math.inf, False),
@@ -233,7 +233,7 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0, math.inf, False),
     "eps": (0, math.inf, False),
     "clipping": (1e-6, math.inf, True),
-    "average_decay": (0, 1, True),
+    "ema_decay": (0, 1, True),
     "crop_ratio": (0.001, 1, False),
 }
 

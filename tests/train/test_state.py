@@ -63,27 +63,27 @@ def batches(images):
     return [(images(6, 3, seed=seed), images(6, seed=10 + seed)) for seed in range(3)]
 
 
-step = make_step(OPTIMIZER, loss, average_decay=DECAY)
+step = make_step(OPTIMIZER, loss, ema_decay=DECAY)
 
 
 def test_the_average_starts_as_what_it_is_of(start, made):
-    assert eqx.tree_equal(start(average=True).averaged(), made)
+    assert eqx.tree_equal(start(ema=True).averaged(), made)
 
 
-@pytest.mark.parametrize("keywords", ({}, {"average": False}), ids=("default", "given"))
+@pytest.mark.parametrize("keywords", ({}, {"ema": False}), ids=("default", "given"))
 def test_without_an_average_there_is_none(keywords, start):
-    assert start(**keywords).average is None
-    with pytest.raises(ValueError, match=r"There is no average.*`average=True`"):
+    assert start(**keywords).ema is None
+    with pytest.raises(ValueError, match=r"There is no average.*`ema=True`"):
         start(**keywords).averaged()
 
 
 def test_the_average_is_no_part_of_what_it_was_made_of(start, made, batches):
-    step(start(average=True), *batches[0])
+    step(start(ema=True), *batches[0])
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(made) if eqx.is_array(leaf))
 
 
 def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
-    train_state = start(average=True)
+    train_state = start(ema=True)
     # Integers that an average would turn into others.
     order = jnp.array([1, 2, 0])
     weights, means = [np.array([1.0, 2.0, 3.0])], [np.zeros(3)]
@@ -108,15 +108,15 @@ def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
 
 
 def test_averaging_leaves_the_model_that_is_trained(start, batches):
-    averaging, plain = start(average=True), start()
+    averaging, plain = start(ema=True), start()
     for batch in batches:
         (averaging, _), (plain, _) = step(averaging, *batch), step(plain, *batch)
-    assert plain.average is None
+    assert plain.ema is None
     assert eqx.tree_equal((averaging.model, averaging.state), (plain.model, plain.state))
 
 
 def test_without_a_decay_the_average_stays(start, made, batches):
-    train_state = start(average=True)
+    train_state = start(ema=True)
     for batch in batches:
         train_state, _ = make_step(OPTIMIZER, loss)(train_state, *batch)
     model, state = train_state.averaged()
@@ -137,8 +137,8 @@ def test_the_average_of_what_does_not_change_is_what_it_is(decay, key):
 
     model, state = eqx.nn.make_with_state(Still)(jax.random.normal(key, (1000,)))
     optimizer = optax.sgd(0.0)
-    train_state = TrainState(model, state, optimizer, average=True, key=key)
-    still = make_step(optimizer, loss, average_decay=decay)
+    train_state = TrainState(model, state, optimizer, ema=True, key=key)
+    still = make_step(optimizer, loss, ema_decay=decay)
     for _ in range(100):
         train_state, _ = still(train_state, jnp.ones(2), jnp.ones(2))
     np.testing.assert_array_equal(train_state.averaged()[0].weight, model.weight)

@@ -284,10 +284,10 @@ def test_parts_are_counted(keywords, kind):
 
 def test_what_is_not_trained_stays_to_the_bit(trained, batches, key):
     model, state = trained
-    train_state = TrainState(model, state, OPTIMIZER, parameters=head_only, average=True, key=key)
+    train_state = TrainState(model, state, OPTIMIZER, parameters=head_only, ema=True, key=key)
     assert sum(array.size for array in arrays(train_state.opt_state)) == levitax.count_parameters(model.head)
     # Decay and momentum would move it without a gradient.
-    train_state = run(make_step(OPTIMIZER, parameters=head_only, average_decay=0.9), train_state, batches)
+    train_state = run(make_step(OPTIMIZER, parameters=head_only, ema_decay=0.9), train_state, batches)
     rest = lambda model: arrays(eqx.tree_at(lambda model: model.head, model, None))
     for after in (train_state.model, train_state.averaged()[0]):
         for ours, before in zip(rest(after), rest(model), strict=True):
@@ -311,8 +311,8 @@ def test_what_is_trained_has_its_gradient(rows, key, error):
 
 def test_the_average_follows_its_recursion(rows, key):
     model, state = make_small(Normed, key)
-    train_state = TrainState(model, state, OPTIMIZER, average=True, key=key)
-    step = make_step(OPTIMIZER, average_decay=0.7)
+    train_state = TrainState(model, state, OPTIMIZER, ema=True, key=key)
+    step = make_step(OPTIMIZER, ema_decay=0.7)
     current = lambda train_state: [
         np.asarray(array, np.float64) for array in arrays((train_state.model, train_state.state))
     ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from levitax.train import make_mesh, spread, Teacher, torch_teacher
+from levitax.train import make_mesh, shard_batch, Teacher, torch_teacher
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_module_may_have_no_parameters(torch, x):
     np.testing.assert_allclose(torch_teacher(Mean())(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("put", (jnp.asarray, lambda x: spread(x, make_mesh())), ids=("array", "spread"))
+@pytest.mark.parametrize("put", (jnp.asarray, lambda x: shard_batch(x, make_mesh())), ids=("array", "spread"))
 def test_of_arrays_of_jax_the_logits_are_such_arrays(put, module, x, expected):
     images = put(x)
     logits = torch_teacher(module)(images)

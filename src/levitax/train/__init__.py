@@ -20,7 +20,7 @@ try:
         gather_local as gather_local,
         make_mesh as make_mesh,
         replicate as replicate,
-        spread as spread,
+        shard_batch as shard_batch,
         start_distributed as start_distributed,
     )
     from ._mixing import cutmix as cutmix, mix as mix, mixup as mixup

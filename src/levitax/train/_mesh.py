@@ -81,7 +81,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda leaf: put(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
 
 
-def spread(batch: PyTree, mesh: Mesh) -> PyTree:
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Spreads a batch over the devices.
 
     **Arguments:**
@@ -107,7 +107,7 @@ def spread(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def gather_local(array: jax.Array) -> np.ndarray:
-    """The rows that lie on the devices of this process, in order: what [`levitax.train.spread`][] was given."""
+    """The rows that lie on the devices of this process, in order: what [`levitax.train.shard_batch`][] was given."""
     # Where several devices have the same rows, once.
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 
 def mixup(
-    images: Float[Array, "batch height width channels"], targets: PyTree[Float[Array, "batch ..."]], share: Array
+    images: Float[Array, "batch height width channels"], targets: PyTree[Float[Array, "batch ..."]], lam: Array
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """Fades each image, and its targets, into the one at the same place from the batch's end (Zhang et al. 2018, arXiv
     1710.09412).
@@ -13,15 +13,15 @@ def mixup(
 
     - `images`: `(batch, height, width, channels)`.
     - `targets`: any arrays of a row an image, such as distributions over the classes.
-    - `share`: of the image itself, in [0, 1].
+    - `lam`: of the image itself, in [0, 1].
     """
-    return jax.tree.map(lambda array: _blend(array, share), (images, targets))
+    return jax.tree.map(lambda array: _blend(array, lam), (images, targets))
 
 
 def cutmix(
     images: Float[Array, "batch height width channels"],
     targets: PyTree[Float[Array, "batch ..."]],
-    share: Array,
+    lam: Array,
     centre: Array,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """Pastes into each image a box of the one at the same place from the batch's end, and blends their targets by area
@@ -30,11 +30,11 @@ def cutmix(
     **Arguments:**
 
     - `images`, `targets`: as in [`levitax.train.mixup`][].
-    - `share`: of the image that stays its own, before the box is cut off at the border.
+    - `lam`: of the image that stays its own, before the box is cut off at the border.
     - `centre`: row and column of the box's centre, from 0 to below height and width.
     """
     size = jnp.array(images.shape[1:3])
-    box_size = (size * jnp.sqrt(1 - share)).astype(int)
+    box_size = (size * jnp.sqrt(1 - lam)).astype(int)
     # timm since 1.0; before, a box of odd size was one pixel smaller.
     low, high = jnp.clip(centre - box_size // 2, 0, size), jnp.clip(centre + (box_size + 1) // 2, 0, size)
     rows, columns = (_between(size, low[axis], high[axis]) for axis, size in enumerate(images.shape[1:3]))
@@ -50,7 +50,7 @@ def mix(
     mixup_alpha: float = 0.8,
     cutmix_alpha: float = 1.0,
     probability: float = 1.0,
-    cutmix_share: float = 0.5,
+    switch_probability: float = 0.5,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """[`levitax.train.mixup`][] or [`levitax.train.cutmix`][] of a batch, drawn once for all of it.
@@ -61,7 +61,7 @@ def mix(
     - `mixup_alpha`, `cutmix_alpha`: the share is drawn from Beta(alpha, alpha); 0 leaves that kind out. The defaults
         are the paper's.
     - `probability`: of mixing at all.
-    - `cutmix_share`: probability of cutmix where both are possible.
+    - `switch_probability`: probability of cutmix where both are possible.
     - `key`: draws all of it.
     """
     if probability == 0 or mixup_alpha == cutmix_alpha == 0:
@@ -77,13 +77,13 @@ def mix(
 
     # An alpha of 0 is no Beta distribution, so that what is left out is not even traced.
     kinds = [lambda: (images, targets), *([fade] if mixup_alpha else []), *([paste] if cutmix_alpha else [])]
-    pasting = jax.random.bernoulli(kind_key, cutmix_share) & (len(kinds) == 3)
+    pasting = jax.random.bernoulli(kind_key, switch_probability) & (len(kinds) == 3)
     chosen = jnp.where(jax.random.bernoulli(mixes_key, probability), 1 + pasting, 0)
     return jax.lax.switch(chosen, kinds)
 
 
-def _blend(array, share):
-    return (share * array + (1 - share) * array[::-1]).astype(array.dtype)
+def _blend(array, lam):
+    return (lam * array + (1 - lam) * array[::-1]).astype(array.dtype)
 
 
 def _between(size: int, low: Array, high: Array) -> Bool[Array, " size"]:

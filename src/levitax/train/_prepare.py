@@ -29,8 +29,8 @@ def prepare(
     - `images`: pixels from 0 to 255.
     - `targets`: arrays with a row an image, which mixing blends as it blends the images: distributions over the
         classes, as [`levitax.train.one_hot`][] makes them of labels.
-    - `recipe`: the fields from `max_shift` to `cutmix_share` apply here, and `group_size`: each group is mixed among
-        itself, by a draw of its own.
+    - `recipe`: the fields from `max_shift` to `switch_probability` apply here, and `group_size`: each group is mixed
+        among itself, by a draw of its own.
     - `mean`, `std`: of each channel's pixels in [0, 1].
     - `key`: draws everything.
     """
@@ -49,7 +49,7 @@ def prepare(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,
         probability=recipe.mix_probability,
-        cutmix_share=recipe.cutmix_share,
+        switch_probability=recipe.switch_probability,
     )
     if recipe.group_size is None:
         return mix_group(pixels, targets, key=mix_key)

@@ -25,7 +25,7 @@ _RANGES = {
     "mixup": (0, math.inf, False),
     "cutmix": (0, math.inf, False),
     "mix_probability": (0, 1, False),
-    "cutmix_share": (0, 1, False),
+    "switch_probability": (0, 1, False),
     "label_smoothing": (0, 0.99, False),
     "alpha": (0, 1, False),
     "temperature": (1e-3, math.inf, False),
@@ -36,7 +36,7 @@ _RANGES = {
     "weight_decay": (0, math.inf, False),
     "eps": (0, math.inf, False),
     "clipping": (1e-6, math.inf, True),
-    "average_decay": (0, 1, True),
+    "ema_decay": (0, 1, True),
     "crop_ratio": (1e-3, 1, False),
 }
 
@@ -59,7 +59,7 @@ class Recipe:
     - `rand_augment`: magnitude of RandAugment, 0 to 10, in timm's words `rand-m9-mstd0.5-inc1`; 0 for none.
     - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.data.random_affine`][].
     - `erase_probability`: as in [`levitax.data.random_erase`][].
-    - `mixup`, `cutmix`, `mix_probability`, `cutmix_share`: as in [`levitax.train.mix`][].
+    - `mixup`, `cutmix`, `mix_probability`, `switch_probability`: as in [`levitax.train.mix`][].
     - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
     - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.
     - `drop_path`: of the model; `None` leaves it as the architecture has it.
@@ -70,7 +70,7 @@ class Recipe:
     - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
         [`levitax.train.warmup_cosine`][]; these learning rates are not multiplied by the batch.
     - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
-    - `average_decay`: of the moving average of the weights, see [`levitax.train.make_step`][]; `None` keeps none.
+    - `ema_decay`: of the moving average of the weights, see [`levitax.train.make_step`][]; `None` keeps none.
     - `group_size`: images whose batch statistics and mixing belong together, as in [`levitax.batched`][]; 256 is one
         GPU of the official training. `None` takes the whole batch.
     - `accumulate`: as in [`levitax.train.make_step`][].
@@ -93,7 +93,7 @@ class Recipe:
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_probability: float = 1.0
-    cutmix_share: float = 0.5
+    switch_probability: float = 0.5
     label_smoothing: float = 0.1
     distillation: Literal["none", "hard", "soft"] = "hard"
     alpha: float = 0.5
@@ -110,7 +110,7 @@ class Recipe:
     weight_decay: float = 0.025
     eps: float = 1e-8
     clipping: float | None = 0.01
-    average_decay: float | None = 0.99996
+    ema_decay: float | None = 0.99996
     group_size: int | None = 256
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -272,7 +272,7 @@ RECIPES: dict[str, Recipe] = {
         warmup_epochs=3,
         by_epoch=False,
         late=False,
-        average_decay=None,
+        ema_decay=None,
         group_size=None,
     ),
     "probe": Recipe(
@@ -294,7 +294,7 @@ RECIPES: dict[str, Recipe] = {
         late=False,
         weight_decay=0.0,
         clipping=None,
-        average_decay=None,
+        ema_decay=None,
         group_size=None,
     ),
     "digits": Recipe(
@@ -319,7 +319,7 @@ RECIPES: dict[str, Recipe] = {
         late=False,
         weight_decay=0.1,
         clipping=None,
-        average_decay=0.99,
+        ema_decay=0.99,
         group_size=None,
         crop_ratio=1.0,
     ),

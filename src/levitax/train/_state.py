@@ -12,7 +12,7 @@ from ._optimizer import Parameters, trainable
 class TrainState(eqx.Module):
     """All that training carries from step to step, as one PyTree: what a checkpoint has to hold.
 
-    `average` is the exponential moving average of the floating-point arrays of model and state, or `None`.
+    `ema` is the exponential moving average of the floating-point arrays of model and state, or `None`.
     [`levitax.train.Checkpoints`][] saves and restores one. `equinox.tree_serialise_leaves` does not write keys: replace
     `key` by `jax.random.key_data(key)` before and by `jax.random.wrap_key_data` of that after.
     """
@@ -20,7 +20,7 @@ class TrainState(eqx.Module):
     model: PyTree
     state: eqx.nn.State
     opt_state: optax.OptState
-    average: PyTree
+    ema: PyTree
     key: PRNGKeyArray
     step: Int[Array, ""]
 
@@ -31,7 +31,7 @@ class TrainState(eqx.Module):
         optimizer: optax.GradientTransformation,
         *,
         parameters: Parameters = trainable,
-        average: bool = False,
+        ema: bool = False,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -40,24 +40,24 @@ class TrainState(eqx.Module):
             uses up the memory of the train state it is given.
         - `optimizer`: whose state is started here.
         - `parameters`: what is trained, as in [`levitax.train.make_step`][].
-        - `average`: keep a moving average as well, which a step made with `average_decay` moves.
+        - `ema`: keep a moving average as well, which a step made with `ema_decay` moves.
         - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken
             up again at step `n` goes on as it would have.
         """
         self.model, self.state, self.key = _copy((model, state, key))
         self.opt_state = optimizer.init(parameters(model))
-        self.average = _copy(averaged_part(model, state)) if average else None
+        self.ema = _copy(ema_part(model, state)) if ema else None
         self.step = jnp.zeros((), jnp.int32)
 
     def averaged(self) -> tuple[Any, eqx.nn.State]:
         """Model and state with the moving averages in place of what they are averages of. Raises `ValueError` where
         none is kept. They share memory with this train state, so the next step uses them up."""
-        if self.average is None:
-            raise ValueError("There is no average: make the train state with `average=True`.")
-        return eqx.combine(self.average, (self.model, self.state))
+        if self.ema is None:
+            raise ValueError("There is no average: make the train state with `ema=True`.")
+        return eqx.combine(self.ema, (self.model, self.state))
 
 
-def averaged_part(model: PyTree, state: eqx.nn.State) -> PyTree:
+def ema_part(model: PyTree, state: eqx.nn.State) -> PyTree:
     """What has an average: floating-point arrays, and never an integer, which an average would turn into another."""
     return eqx.filter((model, state), eqx.is_inexact_array)
 

@@ -14,7 +14,7 @@ from ._accumulate import in_parts
 from ._loss import cross_entropy, Loss
 from ._mesh import replicated
 from ._optimizer import Parameters, trainable
-from ._state import averaged_part, TrainState
+from ._state import ema_part, TrainState
 
 
 class Metrics(NamedTuple):
@@ -31,7 +31,7 @@ def make_step(
     parameters: Parameters = trainable,
     accumulate: int = 1,
     group_size: int | None = None,
-    average_decay: float | None = None,
+    ema_decay: float | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]:
     """Makes a compiled training step.
@@ -47,10 +47,10 @@ def make_step(
         of each part. Part `i` has the images, or with `group_size` the groups of images, `i`, `i + accumulate`, and so
         on, so that each device keeps its own.
     - `group_size`: of [`levitax.batched`][].
-    - `average_decay`: what the moving average keeps of itself in a step; 0.99996 in the official training. By default
+    - `ema_decay`: what the moving average keeps of itself in a step; 0.99996 in the official training. By default
         it stays as it is.
-    - `mesh`: over whose devices the batch is spread, as by [`levitax.train.spread`][]. The train state stays whole on
-        each of them.
+    - `mesh`: over whose devices the batch is spread, as by [`levitax.train.shard_batch`][]. The train state stays whole
+        on each of them.
 
     **Returns:** `step(train_state, images, targets) -> (train_state, metrics)`, for a batch of `images` (a leading axis
     on every array) and whatever `loss` takes as targets. The train state that goes in is used up: its memory becomes
@@ -78,17 +78,17 @@ def make_step(
     def update(train_state, value, state, gradient):
         updates, opt_state = optimizer.update(gradient, train_state.opt_state, parameters(train_state.model))
         model = eqx.apply_updates(train_state.model, updates)
-        average = train_state.average
-        if average is not None and average_decay is not None:
+        ema = train_state.ema
+        if ema is not None and ema_decay is not None:
             # Not `optax.incremental_update`, whose two weights do not quite add up to 1 in float32: at 0.99996 what
             # never changes was 1.3e-4 off after 3,000 steps.
-            rate = 1 - average_decay
+            rate = 1 - ema_decay
             move = lambda old, new: old + rate * (new - old)
-            average = jax.tree.map(move, average, averaged_part(model, state))
+            ema = jax.tree.map(move, ema, ema_part(model, state))
         train_state = eqx.tree_at(
-            lambda old: (old.model, old.state, old.opt_state, old.average, old.step),
+            lambda old: (old.model, old.state, old.opt_state, old.ema, old.step),
             train_state,
-            (model, state, opt_state, average, train_state.step + 1),
+            (model, state, opt_state, ema, train_state.step + 1),
             is_leaf=lambda node: node is None,
         )
         metrics = Metrics(value, optax.tree.norm(gradient))
