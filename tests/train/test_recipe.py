@@ -183,7 +183,12 @@ def test_fields_that_are_not_there_are_those_of_the_paper():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("learnin_rate", "'learning_rate'"), ("epoch", "'epochs'"), ("dropPath", "'drop_path'"), ("average_decay", "'ema_decay'")],
+    [
+        ("learnin_rate", "'learning_rate'"),
+        ("epoch", "'epochs'"),
+        ("dropPath", "'drop_path'"),
+        ("average_decay", "'ema_decay'"),
+    ],
 )
 def test_a_field_that_does_not_exist(name, near):
     with fails(ValueError, f"no field '{name}'", "Did you mean", near):
