@@ -97,7 +97,8 @@ def test_operations_of_rand_augment(golden, name):
         assert np.abs(result - golden[f"augmented:{name}:{strength}"]).max() <= 1
 
 
-@pytest.mark.parametrize("name", (pytest.param("recipe", marks=pytest.mark.slow), "larger"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_cases.EPS)
 def test_twenty_steps_of_the_whole_recipe_follow(name):
     model, state = ours.make("timm", **recipe_cases.TRAINING)
     optimizer = adamw(
