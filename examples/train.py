@@ -338,7 +338,7 @@ def describe(data: DataSet, model: levitax.LeViT, recipe: Recipe, arguments: arg
         "data": {
             "pictures": len(data.train.labels),
             "classes": data.classes,
-            "labels_crc32": zlib.crc32(np.ascontiguousarray(data.train.labels)),
+            "labels_crc32": zlib.crc32(data.train.labels.tobytes()),
             "mean": data.mean,
             "std": data.std,
         },

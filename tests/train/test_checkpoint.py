@@ -94,6 +94,14 @@ def test_any_that_is_there_can_be_restored(train_state, fresh, tmp_path):
         assert checkpoints.restore(fresh, step=4) is None
 
 
+def test_of_one_that_is_damaged_nothing_is_restored(train_state, fresh, tmp_path):
+    save(tmp_path, train_state, 1, 2)
+    truncate(tmp_path / "1")
+    with Checkpoints(tmp_path) as checkpoints, pytest.warns(UserWarning, match="/1` is damaged"):
+        assert checkpoints.restore(fresh, step=1) is None
+    assert names(tmp_path) == {"damaged-1", "2"}
+
+
 def test_nothing_is_saved_before_what_is_there(train_state, tmp_path):
     save(tmp_path, train_state, 5)
     with Checkpoints(tmp_path) as checkpoints:
@@ -176,7 +184,7 @@ damages = pytest.mark.parametrize(
 def test_a_damaged_one_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     damage(tmp_path / "2")
-    with pytest.warns(UserWarning, match=rf"(?s)/2` is damaged \(.*{message}.*`damaged-2`, and the one before"):
+    with pytest.warns(UserWarning, match=rf"(?s)/2` is damaged \(.*{message}.*`damaged-2`, and passed over"):
         restored = restore(tmp_path, fresh)
     assert eqx.tree_equal(restored, at(train_state, 1))
     assert names(tmp_path) == {"1", "damaged-2"}

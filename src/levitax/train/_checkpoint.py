@@ -170,7 +170,7 @@ class Checkpoints:
         - `step`: take the checkpoint of this step, such as `checkpoints.best.step`, or none.
 
         **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
-        if there are checkpoints, and all are damaged.
+        if there are checkpoints, and all are damaged: they are left as they are.
         """
         self.wait()
         orbax = _orbax()
@@ -186,13 +186,14 @@ class Checkpoints:
                         f"The checkpoint `{self.folder / str(one)}` is of another model or optimiser: "
                         f"{'; '.join(differences[:8])}{'; ...' if differences[8:] else ''}."
                     )
-                for other, damage in damages.items():
-                    self._set_aside(other, damage)
+                self._set_aside(damages)
                 args = orbax.args.StandardRestore(jax.tree.map(_abstract, _to_arrays(like)))
                 arrays = self._manager.restore(one, args=orbax.args.Composite(arrays=args))["arrays"]
                 return Restored(_from_arrays(like, arrays), content.progress)
             damages[one] = damage
-        if damages:
+        if step is not None:
+            self._set_aside(damages)
+        elif damages:
             told = "; ".join(f"{one}: {damage}" for one, damage in damages.items())
             raise OSError(
                 f"All {len(damages)} checkpoints in `{self.folder}` are damaged ({told}). Begin anew in another folder."
@@ -258,18 +259,18 @@ class Checkpoints:
         best = None if content["best"] is None else Best(*content["best"])
         return _Content(content["arrays"], content["progress"], best)
 
-    def _set_aside(self, step, damage):
-        folder = self.folder / str(step)
-        names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{number}" for number in itertools.count(2)))
-        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
-        _tell(
-            f"The checkpoint `{folder}` is damaged ({damage}); it is now `{aside.name}`, and the one before is taken."
-        )
-        if jax.process_index() == 0:
-            folder.rename(aside)
+    def _set_aside(self, damages):
+        for step, damage in damages.items():
+            folder = self.folder / str(step)
+            names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{number}" for number in itertools.count(2)))
+            aside = next(self.folder / name for name in names if not (self.folder / name).exists())
+            _tell(f"The checkpoint `{folder}` is damaged ({damage}); it is now `{aside.name}`, and passed over.")
+            if jax.process_index() == 0:
+                folder.rename(aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged-{step}")
-        self._manager.reload()
+            multihost_utils.sync_global_devices("damaged")
+        if damages:
+            self._manager.reload()
 
 
 def _tell(message: str) -> None:

@@ -255,47 +255,38 @@ class Recipe:
         return head_only(model) if self.trained == "head" else trainable(model)
 
 
+_FINETUNE = Recipe(
+    epochs=30,
+    batch_size=256,
+    repeats=1,
+    crop_scale=(0.3, 1.0),
+    rand_augment=0.0,
+    erase_probability=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    distillation="none",
+    learning_rate=5e-4,
+    warmup_epochs=3,
+    by_epoch=False,
+    late=False,
+    ema_decay=None,
+    group_size=None,
+)
+
 # By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch.
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
-    "finetune": Recipe(
-        epochs=30,
-        batch_size=256,
-        repeats=1,
-        crop_scale=(0.3, 1.0),
-        rand_augment=0.0,
-        erase_probability=0.0,
-        mixup=0.0,
-        cutmix=0.0,
-        distillation="none",
-        learning_rate=5e-4,
-        warmup_epochs=3,
-        by_epoch=False,
-        late=False,
-        ema_decay=None,
-        group_size=None,
-    ),
-    "probe": Recipe(
+    "finetune": _FINETUNE,
+    "probe": dataclasses.replace(
+        _FINETUNE,
         epochs=20,
-        batch_size=256,
-        repeats=1,
-        crop_scale=(0.3, 1.0),
-        rand_augment=0.0,
-        erase_probability=0.0,
-        mixup=0.0,
-        cutmix=0.0,
         label_smoothing=0.0,
-        distillation="none",
         trained="head",
         freeze_norms=True,
         learning_rate=2e-3,
         warmup_epochs=0,
-        by_epoch=False,
-        late=False,
         weight_decay=0.0,
         clipping=None,
-        ema_decay=None,
-        group_size=None,
     ),
     "digits": Recipe(
         epochs=26,
