@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 # Devices are counted when JAX starts, so it starts anew.
 CODE = """
@@ -41,6 +43,7 @@ print(error(together[0], alone[0]), error(statistics(together[1]), statistics(al
 """
 
 
+@pytest.mark.slow
 def test_batch_statistics_over_eight_devices_are_those_of_one():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment)

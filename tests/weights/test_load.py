@@ -51,6 +51,7 @@ def test_loading_draws_no_random_numbers(file, monkeypatch):
     assert all(isinstance(key, jax.core.Tracer) for key in keys)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_loading_takes_less_memory_than_twice_the_file(tmp_path):
     # A model of 15 million parameters.

@@ -131,6 +131,7 @@ levitax.load(path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_two_processes_save_the_same_path(tmp_path):
     path = tmp_path / "model.safetensors"
     code = """
