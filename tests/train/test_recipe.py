@@ -49,7 +49,7 @@ def test_presets_are_all_different():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_explained(name):
-    assert re.search(rf"^    - .*`{name}`.*:", Recipe.__doc__ or "", re.MULTILINE)
+    assert re.search(rf"^ *- .*`{name}`.*:", Recipe.__doc__ or "", re.MULTILINE)
 
 
 def test_the_numbers_of_the_paper():
