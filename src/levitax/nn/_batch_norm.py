@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_positive, check_state
+from ._remat import keep
 
 
 _OTHER_MODEL = "it was made with another model. Pass the one that `eqx.nn.make_with_state` returned with this model."
@@ -165,9 +166,9 @@ class BatchNorm(eqx.Module):
         # mean of the images' first tokens. (The running mean is no such point before it has converged: with a true mean
         # of 100 standard deviations that put the outputs of the first step 8e-4 off; now it is 9e-7.)
         examples = self._sum_over_batch(1)
-        offset = lax.stop_gradient(self._sum_over_batch(x[(0,) * len(axes)]) / examples)
+        offset = keep(lax.stop_gradient(self._sum_over_batch(x[(0,) * len(axes)]) / examples))
         y = x - _per_channel(offset, x.ndim)
-        first, second = self._sum_over_batch((y.sum(axes), (y * y).sum(axes)))
+        first, second = keep(self._sum_over_batch((y.sum(axes), (y * y).sum(axes))))
         mean, square = first / count, second / count
         return offset + mean, jnp.maximum(square - mean * mean, 0.0), count
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_positive
 from ._batch_norm import BatchNorm
+from ._remat import keep
 
 
 class LinearNorm(eqx.Module):
@@ -51,7 +52,7 @@ class LinearNorm(eqx.Module):
         """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
-        x = _add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias)
+        x = keep(_add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 
@@ -108,7 +109,7 @@ class ConvNorm(eqx.Module):
             padding=((half, half), (half, half)),
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )[0]
-        x = _add_bias(x, self.bias)
+        x = keep(_add_bias(x, self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 

@@ -7,6 +7,7 @@ from .._keys import split_key
 from ._attention import Attention
 from ._drop_path import DropPath
 from ._mlp import MLP
+from ._remat import keep_marked
 
 
 class Block(eqx.Module):
@@ -54,7 +55,7 @@ class Stage(eqx.Module):
     ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
         """Maps `(tokens, dim)` to the shape that the last block gives. `key` is needed where dropout or drop path is
         active."""
+        policy = None if self.remat else keep_marked
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            call = eqx.filter_checkpoint(block) if self.remat else block
-            x, state = call(x, state, key=block_key)
+            x, state = eqx.filter_checkpoint(block, policy=policy)(x, state, key=block_key)
         return x, state

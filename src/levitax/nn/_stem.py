@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._activations import Activation, hard_swish
 from ._norm_linear import ConvNorm
+from ._remat import keep_marked
 
 
 class Stem(eqx.Module):
@@ -46,7 +47,10 @@ class Stem(eqx.Module):
     ) -> tuple[Float[Array, "grid_height grid_width dim"], eqx.nn.State]:
         """Maps one image to a map of `ceil(size / 2**len(widths))` tokens a side. `key` is ignored."""
         del key
-        x, state = self.convolutions[0](image, state)
+        return eqx.filter_checkpoint(self._embed, policy=keep_marked)(image, state)
+
+    def _embed(self, x, state):
+        x, state = self.convolutions[0](x, state)
         for convolution in self.convolutions[1:]:
             x, state = convolution(self.activation(x), state)
         return x, state
