@@ -1,5 +1,6 @@
 """The examples, run as a user runs them."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -201,3 +202,20 @@ def test_another_size_and_classes_of_ones_own(make, pictures, tmp_path):
     )
     names = [line.split()[1] for line in output.splitlines()[1:6]]
     assert sorted(names) == ["ant", "bee", "cat", "dog", "elk"]
+
+
+def test_the_benchmark_measures_what_is_here_and_names_what_is_not(tmp_path):
+    found = tmp_path / "found.json"
+    printed = run(
+        "benchmark.py",
+        *("--models", "levit_128s", "--sizes", 64, "--batches", 2, "--rounds", 2, "--seconds", 0.1),
+        *("--contenders", "levitax fused", "levitax", "timm eager", "--json", found, "--pictures", tmp_path),
+    )
+    rows = {(row["task"], row["contender"]): row for row in json.loads(found.read_text())["rows"]}
+    ours = [rows["inference", "levitax fused"], rows["inference", "levitax"], rows["training", "levitax"]]
+    for row in ours:
+        assert len(row["seconds"]) == 2 and row["images_per_s"] > 0 and row["peak_mb"] > 0 and row["first_call_s"] > 0
+    assert "absent" in rows["training", "levitax fused"]
+    if importlib.util.find_spec("timm") is None:
+        assert "timm eager: No module named 'timm'" in printed
+    assert (tmp_path / "images_per_second.png").exists() and (tmp_path / "milliseconds_per_image.png").exists()

@@ -1,0 +1,235 @@
+"""What `benchmark.py` compares: for each way of running a LeViT, a function that makes a call of it.
+
+`make(case)` imports what it needs, and raises `ModuleNotFoundError` or `Unavailable` where that cannot be had here. It
+returns the call, which returns once its result is there, and the versions of what runs.
+"""
+
+# No project has all of these at once.
+# pyright: reportMissingImports=false
+
+import dataclasses
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One cell of the table."""
+
+    task: Literal["inference", "training"]
+    model: str
+    image_size: int
+    batch: int
+    dtype: Literal["float32", "bfloat16"]
+
+
+class Contender(NamedTuple):
+    call: Callable[[], Any]
+    packages: tuple[str, ...]
+
+
+class Unavailable(Exception):
+    """This contender has no such case."""
+
+
+def versions(packages: tuple[str, ...]) -> str:
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+def batch_of(case: Case, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(case.batch, case.image_size, case.image_size, 3)).astype(np.float32)
+    if not channels_last:
+        images = np.ascontiguousarray(np.moveaxis(images, -1, 1))
+    return images, rng.integers(1000, size=case.batch)
+
+
+def levitax_fused(case: Case) -> Contender:
+    import jax
+
+    import levitax
+
+    if case.task == "training":
+        raise Unavailable("fused models are for inference")
+    model, state = levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
+    return _jax_inference(levitax.fuse(model, state), case)
+
+
+def levitax_plain(case: Case) -> Contender:
+    import jax
+
+    import levitax
+
+    model, state = levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
+    if case.task == "inference":
+        return _jax_inference(levitax.Predictor(model, state), case)
+
+    from levitax.train import adamw, make_step, TrainState
+
+    optimizer = adamw(1e-3)
+    train_state = TrainState(model, state, optimizer, key=jax.random.key(0))
+    step = make_step(optimizer)
+    images, labels = map(jax.numpy.asarray, batch_of(case, channels_last=True))
+
+    def call():
+        nonlocal train_state
+        train_state, metrics = step(train_state, images, labels)
+        return metrics.loss.block_until_ready()
+
+    return Contender(call, ("levitax", "jax", "jaxlib", "equinox"))
+
+
+def _jax_inference(predict, case):
+    import equinox as eqx
+    import jax
+
+    images = jax.numpy.asarray(batch_of(case, channels_last=True)[0])
+    arrays, rest = eqx.partition(predict, eqx.is_array)
+    # `eqx.filter_jit` would walk through the model at each call: 0.3 ms, which counts at a batch of one image.
+    run = jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images))
+    return Contender(lambda: run(arrays, images).block_until_ready(), ("levitax", "jax", "jaxlib", "equinox"))
+
+
+def timm_eager(case: Case) -> Contender:
+    return _torch(_timm(case), case, compiled=False, packages=("timm", "torch"))
+
+
+def timm_compiled(case: Case) -> Contender:
+    return _torch(_timm(case), case, compiled=True, packages=("timm", "torch"))
+
+
+def transformers_eager(case: Case) -> Contender:
+    from transformers import LevitForImageClassificationWithTeacher
+
+    model = LevitForImageClassificationWithTeacher(_transformers_config(case)).eval()
+    return _torch(model, case, compiled=False, packages=("transformers", "torch"))
+
+
+def onnx_runtime(case: Case) -> Contender:
+    import onnxruntime
+
+    if case.task == "training" or case.dtype != "float32":
+        raise Unavailable("float32 inference only")
+    session = onnxruntime.InferenceSession(_onnx(case), providers=onnxruntime.get_available_providers())
+    images = batch_of(case, channels_last=False)[0]
+    return Contender(lambda: session.run(None, {"images": images}), ("onnxruntime", "timm", "torch"))
+
+
+def openvino(case: Case) -> Contender:
+    import openvino
+
+    if case.task == "training":
+        raise Unavailable("inference only")
+    precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(_onnx(case)), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    images = batch_of(case, channels_last=False)[0]
+    return Contender(lambda: compiled(images), ("openvino", "timm", "torch"))
+
+
+CONTENDERS: dict[str, Callable[[Case], Contender]] = {
+    "levitax fused": levitax_fused,
+    "levitax": levitax_plain,
+    "timm eager": timm_eager,
+    "timm compiled": timm_compiled,
+    "transformers": transformers_eager,
+    "timm ONNX Runtime": onnx_runtime,
+    "timm OpenVINO": openvino,
+}
+
+
+def _timm(case):
+    import timm
+
+    # As in `levitax`, two heads: the published `levit_*` of timm have them in training, and their mean in inference.
+    model = timm.create_model(case.model, img_size=case.image_size)
+    if case.task == "inference":
+        model.eval()
+        _fold(model)
+    elif hasattr(model, "set_distilled_training"):
+        model.set_distilled_training(True)
+    return model
+
+
+def _fold(module):
+    """Batch normalisations into the layers beside them, as timm's own `fuse` does layer by layer."""
+    for name, child in module.named_children():
+        if hasattr(child, "fuse"):
+            setattr(module, name, child.fuse())
+        else:
+            _fold(child)
+
+
+def _torch(model, case, *, compiled, packages):
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    arrays = batch_of(case, channels_last=False)
+    images, labels = (torch.from_numpy(array).to(device) for array in arrays)
+    if device == "cuda":
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bfloat16")
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    forward = torch.compile(model) if compiled else model
+
+    def infer():
+        with torch.inference_mode(), autocast:
+            forward(images)
+        synchronize()
+
+    if case.task == "inference":
+        if device == "cpu" and case.dtype == "bfloat16":
+            # Weights in the dtype of the computation beat autocast, which converts them at each call.
+            model.to(torch.bfloat16)
+            images = images.to(torch.bfloat16)
+            autocast = torch.autocast(device, enabled=False)
+        return Contender(infer, packages)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train():
+        with autocast:
+            outputs = forward(images)
+            heads = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = torch.stack([torch.nn.functional.cross_entropy(head.float(), labels) for head in heads]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        synchronize()
+
+    return Contender(train, packages)
+
+
+def _transformers_config(case):
+    from transformers import LevitConfig
+
+    import levitax
+
+    if case.task == "training":
+        raise Unavailable("inference only: its model of two heads returns no two logits in training")
+    sizes = levitax.LeViTConfig(**levitax.VARIANTS[case.model])
+    return LevitConfig(
+        image_size=case.image_size,
+        hidden_sizes=sizes.dim,
+        num_attention_heads=sizes.heads,
+        depths=sizes.depth,
+        key_dim=sizes.key_dim,
+        num_labels=1000,
+    )
+
+
+def _onnx(case):
+    import onnxscript  # what `torch.onnx` needs: named here, where its absence is an answer
+    import torch
+
+    del onnxscript
+    path = os.path.join(tempfile.mkdtemp(), "levit.onnx")
+    images = torch.from_numpy(batch_of(case, channels_last=False)[0])
+    torch.onnx.export(_timm(case), (images,), path, input_names=["images"], dynamo=True, verbose=False)
+    return path
