@@ -50,14 +50,11 @@ def batch_of(case: Case, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def levitax_fused(case: Case) -> Contender:
-    import jax
-
     import levitax
 
     if case.task == "training":
         raise Unavailable("fused models are for inference")
-    model, state = levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
-    return _jax_inference(levitax.fuse(model, state), case)
+    return _jax_inference(levitax.fuse(*_levitax(case)), case)
 
 
 def levitax_plain(case: Case) -> Contender:
@@ -65,7 +62,7 @@ def levitax_plain(case: Case) -> Contender:
 
     import levitax
 
-    model, state = levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
+    model, state = _levitax(case)
     if case.task == "inference":
         return _jax_inference(levitax.Predictor(model, state), case)
 
@@ -81,7 +78,18 @@ def levitax_plain(case: Case) -> Contender:
         train_state, metrics = step(train_state, images, labels)
         return metrics.loss.block_until_ready()
 
-    return Contender(call, ("levitax", "jax", "jaxlib", "equinox"))
+    return Contender(call, _JAX)
+
+
+_JAX = ("levitax", "jax", "jaxlib", "equinox")
+
+
+def _levitax(case):
+    import jax
+
+    import levitax
+
+    return levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
 
 
 def _jax_inference(predict, case):
@@ -90,9 +98,9 @@ def _jax_inference(predict, case):
 
     images = jax.numpy.asarray(batch_of(case, channels_last=True)[0])
     arrays, rest = eqx.partition(predict, eqx.is_array)
-    # `eqx.filter_jit` would walk through the model at each call: 0.3 ms, which counts at a batch of one image.
+    # `eqx.filter_jit` would walk through the model at each call, which counts at a batch of one image.
     run = jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images))
-    return Contender(lambda: run(arrays, images).block_until_ready(), ("levitax", "jax", "jaxlib", "equinox"))
+    return Contender(lambda: run(arrays, images).block_until_ready(), _JAX)
 
 
 def timm_eager(case: Case) -> Contender:
@@ -174,7 +182,11 @@ def _torch(model, case, *, compiled, packages):
     images, labels = (torch.from_numpy(array).to(device) for array in arrays)
     if device == "cuda":
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bfloat16")
+    half = case.dtype == "bfloat16"
+    if half and device == "cpu" and case.task == "inference":
+        # Weights in the dtype of the computation beat autocast, which converts them at each call.
+        half, model, images = False, model.to(torch.bfloat16), images.to(torch.bfloat16)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=half)
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     forward = torch.compile(model) if compiled else model
 
@@ -184,11 +196,6 @@ def _torch(model, case, *, compiled, packages):
         synchronize()
 
     if case.task == "inference":
-        if device == "cpu" and case.dtype == "bfloat16":
-            # Weights in the dtype of the computation beat autocast, which converts them at each call.
-            model.to(torch.bfloat16)
-            images = images.to(torch.bfloat16)
-            autocast = torch.autocast(device, enabled=False)
         return Contender(infer, packages)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -61,11 +61,11 @@ def test_nothing_of_training_is_left(make, randomise):
     assert [projection.scale for projection in projections] == [1.0] * 3
 
 
-def test_weights_have_the_dtype_of_the_computation(make, randomise, images, error):
+def test_weights_have_the_dtype_of_the_computation(make, randomise, images):
     model, state = randomise(*make(dtype="bfloat16", num_classes=5))
     fused = levitax.fuse(model, state)
     is_map = lambda node: isinstance(node, levitax.nn.LinearNorm | levitax.nn.ConvNorm)
-    maps, rest = eqx.partition(fused, lambda node: is_map(node), is_leaf=is_map)
+    maps, rest = eqx.partition(fused, is_map, is_leaf=is_map)
     dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)}
     assert dtypes(maps) == {jnp.dtype("bfloat16")} and dtypes(rest) == {jnp.dtype("float32")}
     # Each call would have rounded them in the same way.

@@ -149,7 +149,8 @@ class Attention(eqx.Module):
         weights_key, out_key = split_key(key, 2)
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, values), state = self.project_in(x, state)
-        mixed = self._attend(query, keys, values, weights_key)
+        weights = self._softmax(query, keys).astype(values.dtype)
+        mixed = keep(jnp.matmul(self.dropout(weights, key=weights_key), values))
         mixed = mixed.transpose(1, 0, 2).reshape(query.shape[1], -1)
         x, state = self.project_out(self.activation(mixed), state)
         return self.dropout(x, key=out_key), state
@@ -159,10 +160,6 @@ class Attention(eqx.Module):
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, _), _ = self.project_in(x, state)
         return self._softmax(query, keys)
-
-    def _attend(self, query, keys, values, key):
-        weights = self._softmax(query, keys).astype(values.dtype)
-        return keep(jnp.matmul(self.dropout(weights, key=key), values))
 
     def _softmax(self, query, keys):
         scores = jnp.matmul(query, keys.transpose(0, 2, 1), preferred_element_type=jnp.float32)
