@@ -126,6 +126,16 @@ def test_batches_may_be_of_numpy(train_state, trained, batches, key):
     assert metrics == of_numpy
 
 
+def test_a_step_keeps_the_structure_of_the_train_state(train_state, batches):
+    def update(updates, state, params=None):
+        del params
+        return updates, (state, state)
+
+    step = make_step(optax.GradientTransformation(OPTIMIZER.init, update))
+    with pytest.raises(TypeError, match="changes the structure of the train state"):
+        step(train_state, *batches[0])
+
+
 def with_key(train_state, convert):
     # Equinox saves no typed keys, only their data.
     return eqx.tree_at(lambda train_state: train_state.key, train_state, replace_fn=convert)

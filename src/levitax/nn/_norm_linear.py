@@ -3,11 +3,11 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_positive
 from ._batch_norm import BatchNorm
+from ._convolution import convolve
 from ._remat import keep
 
 
@@ -101,15 +101,7 @@ class ConvNorm(eqx.Module):
         dtype of `x`. `key` is ignored."""
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
-        half = self.weight.shape[-1] // 2
-        x = lax.conv_general_dilated(
-            x[None],
-            self.weight.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((half, half), (half, half)),
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
-        )[0]
-        x = keep(_add_bias(x, self.bias))
+        x = keep(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from .._batched import batched
 from .._checks import as_integer
 from ._accumulate import in_parts
+from ._compile import compile_update
 from ._loss import cross_entropy, Loss
 from ._mesh import replicated
 from ._optimizer import Parameters, trainable
@@ -67,15 +68,15 @@ def make_step(
     if accumulate > 1:
         value_and_grad = in_parts(value_and_grad, accumulate, group_size=group_size)
 
-    def gradient(train_state, images, targets):
-        """Loss, new state, gradient."""
+    def forward_and_backward(train_state, images, targets):
+        """The train state with the new batch statistics, loss, gradient."""
         key = jax.random.fold_in(train_state.key, train_state.step)
         keys = jax.random.split(key, jax.tree.leaves(images)[0].shape[0])
         model = train_state.model
         (value, state), gradient = value_and_grad(parameters(model), model, train_state.state, images, targets, keys)
-        return value, state, gradient
+        return eqx.tree_at(lambda old: old.state, train_state, state), value, gradient
 
-    def update(train_state, value, state, gradient):
+    def update(train_state, value, gradient):
         updates, opt_state = optimizer.update(gradient, train_state.opt_state, parameters(train_state.model))
         model = eqx.apply_updates(train_state.model, updates)
         ema = train_state.ema
@@ -84,28 +85,23 @@ def make_step(
             # never changes was 1.3e-4 off after 3,000 steps.
             rate = 1 - ema_decay
             move = lambda old, new: old + rate * (new - old)
-            ema = jax.tree.map(move, ema, ema_part(model, state))
+            ema = jax.tree.map(move, ema, ema_part(model, train_state.state))
         train_state = eqx.tree_at(
-            lambda old: (old.model, old.state, old.opt_state, old.ema, old.step),
+            lambda old: (old.model, old.opt_state, old.ema, old.step),
             train_state,
-            (model, state, opt_state, ema, train_state.step + 1),
+            (model, opt_state, ema, train_state.step + 1),
             is_leaf=lambda node: node is None,
         )
         metrics = Metrics(value, optax.tree.norm(gradient))
         return (train_state, metrics) if mesh is None else eqx.filter_shard((train_state, metrics), replicated(mesh))
 
-    # `donate` knows only "all" and "all but the first argument": the batch, which stays the caller's, goes first.
-    donating = eqx.filter_jit(donate="all-except-first")
     if accumulate == 1:
-        compiled = donating(lambda batch, train_state: update(train_state, *gradient(train_state, *batch)))
+        compiled = compile_update(lambda *given: update(*forward_and_backward(*given)))
     else:
-        finish = donating(lambda value, train_state, state, gradient: update(train_state, value, state, gradient))
-
-        def compiled(batch, train_state):
-            value, state, summed = gradient(train_state, *batch)
-            return finish(value, train_state, state, summed)
+        finish = compile_update(update)
+        compiled = lambda *given: finish(*forward_and_backward(*given))
 
     def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
-        return compiled((jax.tree.map(jnp.asarray, images), jax.tree.map(jnp.asarray, targets)), train_state)
+        return compiled(train_state, *jax.tree.map(jnp.asarray, (images, targets)))
 
     return step

@@ -1,0 +1,55 @@
+from functools import partial
+from itertools import product
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(
+    x: Float[Array, "height width in_channels"],
+    weight: Float[Array, "out_channels in_channels kernel kernel"],
+    stride: int,
+) -> Float[Array, "new_height new_width out_channels"]:
+    """A square convolution of odd size, padded by half of it on every side, as PyTorch's `padding=kernel_size // 2`
+    (`"SAME"` would shift even sizes by one pixel)."""
+    half = weight.shape[-1] // 2
+    return _convolve(x, weight, stride, (half, half), (half, half))
+
+
+@convolve.defjvp
+def _(stride, primals, tangents):
+    x, weight = primals
+    x_tangent, weight_tangent = tangents
+    # Linear in `x`, this sum is the convolution again, and what reverse mode makes of it is quicker: convolutions of
+    # the cotangent as it is, where the one above has zeros put between its rows and columns.
+    of_x = sum(_phases(x_tangent, weight, stride))
+    return convolve(x, weight, stride), of_x + convolve(x, weight_tangent, stride)
+
+
+def _phases(x, weight, stride):
+    """Convolutions without stride of every `stride`-th row and column of `x`, which add up to the one with."""
+    kernel = weight.shape[-1]
+    for first in product(range(stride), repeat=2):
+        taps = [(start + kernel // 2) % stride for start in first]
+        part = weight[:, :, taps[0] :: stride, taps[1] :: stride]
+        phase = x[first[0] :: stride, first[1] :: stride]
+        padding = []
+        for start, tap, size, phase_size, taps_here in zip(
+            first, taps, x.shape, phase.shape, part.shape[2:], strict=False
+        ):
+            low = (start + kernel // 2 - tap) // stride
+            padding.append((low, -(-size // stride) + taps_here - 1 - low - phase_size))
+        if part.size:
+            yield _convolve(phase, part, 1, *padding)
+
+
+def _convolve(x, weight, stride, *padding):
+    return lax.conv_general_dilated(
+        x[None],
+        weight,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )[0]

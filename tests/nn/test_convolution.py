@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from levitax.nn._convolution import convolve
+
+
+def plain(x, weight, stride):
+    half = weight.shape[-1] // 2
+    padding = ((half, half), (half, half))
+    numbers = ("NHWC", "OIHW", "NHWC")
+    return lax.conv_general_dilated(x[None], weight, (stride, stride), padding, dimension_numbers=numbers)[0]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "kernel", "stride"),
+    [(8, 8, 3, 2), (9, 8, 3, 2), (7, 6, 5, 2), (9, 11, 5, 3), (8, 5, 3, 1), (10, 7, 1, 2), (7, 9, 3, 4)],
+)
+def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel, stride, images, key, error):
+    x = images(height, width, 3)
+    weight, x_tangent, weight_tangent = (
+        jax.random.normal(jax.random.fold_in(key, index), shape)
+        for index, shape in enumerate([(5, 3, kernel, kernel), x.shape, (5, 3, kernel, kernel)])
+    )
+    tangents = x_tangent, weight_tangent
+
+    def derivatives(convolution):
+        loss = lambda x, weight: jnp.sin(convolution(x, weight, stride)).sum()
+        gradient = jax.grad(loss, (0, 1))
+        return [
+            convolution(x, weight, stride),
+            jax.jvp(loss, (x, weight), tangents),
+            gradient(x, weight),
+            jax.jvp(gradient, (x, weight), tangents)[1],
+        ]
+
+    ours, expected = jax.jit(lambda: (derivatives(convolve), derivatives(plain)))()
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert error(one, other) < 1e-5
