@@ -38,3 +38,17 @@ def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel,
     ours, expected = jax.jit(lambda: (derivatives(convolve), derivatives(plain)))()
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert error(one, other) < 1e-5
+
+
+def test_many_channels_of_bfloat16_are_convolved_in_it(images, key, error):
+    # On the CPU as a product, which rounds once, as the convolution does.
+    x, weight = images(9, 8, 64), jax.random.normal(key, (5, 64, 3, 3))
+    x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
+    loss = lambda convolution: lambda x, weight: (convolution(x, weight, 2).astype(jnp.float32) ** 2).sum()
+    run = lambda convolution: jax.jit(
+        lambda *given: (convolution(*given, 2), jax.grad(loss(convolution), (0, 1))(*given))
+    )
+    ours, expected = run(convolve)(x, weight), run(plain)(x.astype(jnp.float32), weight.astype(jnp.float32))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert error(one.astype(jnp.float32), other) < 2**-7

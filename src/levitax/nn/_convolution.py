@@ -2,6 +2,7 @@ from functools import partial
 from itertools import product
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -15,7 +16,12 @@ def convolve(
     """A square convolution of odd size, padded by half of it on every side, as PyTorch's `padding=kernel_size // 2`
     (`"SAME"` would shift even sizes by one pixel)."""
     half = weight.shape[-1] // 2
-    return _convolve(x, weight, stride, (half, half), (half, half))
+    directly = lambda x, weight: _convolve(x, weight, stride, (half, half), (half, half))
+    if x.dtype != jnp.bfloat16 or weight.shape[1] < 64:
+        return directly(x, weight)
+    # XLA on CPU converts a convolution to float32, and has instructions for products of bfloat16. Without AMX, 16 maps
+    # of 28x28, 128 to 256 channels: 6 ms instead of 11; 56x56, 64 to 128: 10 instead of 11.6; below 64 channels slower.
+    return lax.platform_dependent(x, weight, cpu=partial(_product, stride=stride), default=directly)
 
 
 @convolve.defjvp
@@ -43,6 +49,18 @@ def _phases(x, weight, stride):
             padding.append((low, -(-size // stride) + taps_here - 1 - low - phase_size))
         if part.size:
             yield _convolve(phase, part, 1, *padding)
+
+
+def _product(x, weight, stride):
+    """The convolution as one product: of all that lies under the kernel at each place."""
+    kernel = weight.shape[-1]
+    padded = jnp.pad(x, ((kernel // 2, kernel // 2), (kernel // 2, kernel // 2), (0, 0)))
+    below = [
+        padded[row : row + x.shape[0] : stride, column : column + x.shape[1] : stride]
+        for row, column in product(range(kernel), repeat=2)
+    ]
+    matrix = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+    return jnp.matmul(jnp.concatenate(below, axis=-1), matrix)
 
 
 def _convolve(x, weight, stride, *padding):
