@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -81,14 +82,20 @@ def machine() -> str:
         processor = lines.get("model name", processor)
         flags = lines.get("flags", "").split()
     wide = " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if flag in flags)
-    return f"{processor} ({wide}), {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [f"{processor} ({wide})", f"{cores} cores", f"Python {platform.python_version()}"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        parts += subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    return ", ".join(parts)
 
 
 # One contender, in a process of its own.
 
 
 def serve(name: str, case: Case) -> None:
-    """Answers each line of standard input, a number of seconds, with the seconds of the calls made in that time."""
+    """Answers each line of standard input, a number of seconds, with the seconds of the calls made in that time, and of
+    three at least: the first one after a pause is slow."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     answer = lambda value: print(json.dumps(value), file=answers, flush=True)
@@ -111,7 +118,7 @@ def serve(name: str, case: Case) -> None:
     before = resident()
     for line in sys.stdin:
         seconds, stop = [], time.perf_counter() + float(line)
-        while not seconds or time.perf_counter() < stop:
+        while len(seconds) < 3 or time.perf_counter() < stop:
             start = time.perf_counter()
             contender.call()
             seconds.append(time.perf_counter() - start)
@@ -159,16 +166,18 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            raise RuntimeError(f"{self.name} ended:\n{self.errors.read()[-2000:]}")
-        return json.loads(line)
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.errors.seek(0)
+        told = self.errors.read().strip().splitlines() or ["it said nothing"]
+        return {"absent": f"its process ended with status {self.process.wait()}: {told[-1]}"}
 
     def measure(self, seconds: float) -> None:
         assert self.process.stdin is not None
         print(seconds, file=self.process.stdin, flush=True)
         self.last = self._answer()
+        if "absent" in self.last:
+            sys.exit(f"{self.name}: {self.last['absent']}")
         self.rounds.append(statistics.median(self.last["seconds"]))
         self.calls += len(self.last["seconds"])
 

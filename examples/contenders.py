@@ -7,6 +7,7 @@ returns the call, which returns once its result is there, and the versions of wh
 # No project has all of these at once.
 # pyright: reportMissingImports=false
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -55,6 +56,12 @@ def levitax_fused(case: Case) -> Contender:
     if case.task == "training":
         raise Unavailable("fused models are for inference")
     return _jax_inference(levitax.fuse(*_levitax(case)), case)
+
+
+def levitax_fused_float32(case: Case) -> Contender:
+    if case.dtype == "float32":
+        raise Unavailable("that is `levitax fused` here")
+    return levitax_fused(dataclasses.replace(case, dtype="float32"))
 
 
 def levitax_plain(case: Case) -> Contender:
@@ -123,7 +130,8 @@ def onnx_runtime(case: Case) -> Contender:
 
     if case.task == "training" or case.dtype != "float32":
         raise Unavailable("float32 inference only")
-    session = onnxruntime.InferenceSession(_onnx(case), providers=onnxruntime.get_available_providers())
+    with _onnx(case) as path:
+        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     images = batch_of(case, channels_last=False)[0]
     return Contender(lambda: session.run(None, {"images": images}), ("onnxruntime", "timm", "torch"))
 
@@ -135,7 +143,8 @@ def openvino(case: Case) -> Contender:
         raise Unavailable("inference only")
     precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(_onnx(case)), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    with _onnx(case) as path:
+        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     images = batch_of(case, channels_last=False)[0]
     return Contender(lambda: compiled(images), ("openvino", "timm", "torch"))
 
@@ -143,6 +152,7 @@ def openvino(case: Case) -> Contender:
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "levitax fused": levitax_fused,
     "levitax": levitax_plain,
+    "levitax float32": levitax_fused_float32,
     "timm eager": timm_eager,
     "timm compiled": timm_compiled,
     "transformers": transformers_eager,
@@ -231,12 +241,15 @@ def _transformers_config(case):
     )
 
 
+@contextlib.contextmanager
 def _onnx(case):
+    """The path of timm's model as a file, which is there as long as the context."""
     import onnxscript  # what `torch.onnx` needs: named here, where its absence is an answer
     import torch
 
     del onnxscript
-    path = os.path.join(tempfile.mkdtemp(), "levit.onnx")
     images = torch.from_numpy(batch_of(case, channels_last=False)[0])
-    torch.onnx.export(_timm(case), (images,), path, input_names=["images"], dynamo=True, verbose=False)
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "levit.onnx")
+        torch.onnx.export(_timm(case), (images,), path, input_names=["images"], dynamo=True, verbose=False)
+        yield path
