@@ -219,3 +219,19 @@ def test_the_benchmark_measures_what_is_here_and_names_what_is_not(tmp_path):
     if importlib.util.find_spec("timm") is None:
         assert "timm eager: No module named 'timm'" in printed
     assert (tmp_path / "images_per_second.png").exists() and (tmp_path / "milliseconds_per_image.png").exists()
+
+
+def test_what_an_image_costs_is_measured_beside_its_arithmetic():
+    printed = run("scaling.py", "--model", "levit_128s", "--batch", 1, "--rounds", 1)
+    batches, sizes, *others = (
+        [tuple(map(float, line.split()[-3:])) for line in section.splitlines()[1:]]
+        for section in printed.strip().split("\n\n")[1:]
+    )
+    assert len(others) == 2 and all(
+        milliseconds > 0 for section in (batches, sizes, *others) for milliseconds, *_ in section
+    )
+    # 305 million multiplications with additions (table 3 of the paper), and what is done element by element.
+    assert all(0.61 <= operations < 0.7 for _, operations, _ in batches)
+    for section in (sizes, *others):
+        operations = [operations for _, operations, _ in section]
+        assert operations == sorted(operations) and operations[-1] > 2 * operations[0]
