@@ -1,6 +1,6 @@
 """Images a second of LeViT here and elsewhere, all on this machine and in one run.
 
-    python examples/benchmark.py                                     # the main table, some twenty minutes
+    python examples/benchmark.py                                     # the main table, an hour or two
     python examples/benchmark.py --models levit_256 --batches 1 16   # part of it
     python examples/benchmark.py --tasks training --theirs-python ~/torch/bin/python
 
@@ -86,7 +86,8 @@ def machine() -> str:
     parts = [f"{processor} ({wide})", f"{cores} cores", f"Python {platform.python_version()}"]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        parts += subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+        told = subprocess.run(query, capture_output=True, text=True)
+        parts += told.stdout.splitlines() if told.returncode == 0 else []
     return ", ".join(parts)
 
 
@@ -194,6 +195,8 @@ def measure(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name in arguments.contenders:
             python = sys.executable if name.startswith("levitax") else arguments.theirs_python
             worker = Worker(name, case, python)
+            if name.startswith("levitax") and worker.process.poll():
+                sys.exit(f"{name}: {worker.start['absent']}")
             if "absent" in worker.start:
                 rows.append(dataclasses.asdict(case) | {"contender": name} | worker.start)
                 worker.close()
@@ -265,7 +268,9 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=contender)
         axes.set(xlabel=label, ylabel=name.replace("_", " "), title=f"{like['model']}, {like['dtype']}", ylim=(0, None))
-        axes.set_xscale("log" if field == "batch" else "linear")
+        if field == "batch":
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := sorted({row[field] for row in measured}), labels=map(str, ticks))
         axes.legend(frameon=False)
         figure.savefig(folder / f"{name}.png", dpi=120)
         plt.close(figure)

@@ -171,7 +171,9 @@ def waiting(data: DataSet, model_name: str, batch_size: int, workers: int, steps
             if number == 3:
                 batches.seconds, start = 0.0, time.perf_counter()
             targets = one_hot(batch.labels, len(data.classes))
-            train_state, _ = step(train_state, *on_device(batch.images, targets, key=jax.random.key(number)))
+            inputs = on_device(batch.images, targets, key=jax.random.key(number))
+            train_state, metrics = step(train_state, *inputs)
+            metrics.loss.block_until_ready()
         seconds = time.perf_counter() - start
     return batches.seconds / seconds, steps * batch_size / seconds
 

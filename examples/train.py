@@ -28,7 +28,6 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,12 +286,8 @@ def run(
         bar.update(number * recipe.batch_size)
         with reading as batches, bar:
             batches, start = Timed(batches), time.perf_counter()
-            inputs = map(ready, batches, count(number))
-            upcoming = next(inputs, None)
-            while upcoming is not None:
-                train_state, metrics = step(train_state, *upcoming)
-                # The next batch is read and sent while the device computes.
-                upcoming = next(inputs, None)
+            for batch in batches:
+                train_state, metrics = step(train_state, *ready(batch, number))
                 number += 1
                 losses.append(float(metrics.loss))
                 bar.update(recipe.batch_size)

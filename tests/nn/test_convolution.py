@@ -41,7 +41,6 @@ def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel,
 
 
 def test_many_channels_of_bfloat16_are_convolved_in_it(images, key, error):
-    # On the CPU as a product, which rounds once, as the convolution does.
     x, weight = images(9, 8, 64), jax.random.normal(key, (5, 64, 3, 3))
     x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
     loss = lambda convolution: lambda x, weight: (convolution(x, weight, 2).astype(jnp.float32) ** 2).sum()
@@ -52,3 +51,12 @@ def test_many_channels_of_bfloat16_are_convolved_in_it(images, key, error):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert one.dtype == jnp.bfloat16
         assert error(one.astype(jnp.float32), other) < 2**-7
+
+
+@pytest.mark.parametrize(("channels", "is_product"), [(63, False), (64, True)])
+def test_on_the_cpu_that_is_a_product(channels, is_product):
+    x, weight = jnp.ones((9, 8, channels), jnp.bfloat16), jnp.ones((5, channels, 3, 3), jnp.bfloat16)
+    lowered = (
+        jax.jit(lambda x, weight: convolve(x, weight, 2)).trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()
+    )
+    assert ("dot_general" in lowered, "stablehlo.convolution" in lowered) == (is_product, not is_product)

@@ -126,14 +126,36 @@ def test_batches_may_be_of_numpy(train_state, trained, batches, key):
     assert metrics == of_numpy
 
 
-def test_a_step_keeps_the_structure_of_the_train_state(train_state, batches):
-    def update(updates, state, params=None):
-        del params
-        return updates, (state, state)
+def test_a_rate_is_changed_between_steps_by_a_number(trained, batches, key):
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    step = make_step(optimizer)
+    model, state = trained
+    moved = []
+    for rate in (0.0, 0.5):
+        train_state, _ = step(TrainState(model, state, optimizer, key=key), *batches[0])
+        before = np.asarray(train_state.model.head.classification.bias)
+        opt_state: Any = train_state.opt_state
+        opt_state.hyperparams["learning_rate"] = rate
+        train_state, _ = step(train_state, *batches[1])
+        moved.append(np.abs(np.asarray(train_state.model.head.classification.bias) - before).max())
+    assert moved[0] == 0 and moved[1] > 1e-3
 
-    step = make_step(optax.GradientTransformation(OPTIMIZER.init, update))
-    with pytest.raises(TypeError, match="changes the structure of the train state"):
-        step(train_state, *batches[0])
+
+def test_an_optimizer_may_count_in_numbers_of_python(trained, batches, key):
+    optimizer = optax.GradientTransformation(lambda params: 0, lambda updates, state, params=None: (updates, state + 1))
+    model, state = trained
+    train_state = TrainState(model, state, optimizer, key=key)
+    assert run(make_step(optimizer), train_state, batches).opt_state == len(batches)
+
+
+def test_an_optimizer_may_keep_the_parameters_it_starts_from(trained, batches, key):
+    # As `optax.contrib.prodigy` does.
+    optimizer = optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params=None: (updates, state)
+    )
+    model, state = trained
+    make_step(optimizer)(TrainState(model, state, optimizer, key=key), *batches[0])
+    assert not any(array.is_deleted() for array in arrays(trained))
 
 
 def with_key(train_state, convert):

@@ -36,19 +36,19 @@ def _(stride, primals, tangents):
 
 def _phases(x, weight, stride):
     """Convolutions without stride of every `stride`-th row and column of `x`, which add up to the one with."""
-    kernel = weight.shape[-1]
-    for first in product(range(stride), repeat=2):
-        taps = [(start + kernel // 2) % stride for start in first]
-        part = weight[:, :, taps[0] :: stride, taps[1] :: stride]
-        phase = x[first[0] :: stride, first[1] :: stride]
-        padding = []
-        for start, tap, size, phase_size, taps_here in zip(
-            first, taps, x.shape, phase.shape, part.shape[2:], strict=False
-        ):
-            low = (start + kernel // 2 - tap) // stride
-            padding.append((low, -(-size // stride) + taps_here - 1 - low - phase_size))
+    half = weight.shape[-1] // 2
+    for row, column in product(range(stride), repeat=2):
+        # The part of the kernel that meets these rows and columns, and no other.
+        part = weight[:, :, (row + half) % stride :: stride, (column + half) % stride :: stride]
         if part.size:
-            yield _convolve(phase, part, 1, *padding)
+            phase = x[row::stride, column::stride]
+            paddings = []
+            for start, size, phase_size, part_size in zip(
+                (row, column), x.shape[:2], phase.shape[:2], part.shape[2:], strict=True
+            ):
+                before = (start + half) // stride
+                paddings.append((before, -(-size // stride) + part_size - 1 - before - phase_size))
+            yield _convolve(phase, part, 1, *paddings)
 
 
 def _product(x, weight, stride):
@@ -63,11 +63,11 @@ def _product(x, weight, stride):
     return jnp.matmul(jnp.concatenate(below, axis=-1), matrix)
 
 
-def _convolve(x, weight, stride, *padding):
+def _convolve(x, weight, stride, *paddings):
     return lax.conv_general_dilated(
         x[None],
         weight,
         window_strides=(stride, stride),
-        padding=padding,
+        padding=paddings,
         dimension_numbers=("NHWC", "OIHW", "NHWC"),
     )[0]

@@ -45,7 +45,8 @@ class TrainState(eqx.Module):
             up again at step `n` goes on as it would have.
         """
         self.model, self.state, self.key = _copy((model, state, key))
-        self.opt_state = optimizer.init(parameters(model))
+        # Some optimisers keep the parameters they start from, and a buffer can be given up once only.
+        self.opt_state = _copy(optimizer.init(parameters(self.model)))
         self.ema = _copy(ema_part(model, state)) if ema else None
         self.step = jnp.zeros((), jnp.int32)
 

@@ -55,9 +55,8 @@ def make_step(
 
     **Returns:** `step(train_state, images, targets) -> (train_state, metrics)`, for a batch of `images` (a leading axis
     on every array) and whatever `loss` takes as targets. The train state that goes in is used up: its memory becomes
-    that of the one that comes out. A call returns while the device still computes, so that the next batch can be read
-    meanwhile; looking at a metric waits. It raises `ValueError` for a batch that cannot be split as asked, and
-    `TypeError` where `optimizer` changes the structure of its state.
+    that of the one that comes out. Without `accumulate`, a call returns while the device still computes; looking at a
+    metric waits. It raises `ValueError` for a batch that cannot be split as asked.
     """
     as_integer("accumulate", accumulate)
 
