@@ -99,14 +99,21 @@ def _levitax(case):
     return levitax.create_model(case.model, image_size=case.image_size, dtype=case.dtype, key=jax.random.key(0))
 
 
-def _jax_inference(predict, case):
+def compiled(predict: Callable[..., Any]) -> tuple[Any, Any]:
+    """`run(arrays, images)` of a `levitax.Predictor`, and its arrays."""
     import equinox as eqx
     import jax
 
-    images = jax.numpy.asarray(batch_of(case, channels_last=True)[0])
     arrays, rest = eqx.partition(predict, eqx.is_array)
     # `eqx.filter_jit` would walk through the model at each call, which counts at a batch of one image.
-    run = jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images))
+    return jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images)), arrays
+
+
+def _jax_inference(predict, case):
+    import jax
+
+    images = jax.numpy.asarray(batch_of(case, channels_last=True)[0])
+    run, arrays = compiled(predict)
     return Contender(lambda: run(arrays, images).block_until_ready(), _JAX)
 
 

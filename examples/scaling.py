@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import levitax
+from contenders import compiled
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     published = levitax.LeViTConfig(**levitax.VARIANTS[arguments.model])
     measured = []
     for what, value, batch, overrides in changes(published, arguments.batch):
-        call, operations = compiled(arguments.model, batch, dtype=arguments.dtype, **overrides)
+        call, operations = prepared(arguments.model, batch, dtype=arguments.dtype, **overrides)
         measured.append((what, value, batch, operations, call, []))
     for _, (*_, call, seconds) in itertools.product(range(arguments.rounds), measured):
         call()  # the caches belong to another size
@@ -65,13 +65,11 @@ def changes(published: levitax.LeViTConfig, batch: int):
         yield "channels of the stages", str(dim), batch, {"dim": dim, "heads": heads}
 
 
-def compiled(name: str, batch: int, **overrides: Any) -> tuple[Callable[[], Any], float]:
+def prepared(name: str, batch: int, **overrides: Any) -> tuple[Callable[[], Any], float]:
     """A call of a folded model, and the operations it takes."""
     model, state = levitax.create_model(name, key=jax.random.key(0), **overrides)
     images = jax.random.normal(jax.random.key(1), (batch, *model.config.image_size, 3), jnp.float32)
-    predict = levitax.fuse(model, state)
-    arrays, rest = eqx.partition(predict, eqx.is_array)
-    run = jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images))
+    run, arrays = compiled(levitax.fuse(model, state))
     cost = run.lower(arrays, images).cost_analysis()
     assert cost is not None, "XLA has counted nothing on this platform."
     return lambda: run(arrays, images).block_until_ready(), cost["flops"]

@@ -90,10 +90,7 @@ def finish(start):
     """Trains into a folder of this name, to the end."""
 
     def finish(name: str, *arguments: object, devices: int = 1, code: int = 0) -> str:
-        process = start(name, *arguments, devices=devices)
-        output, _ = process.communicate()
-        assert process.returncode == code, output
-        return output
+        return ended(start(name, *arguments, devices=devices), code)
 
     return finish
 
@@ -102,10 +99,15 @@ def finish(start):
 def undisturbed(begin, tmp_path_factory) -> Path:
     """What training leaves that nothing came between. To be copied, not written to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = begin("train.py", *RECIPE, "--out", folder)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    ended(begin("train.py", *RECIPE, "--out", folder))
     return folder
+
+
+def ended(process: subprocess.Popen, code: int = 0) -> str:
+    """What it printed until its end."""
+    output, _ = process.communicate()
+    assert process.returncode == code, output
+    return output
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
