@@ -32,6 +32,9 @@ from contenders import Case, CONTENDERS, Unavailable, versions
 
 MODELS = ("levit_128s", "levit_256", "levit_384")
 
+# Variables of the environment that change what is measured.
+SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "XLA_FLAGS", "OMP_NUM_THREADS")
+
 
 def main() -> None:
     if sys.argv[1:2] == ["serve"]:
@@ -88,6 +91,7 @@ def machine() -> str:
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         told = subprocess.run(query, capture_output=True, text=True)
         parts += told.stdout.splitlines() if told.returncode == 0 else []
+    parts += [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
     return ", ".join(parts)
 
 

