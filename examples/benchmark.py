@@ -5,8 +5,8 @@
     python examples/benchmark.py --tasks training --theirs-python ~/torch/bin/python
 
 Each way of running a model is a process of its own, and they take turns: in each round everyone makes calls for some
-time while the others wait. A ratio is the median, over the rounds, of ours over theirs. What is not installed is left
-out, and said so. The same command runs on a GPU.
+time while the others wait. A ratio is the median, over the rounds, of ours over theirs; of a file in a runtime, of our
+file in that runtime. What is not installed is left out, and said so. The same command runs on a GPU.
 """
 
 import argparse
@@ -228,18 +228,20 @@ def measure(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def report(case: Case, rows: list[dict[str, Any]]) -> None:
-    measured = [row for row in rows if "seconds" in row]
-    ours = next((row for row in measured if row["contender"].startswith("levitax")), None)
+    measured = {row["contender"]: row for row in rows if "seconds" in row}
+    first = next((name for name in measured if name.startswith("levitax")), None)
     print(f"\n{case.task}, {case.model}, {case.image_size} pixels, batch {case.batch}, {case.dtype}")
-    print("  ours/theirs            images/s  (middle half)     first call   peak memory")
-    for row in measured:
+    print("  ours/theirs              images/s  (middle half)     first call   peak memory")
+    for name, row in measured.items():
+        # In a runtime beside our model in the same, else beside the first row.
+        ours = measured.get(name.replace("timm", "levitax"), measured.get(first or ""))
         ratio = ""
         if ours is not None and row is not ours:
             ratios = [theirs / our for our, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
             ratio = f"{statistics.median(ratios):.2f}"
         low, high = row["spread"]
         print(
-            f"  {ratio:>5}  {row['contender']:18} {row['images_per_s']:7.1f}  ({low:.1f} to {high:.1f})".ljust(55)
+            f"  {ratio:>5}  {name:20} {row['images_per_s']:7.1f}  ({low:.1f} to {high:.1f})".ljust(57)
             + f"{row['first_call_s']:6.1f} s  {row['peak_mb']:6.0f} MB   {row['versions']}"
         )
     for row in rows:

@@ -132,28 +132,24 @@ def transformers_eager(case: Case) -> Contender:
     return _torch(model, case, compiled=False, packages=("transformers", "torch"))
 
 
-def onnx_runtime(case: Case) -> Contender:
-    import onnxruntime
-
-    if case.task == "training" or case.dtype != "float32":
-        raise Unavailable("float32 inference only")
-    with _onnx(case) as path:
-        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-    images = batch_of(case, channels_last=False)[0]
-    return Contender(lambda: session.run(None, {"images": images}), ("onnxruntime", "timm", "torch"))
+def levitax_onnx_runtime(case: Case) -> Contender:
+    with _our_onnx(case) as path:
+        return _onnx_runtime(case, path, ("onnxruntime", "levitax"), channels_last=True)
 
 
-def openvino(case: Case) -> Contender:
-    import openvino
+def levitax_openvino(case: Case) -> Contender:
+    with _our_onnx(case) as path:
+        return _openvino(case, path, ("openvino", "levitax"), channels_last=True)
 
-    if case.task == "training":
-        raise Unavailable("inference only")
-    precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
-    core = openvino.Core()
-    with _onnx(case) as path:
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    images = batch_of(case, channels_last=False)[0]
-    return Contender(lambda: compiled(images), ("openvino", "timm", "torch"))
+
+def timm_onnx_runtime(case: Case) -> Contender:
+    with _timm_onnx(case) as path:
+        return _onnx_runtime(case, path, ("onnxruntime", "timm", "torch"), channels_last=False)
+
+
+def timm_openvino(case: Case) -> Contender:
+    with _timm_onnx(case) as path:
+        return _openvino(case, path, ("openvino", "timm", "torch"), channels_last=False)
 
 
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
@@ -163,8 +159,10 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "timm eager": timm_eager,
     "timm compiled": timm_compiled,
     "transformers": transformers_eager,
-    "timm ONNX Runtime": onnx_runtime,
-    "timm OpenVINO": openvino,
+    "levitax ONNX Runtime": levitax_onnx_runtime,
+    "timm ONNX Runtime": timm_onnx_runtime,
+    "levitax OpenVINO": levitax_openvino,
+    "timm OpenVINO": timm_openvino,
 }
 
 
@@ -249,8 +247,23 @@ def _transformers_config(case):
 
 
 @contextlib.contextmanager
-def _onnx(case):
-    """The path of timm's model as a file, which is there as long as the context."""
+def _our_onnx(case):
+    """The path of our model as a file, which is there as long as the context."""
+    if case.task == "training":
+        raise Unavailable("inference only")
+    import levitax
+    from levitax import export
+
+    predict = levitax.fuse(*_levitax(dataclasses.replace(case, dtype="float32")))
+    with tempfile.TemporaryDirectory() as folder:
+        yield export.to_onnx(predict, os.path.join(folder, "levit.onnx"), batch=case.batch)
+
+
+@contextlib.contextmanager
+def _timm_onnx(case):
+    """That of timm's model."""
+    if case.task == "training":
+        raise Unavailable("inference only")
     import onnxscript  # what `torch.onnx` needs: named here, where its absence is an answer
     import torch
 
@@ -260,3 +273,23 @@ def _onnx(case):
         path = os.path.join(folder, "levit.onnx")
         torch.onnx.export(_timm(case), (images,), path, input_names=["images"], dynamo=True, verbose=False)
         yield path
+
+
+def _onnx_runtime(case, path, packages, channels_last):
+    import onnxruntime
+
+    if case.dtype != "float32":
+        raise Unavailable("float32 only")
+    session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    images = batch_of(case, channels_last)[0]
+    return Contender(lambda: session.run(None, {"images": images}), packages)
+
+
+def _openvino(case, path, packages, channels_last):
+    import openvino
+
+    precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    images = batch_of(case, channels_last)[0]
+    return Contender(lambda: compiled(images), packages)

@@ -235,3 +235,28 @@ def test_what_an_image_costs_is_measured_beside_its_arithmetic():
     for section in (sizes, *others):
         operations = [operations for _, operations, _ in section]
         assert operations == sorted(operations) and operations[-1] > 2 * operations[0]
+
+
+def test_exporting_checks_the_file(trained, tmp_path):
+    weights = trained[0] / "model.safetensors"
+    table = lambda output: re.findall(
+        r"^(\S.*?) +(\d+) (random|real) +(\S+) +([\d.]+)% +(?:([\d.]+)% +)?[\d.]+$", output, re.M
+    )
+    rows = table(run("export.py", weights, "--out", tmp_path / "digits.onnx", "--data", "digits", "--batch", 16))
+    assert [name for name, *_ in rows] == 2 * ["levitax", "ONNX Runtime", "OpenVINO, f32", "OpenVINO, bf16"]
+    assert all(float(error) < 1e-4 for name, _, _, error, *_ in rows if not name.endswith("bf16"))
+    assert all(float(right) > 95 for *_, kind, _, _, right in rows if kind == "real")
+
+    rows = table(run("export.py", weights, "--out", tmp_path / "digits.xml", "--data", "digits", "--int8"))
+    ours, *eight_bits = [row for row in rows if row[2] == "real"]
+    for _, _, _, _, same, right in eight_bits:
+        assert float(same) >= 98 and float(right) > float(ours[-1]) - 0.5
+
+    rows = table(run("export.py", weights, "--out", tmp_path / "digits.stablehlo", "--uint8", "--probabilities"))
+    assert [(name, float(error) < 1e-4) for name, _, _, error, *_ in rows] == [("levitax", True), ("JAX alone", True)]
+
+
+def test_exporting_refuses_what_it_cannot_write(tmp_path):
+    assert refuse("export.py", "model.safetensors", "--out", "model.foo").startswith("--out must end in .onnx")
+    assert "--int8 needs" in refuse("export.py", "model.safetensors", "--out", "model.onnx", "--int8")
+    assert "no `" in refuse("export.py", tmp_path / "none.safetensors", "--out", "model.onnx")

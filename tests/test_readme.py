@@ -1,4 +1,4 @@
-"""The README's Python, run as a user pastes it."""
+"""The Python of README and docs, run as a user pastes it."""
 
 import re
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 @pytest.mark.slow
@@ -21,3 +22,13 @@ def test_the_code_runs_and_prints_what_is_told(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == printed[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["serving"])
+def test_the_code_of_a_page_runs(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
+    # As a user would who knows to import it before JAX.
+    code = "\n".join(["import openvino", *blocks])
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -157,8 +157,7 @@ class LeViT(eqx.Module):
         normalisation sees one value per channel, as the head's does in a batch of one image.
         """
         maps, state = self.features(image, state, key=key)
-        x = maps[-1].astype(jnp.float32).mean((0, 1))
-        return (x, state) if self.head is None else self.head(x, state)
+        return self.classify(maps[-1], state)
 
     def features(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
@@ -171,6 +170,11 @@ class LeViT(eqx.Module):
             tokens, state = stage(tokens, state, key=stage_key)
             maps.append(tokens.reshape(*self.config.grid(index), -1))
         return tuple(maps), state
+
+    def classify(self, features: Float[Array, "rows columns dim"], state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
+        """What a call returns, from the last of the maps of `features`: for who wants both."""
+        x = features.astype(jnp.float32).mean((0, 1))
+        return (x, state) if self.head is None else self.head(x, state)
 
     def attention_maps(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State

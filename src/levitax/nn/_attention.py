@@ -164,11 +164,17 @@ class Attention(eqx.Module):
 
     def _softmax(self, query, keys):
         scores = jnp.matmul(query, _transpose(keys), preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores + self.bias(), axis=-1)
+        return softmax_of_last_axis(scores + self.bias())
 
 
 def _to_heads(x, heads):
     return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
+
+
+@jax.jit
+def softmax_of_last_axis(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+    """The softmax, as a function with a name, by which `levitax.export` knows it again in what is traced."""
+    return jax.nn.softmax(x, axis=-1)
 
 
 @jax.custom_jvp

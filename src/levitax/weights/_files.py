@@ -1,8 +1,6 @@
 import contextlib
-import os
 import pickle
 import re
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._extras import extra, require
+from .._files import replacing
 from ._entries import Shape
 
 
@@ -72,23 +71,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     """
     safetensors = require("safetensors", "Writing weights", _INSTALL)
     numpy = require("safetensors.numpy", "Writing weights", _INSTALL)
-    path = path.resolve()
-    # A name of its own, so that two that write at once do not write into one file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.touch()
-        # The library makes a file that nobody else may read.
-        mode = (path if path.exists() else temporary).stat().st_mode
+    with replacing(path, errors=(OSError, safetensors.SafetensorError)) as (temporary,):
         numpy.save_file(dict(arrays), temporary, dict(metadata))
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = f"there is no folder `{path.parent}`" if not path.parent.is_dir() else str(error)
-        raise OSError(f"`{path}` could not be written: {reason}. What was there before is untouched.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,167 @@
+"""Writes a LeViT, published or your own, as a file for other runtimes, and checks the file.
+
+    python examples/export.py timm/levit_256.fb_dist_in1k --out levit_256.onnx --batch 16
+    python examples/export.py runs/digits/model.safetensors --out digits.xml --data digits
+    python examples/export.py runs/digits/model.safetensors --out digits.xml --data digits --int8
+    python examples/export.py runs/digits/model.safetensors --out digits.stablehlo --data digits --uint8
+
+What is written follows from the ending: .onnx for ONNX Runtime and others, .xml (with a .bin beside it) for OpenVINO,
+.stablehlo for JAX without levitax. Then images go through the model here and through the file, in each runtime that is
+installed and reads it: random ones, and with `--data`, a set as `train.py` takes it, real ones. The table says how far
+apart the results are, how often the likeliest class is the same, how often it is right, and how many images a second.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import levitax
+from levitax import data, export
+
+
+try:
+    # Before JAX has threads: when it is imported, it forks, to tell its makers so (`opt_in_out --opt_out`).
+    import openvino
+except ModuleNotFoundError:
+    openvino = None
+
+# Of a set: to calibrate 8 bits with, and to compare on.
+CALIBRATION, REAL = 300, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", help="a file, a folder, or the name of a repository on the hub")
+    parser.add_argument("--out", type=Path, required=True, help="ends in .onnx, .xml or .stablehlo")
+    parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--batch", type=int, help="images at a time; by default as many as each call has")
+    parser.add_argument("--uint8", action="store_true", help="take pixels from 0 to 255, and normalise in the graph")
+    parser.add_argument("--channels-first", action="store_true", help="take (batch, channels, height, width)")
+    parser.add_argument("--probabilities", action="store_true", help="give probabilities instead of logits")
+    parser.add_argument("--data", help="a set of real images: a folder, an id on the hub, or digits")
+    parser.add_argument("--int8", action="store_true", help="an .xml in 8 bits, calibrated on images of --data")
+    arguments = parser.parse_args()
+    if arguments.out.suffix not in WRITE:
+        parser.error(f"--out must end in {', '.join(WRITE)}")
+    if arguments.int8 and (arguments.out.suffix != ".xml" or arguments.data is None):
+        parser.error("--int8 needs an --out that ends in .xml, and --data")
+    try:
+        run(arguments)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+WRITE: dict[str, Callable[..., Path]] = {
+    ".onnx": export.to_onnx,
+    ".xml": export.to_openvino,
+    ".stablehlo": export.to_stablehlo,
+}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    size = arguments.image_size or []
+    overrides: levitax.Overrides = {"image_size": size[0] if len(size) == 1 else size} if size else {}
+    model, state = levitax.load(arguments.weights, **overrides)
+    predict = levitax.fuse(model, state)
+    config = model.config
+    found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
+    normalisation = {} if found is None else {"mean": found.mean, "std": found.std}
+
+    options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
+    options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8}
+    options |= normalisation if arguments.uint8 else {}
+
+    def as_taken(pixels: np.ndarray) -> np.ndarray:
+        """Pixels, channels last, as the file takes them."""
+        images = pixels if arguments.uint8 else normalise(pixels, normalisation)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if arguments.channels_first else images
+
+    start = time.perf_counter()
+    if arguments.int8 and found is not None:
+        images, _ = pictures(found.train, CALIBRATION, config.image_size)
+        export.to_openvino_int8(predict, arguments.out, as_taken(images), **options)
+    else:
+        WRITE[arguments.out.suffix](predict, arguments.out, **options)
+    seconds = time.perf_counter() - start
+    files = {arguments.out, arguments.out.with_suffix(".bin")} if arguments.out.suffix == ".xml" else {arguments.out}
+    print(f"{arguments.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {seconds:.1f} s\n")
+
+    batch = arguments.batch or 16
+    shape = (batch, *config.image_size, config.in_channels)
+    random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"random": (random, None)}
+    if found is not None:
+        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size)
+    last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
+    here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
+    ways = [("levitax", lambda images: np.asarray(here(images)), lambda pixels: normalise(pixels, normalisation))]
+    ways += [(name, call, as_taken) for name, call in runtimes(arguments.out)]
+    print(f"{'':20}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
+    for kind, (pixels, labels) in sets.items():
+        if len(pixels) == 0:
+            continue
+        expected = None
+        for name, call, prepare in ways:
+            parts = [prepare(pixels[start : start + batch]) for start in range(0, len(pixels) - batch + 1, batch)]
+            results = np.concatenate([call(part) for part in parts])
+            expected = results if expected is None else expected
+            error = np.abs(results - expected).max() / np.abs(expected).max()
+            same = np.mean(results.argmax(-1) == expected.argmax(-1))
+            right = "" if labels is None else f"{np.mean(results.argmax(-1) == labels[: len(results)]):.1%}"
+            speed = batch / seconds_of(lambda call=call, images=parts[0]: call(images))
+            print(f"{name:20}{f'{len(results)} {kind}':>12}{error:>10.1e}{same:>12.1%}{right:>8}{speed:>10.1f}")
+
+
+def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """What is installed and reads the file: a name, and a function from images to the first output."""
+    if path.suffix == ".stablehlo":
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        call = jax.jit(exported.call)
+        yield "JAX alone", lambda images: np.asarray(next(iter(call(images).values())))
+        return
+    if path.suffix == ".onnx":
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            print("onnxruntime is not installed")
+        else:
+            session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+            yield "ONNX Runtime", lambda images: np.asarray(session.run(None, {"images": images})[0])
+    if openvino is None:
+        print("openvino is not installed")
+    else:
+        for precision in ("f32", "bf16"):
+            compiled: Any = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+            yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
+
+
+def pictures(split: data.Split, count: int, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of some pictures of a set, as the model sees them, and their classes."""
+    chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
+    # Normalised by what leaves them pixels.
+    pixels = [data.preprocess(split.read(int(index)), image_size, mean=0.0, std=1 / 255) for index in chosen]
+    return np.stack(pixels).round().astype(np.uint8), split.labels[chosen]
+
+
+def normalise(pixels: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    return np.stack([data.preprocess(image, image.shape[:2], crop_ratio=1.0, **options) for image in pixels])
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """The median over a second of calls, and five at least."""
+    times, stop = [], time.perf_counter() + 1.0
+    while len(times) < 5 or time.perf_counter() < stop:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

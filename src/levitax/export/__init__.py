@@ -1,0 +1,7 @@
+"""A fused model as a file for other runtimes. Needs `pip install "levitax[export]"`, but for StableHLO."""
+
+from ._endpoint import Options as Options
+from ._onnx import to_onnx as to_onnx
+from ._openvino import to_openvino as to_openvino
+from ._quantize import to_openvino_int8 as to_openvino_int8
+from ._stablehlo import to_stablehlo as to_stablehlo

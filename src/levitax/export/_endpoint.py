@@ -1,0 +1,193 @@
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypedDict
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import nn
+from .._checks import as_flag, as_integer, as_integers
+from .._fuse import Predictor
+from .._model import LeViT
+from ..data import IMAGENET_MEAN, IMAGENET_STD
+from ..nn._attention import softmax_of_last_axis
+
+
+_FUSE = "fold the trained model first: `predict = levitax.fuse(model, state)`"
+
+
+class Options(TypedDict, total=False):
+    """What an exported model takes and gives.
+
+    - `image_size`: `(height, width)` of the images, or one number for both, and `channels`, of modules of your own. A
+        [`levitax.LeViT`][] knows them.
+    - `channels_first`: images are `(batch, channels, height, width)`, and so are feature maps. By default channels are
+        last, as everywhere in levitax.
+    - `uint8`: images are pixels from 0 to 255, as [`levitax.data.read_image`][] gives them, and are scaled and
+        normalised in the graph. By default they are float32, normalised already.
+    - `mean`, `std`: of `uint8` pixels scaled to [0, 1], for each channel or for all; by default ImageNet's, as in
+        [`levitax.data.preprocess`][].
+    - `probabilities`: the output is called "probabilities" and is the softmax of the logits. By default "logits".
+    - `features`: further outputs "features_0", "features_1", ...: the map that each stage ends with,
+        `(batch, rows, columns, dim)`.
+    - `class_names`: for each class its name, kept in the metadata of the file.
+    """
+
+    image_size: int | Sequence[int]
+    channels: int
+    channels_first: bool
+    uint8: bool
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    probabilities: bool
+    features: bool
+    class_names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A fused model as a function of arrays and of a batch of images, and what a file says about it."""
+
+    predict: Predictor[Any]
+    # Of one image, as it is given.
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    channels_first: bool
+    scale: np.ndarray
+    shift: np.ndarray
+    probabilities: bool
+    features: bool
+    metadata: Mapping[str, str]
+
+    def __call__(self, predict: Predictor[Any], images: Array) -> dict[str, Array]:
+        """The outputs by name. `predict` is that of this endpoint, or its arrays traced."""
+        return jax.vmap(lambda image: self._one(predict, image))(images)
+
+    def _one(self, predict, image):
+        if self.channels_first:
+            image = image.transpose(1, 2, 0)
+        if self.dtype == np.uint8:
+            image = image.astype(jnp.float32) * self.scale[None, None] + self.shift[None, None]
+        if not self.features:
+            return self._named(predict(image))
+        maps, state = predict.model.features(image, predict.state)
+        logits, _ = predict.model.classify(maps[-1], state)
+        order = (2, 0, 1) if self.channels_first else (0, 1, 2)
+        return self._named(logits) | {f"features_{stage}": x.transpose(order) for stage, x in enumerate(maps)}
+
+    def _named(self, output) -> dict[str, Array]:
+        if self.probabilities:
+            return {"probabilities": softmax_of_last_axis(output)}
+        if _classes(self.predict):
+            return {"logits": output}
+        leaves = jax.tree.leaves(output)
+        return {"output": leaves[0]} if len(leaves) == 1 else {f"output_{i}": leaf for i, leaf in enumerate(leaves)}
+
+
+def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
+    """Checks a model and options for export, and puts them together.
+
+    **Raises:** `TypeError` or `ValueError`, naming the option, or the way to a fused float32 model.
+    """
+    _check_fused(predict)
+    config = predict.model.config if isinstance(predict.model, LeViT) else None
+    size, channels = options.get("image_size"), options.get("channels")
+    if config is not None:
+        shape = (*config.image_size, config.in_channels)
+        given = (as_integers("image_size", size, 2, "height and width") if size is not None else shape[:2], channels)
+        if given not in ((shape[:2], None), (shape[:2], shape[2])):
+            raise ValueError(
+                f"`image_size` and `channels` are {size} and {channels}, and the model is made for "
+                f"{shape[0]}x{shape[1]} and {shape[2]}. Leave them out; for another size, load the weights into a "
+                "model of it, and fuse that."
+            )
+    elif size is None:
+        raise ValueError(
+            f"`image_size` is missing; a `{type(predict.model).__name__}` does not tell the size of its images. Pass "
+            "`image_size=(height, width)`, and `channels` where they are not 3."
+        )
+    else:
+        shape = (*as_integers("image_size", size, 2, "height and width"), as_integer("channels", channels or 3))
+    channels_first, uint8, probabilities, features = (
+        as_flag(name, options.get(name, False)) for name in ("channels_first", "uint8", "probabilities", "features")
+    )
+    if features and config is None:
+        raise ValueError("`features` is True, which takes a `levitax.LeViT`; let your module return its maps itself.")
+    if probabilities and not _classes(predict):
+        raise ValueError("`probabilities` is True, and the model has no classes; leave it out.")
+    metadata = {"levitax": version("levitax"), "input": _described(shape, channels_first, uint8)}
+    if (names := options.get("class_names")) is not None:
+        names = [str(name) for name in names]
+        if config is None or len(names) != config.num_classes:
+            expected = "a `levitax.LeViT`" if config is None else f"{config.num_classes}, one for each class"
+            raise ValueError(f"`class_names` has {len(names)} names; expected {expected}.")
+        metadata["class_names"] = json.dumps(names, ensure_ascii=False)
+    scale, shift = _normalisation(options, shape[-1], uint8)
+    return Endpoint(
+        predict,
+        (shape[2], *shape[:2]) if channels_first else shape,
+        np.dtype(np.uint8 if uint8 else np.float32),
+        channels_first,
+        scale,
+        shift,
+        probabilities,
+        features,
+        metadata,
+    )
+
+
+def _classes(predict) -> int:
+    return predict.model.config.num_classes if isinstance(predict.model, LeViT) else 0
+
+
+def _check_fused(predict: Any) -> None:
+    if not isinstance(predict, Predictor):
+        raise TypeError(
+            f"`predict` is of type `{type(predict).__name__}`; expected the `levitax.Predictor` that `levitax.fuse` "
+            f"returns: {_FUSE}."
+        )
+    unfused = nn.BatchNorm | nn.AttentionBias
+    layers = jax.tree.leaves(predict.model, is_leaf=lambda node: isinstance(node, unfused))
+    if count := sum(isinstance(layer, unfused) for layer in layers):
+        raise ValueError(
+            f"`predict` is not fused: {count} batch normalisations and attention biases are left in it. To mend it, "
+            f"{_FUSE}."
+        )
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(predict) if eqx.is_inexact_array(leaf)} - {"float32"}
+    if isinstance(predict.model, LeViT):
+        dtypes |= {np.dtype(predict.model.config.dtype).name} - {"float32"}
+    if dtypes:
+        raise ValueError(
+            f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, from which each runtime goes to "
+            'the precision that it is told to. Make or load the model with `dtype="float32"`.'
+        )
+
+
+def _described(shape: tuple[int, ...], channels_first: bool, uint8: bool) -> str:
+    height, width, channels = shape
+    order = f"(batch, {channels}, {height}, {width})" if channels_first else f"(batch, {height}, {width}, {channels})"
+    return f"{order}, {'pixels from 0 to 255' if uint8 else 'normalised'}"
+
+
+def _normalisation(options: Options, channels: int, uint8: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What pixels from 0 to 255 are multiplied with, and what is added, for each channel."""
+    if not uint8:
+        if given := {"mean", "std"}.intersection(options):
+            raise ValueError(f"`{given.pop()}` is of pixels from 0 to 255, which `uint8=True` asks for; pass that too.")
+        return np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    values = []
+    for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        value = np.asarray(options.get(name, default if channels == 3 else np.mean(default)), np.float64)
+        if value.size not in (1, channels) or (name == "std" and value.min() <= 0):
+            raise ValueError(
+                f"`{name}` is {options.get(name)}; expected one number, or one for each of {channels} channels, "
+                "of pixels in [0, 1], and above 0 for `std`."
+            )
+        values.append(np.broadcast_to(value.reshape(-1), channels))
+    mean, std = values
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

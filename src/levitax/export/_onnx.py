@@ -1,0 +1,114 @@
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Unpack
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import export as jax_export
+
+from .._checks import as_integer
+from .._extras import extra, require
+from .._files import replacing
+from .._fuse import Predictor
+from ._endpoint import Endpoint, endpoint, Options
+from ._finish import finish
+from ._graph import Constant, Graph, Shape, Tensor
+from ._operations import emit
+
+
+# The first that has all that is used here. Runtimes of 2023 and later have it.
+OPSET = 18
+
+
+def to_onnx(
+    predict: Predictor[Any],
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    opset: int = OPSET,
+    **options: Unpack[Options],
+) -> Path:
+    """Writes a fused model as an ONNX file, for ONNX Runtime, OpenVINO, TensorRT and others.
+
+    The graph is what one would write by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`, with weights under their
+    names in the model. It takes "images" and gives "logits", both float32 by default.
+
+    **Arguments:**
+
+    - `predict`: what [`levitax.fuse`][] returns, of a [`levitax.LeViT`][] or of a module of your own.
+    - `path`: of the file.
+    - `batch`: images at a time. By default free: as many as each call has.
+    - `opset`: version of ONNX's operators.
+    - further ones: [`levitax.export.Options`][].
+
+    **Returns:** the path.
+
+    **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
+    and an opset that there is not; `NotImplementedError` for an operation in your own module that cannot be written;
+    `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError` without `onnx`.
+    """
+    path = Path(path)
+    onnx = require_onnx("`levitax.export.to_onnx`")
+    model = onnx_model(onnx, endpoint(predict, options), batch, opset)
+    with replacing(path) as (temporary,):
+        temporary.write_bytes(model.SerializeToString())
+    return path
+
+
+def require_onnx(user: str) -> ModuleType:
+    require("onnx.helper", user, extra("export"))
+    return require("onnx", user, extra("export"))
+
+
+def onnx_model(onnx: ModuleType, served: Endpoint, batch: int | None, opset: int = OPSET) -> Any:
+    """The `onnx.ModelProto` of an endpoint."""
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= as_integer("opset", opset) <= newest:
+        raise ValueError(f"`opset` is {opset}; expected one from {OPSET} to {newest}, the newest that onnx has here.")
+    size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
+    shape = (size, *served.shape)
+    arrays, rest = eqx.partition(served.predict, eqx.is_array)
+    paths, tree = jax.tree.flatten_with_path(arrays)
+    names = [_readable(jax.tree_util.keystr(path)) for path, _ in paths]
+    leaves = [np.asarray(leaf) for _, leaf in paths]
+    # Traced as parameters, so that each keeps its name.
+    run = lambda leaves, images: served(eqx.combine(tree.unflatten(leaves), rest), images)
+    images = jax.ShapeDtypeStruct(shape, served.dtype)
+    closed, structure = jax.make_jaxpr(run, return_shape=True)(leaves, images)
+
+    graph = Graph(onnx, opset)
+    constants = [Constant(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+    try:
+        results = emit(graph, closed.jaxpr, closed.consts, [*constants, _images(graph, shape, served.channels_first)])
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"The model computes {error}, which is not among what can be written as ONNX here. Change that part of it, "
+            "or use `levitax.export.to_stablehlo`, which writes anything."
+        ) from None
+    outputs = []
+    for (name, aval), result in zip(structure.items(), results, strict=True):
+        graph.nodes.append(onnx.helper.make_node("Identity", [graph.whole(result, aval.shape)], [name], name))
+        outputs.append(_value(onnx, name, aval.shape, aval.dtype))
+    outputs.sort(key=lambda value: value.name.startswith("features"))
+    return finish(graph, [_value(onnx, graph.images, shape, served.dtype)], outputs, dict(served.metadata))
+
+
+def _images(graph: Graph, shape: Shape, channels_first: bool) -> Tensor:
+    if channels_first:
+        return Tensor.plain(graph.images, shape)
+    # Here, where pixels may still be bytes, rather than in front of the first convolution.
+    (name,) = graph.node("Transpose", [graph.images], perm=[0, 3, 1, 2])
+    return Tensor(name, tuple(shape[axis] for axis in (0, 3, 1, 2)), (0, 2, 3, 1))
+
+
+def _value(onnx: ModuleType, name: str, shape: Shape, dtype: Any) -> Any:
+    sizes = [size if isinstance(size, int) else str(size) for size in shape]
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), sizes)
+
+
+def _readable(path: str) -> str:
+    """`stem.convolutions.0.weight` of `.model.stem.convolutions[0].weight`."""
+    return re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path).removeprefix(".model").strip(".")

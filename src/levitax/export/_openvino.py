@@ -1,0 +1,60 @@
+import io
+import os
+from pathlib import Path
+from typing import Any, Unpack
+
+from .._extras import extra, require
+from .._files import replacing
+from .._fuse import Predictor
+from ._endpoint import endpoint, Options
+from ._onnx import onnx_model, require_onnx
+
+
+def to_openvino(
+    predict: Predictor[Any],
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    **options: Unpack[Options],
+) -> Path:
+    """Writes a fused model for OpenVINO: an `.xml` file, and beside it a `.bin` file with the weights, in float32.
+
+    In which precision it computes is said when it is compiled: on processors that have bfloat16, OpenVINO uses that
+    unless told `{"INFERENCE_PRECISION_HINT": "f32"}`.
+
+    **Arguments:** those of [`levitax.export.to_onnx`][]. `path` ends in `.xml`.
+
+    **Returns:** the path of the `.xml` file.
+
+    **Raises:** what [`levitax.export.to_onnx`][] raises, and `ValueError` for another ending.
+    """
+    path = check_xml(path)
+    openvino = require("openvino", "`levitax.export.to_openvino`", extra("export"))
+    model = openvino_model(openvino, predict, batch, options)
+    save(openvino, model, path)
+    return path
+
+
+def check_xml(path: str | os.PathLike[str]) -> Path:
+    """The path, or an error that says how it must end."""
+    path = Path(path)
+    if path.suffix != ".xml":
+        raise ValueError(
+            f"`path` is `{path}`; expected a name that ends in .xml. The weights go into a .bin beside it."
+        )
+    return path
+
+
+def openvino_model(openvino: Any, predict: Predictor[Any], batch: int | None, options: Options) -> Any:
+    """The `openvino.Model` of a fused model."""
+    served = endpoint(predict, options)
+    graph = onnx_model(require_onnx("`levitax.export`"), served, batch)
+    model = openvino.Core().read_model(io.BytesIO(graph.SerializeToString()))
+    for name, value in served.metadata.items():
+        model.set_rt_info(value, ["levitax", name] if name != "levitax" else ["levitax", "version"])
+    return model
+
+
+def save(openvino: Any, model: Any, path: Path) -> None:
+    with replacing(path.with_suffix(".bin"), path, errors=(OSError, RuntimeError)) as (_, temporary):
+        openvino.save_model(model, temporary, compress_to_fp16=False)

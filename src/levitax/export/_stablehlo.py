@@ -1,0 +1,44 @@
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+from jax import export as jax_export
+
+from .._checks import as_integer
+from .._files import replacing
+from .._fuse import Predictor
+from ._endpoint import endpoint, Options
+
+
+def to_stablehlo(
+    predict: Predictor[Any],
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    **options: Unpack[Options],
+) -> Path:
+    """Writes a fused model as StableHLO, for JAX without this library, and for what else takes it.
+
+    To read it: `run = jax.export.deserialize(Path("levit.stablehlo").read_bytes()).call`, of which `run(images)` gives
+    outputs by name, to the bit those of the model under `jax.jit`. JAX keeps what is written readable for half a year.
+
+    **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`, and
+
+    - `platforms`: what it is to run on.
+
+    **Returns:** the path.
+
+    **Raises:** what [`levitax.export.to_onnx`][] raises; for a platform that JAX does not know, `ValueError`.
+    """
+    path = Path(path)
+    served = endpoint(predict, options)
+    size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
+    images = jax.ShapeDtypeStruct((size, *served.shape), served.dtype)
+    run = jax.jit(lambda images: served(predict, images))
+    exported = jax_export.export(run, platforms=tuple(platforms))(images)
+    with replacing(path) as (temporary,):
+        temporary.write_bytes(exported.serialize())
+    return path

@@ -1,0 +1,259 @@
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+
+import levitax
+from levitax import data, export
+
+
+# Largest error over largest magnitude.
+TOLERANCE = 1e-5
+ACROSS_RUNTIMES = 1e-4
+
+
+@pytest.mark.parametrize("batch", [1, 3, None])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"image_size": (20, 13), "depth": 2},
+        {"network": "vit_pytorch"},
+        {"activation": "silu", "in_channels": 1},
+        {"activation": "relu"},
+    ],
+    ids=("two heads", "rectangle", "vit_pytorch", "silu, grey", "relu"),
+)
+def test_onnx_runtime_computes_what_jax_does(keywords, batch, fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused(**keywords)
+    images = drawn(predict, batch or 2)
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", batch=batch)
+    assert error(in_onnx_runtime(path, images), {"logits": expected(predict, images)}) < TOLERANCE
+
+
+def test_the_graph_is_what_one_would_write_by_hand(fused, tmp_path):
+    model = onnx.load(export.to_onnx(fused(heads=(2, 3)), tmp_path / "levit.onnx"))
+    counts = Counter(node.op_type for node in model.graph.node)
+    # Two convolutions with an activation between them. Two stages of one block, and one that shrinks between them: in
+    # each, one map (where it shrinks, two) makes queries, keys and values, two products attend, and one map goes out;
+    # an MLP has two maps and an activation. Each map adds its bias; attention adds the biases of its positions.
+    assert counts == {
+        "Conv": 2,
+        "HardSwish": 1 + 3 * 2,
+        "MatMul": 3 * (1 + 2 + 1 + 2) + 1,
+        "Add": 3 * (1 + 1 + 2) + 1 + 3 + (2 * 3 - 1),
+        "Split": 3,
+        "Softmax": 3,
+        # The images, and tokens out of the stem; queries, keys, values, and what attention returns.
+        "Transpose": 2 + 3 * 4,
+        # Tokens out of the stem; to heads and back; to the grid for every second token, and at the end for the mean.
+        "Reshape": 1 + 3 * 2 + (1 + 2) + 1,
+        "Slice": 1,
+        "ReduceMean": 1,
+        "Gemm": 1,
+    }
+
+
+def test_weights_keep_their_names(fused, tmp_path):
+    model = onnx.load(export.to_onnx(fused(), tmp_path / "levit.onnx"))
+    names = {constant.name for constant in model.graph.initializer}
+    assert {"stem.convolutions.0.weight", "stages.0.blocks.0.mlp.expand.weight", "head.weight"} <= names
+
+
+def test_the_batch_may_be_free(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused()
+    path = export.to_onnx(predict, tmp_path / "levit.onnx")
+    for batch in (1, 4):
+        images = drawn(predict, batch)
+        assert error(in_onnx_runtime(path, images), {"logits": expected(predict, images)}) < TOLERANCE
+
+
+def test_channels_may_come_first(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused(image_size=(20, 13))
+    images = drawn(predict, 2)
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", channels_first=True, features=True)
+    results = in_onnx_runtime(path, images.transpose(0, 3, 1, 2))
+    maps = jax.vmap(lambda image: predict.model.features(image, predict.state)[0])(images)
+    for stage, features in enumerate(maps):
+        assert error(results.pop(f"features_{stage}"), np.asarray(features).transpose(0, 3, 1, 2)) < TOLERANCE
+    assert error(results, {"logits": expected(predict, images)}) < TOLERANCE
+
+
+def test_pixels_are_normalised_in_the_graph(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused()
+    pixels = drawn(predict, 2, np.uint8)
+    normalised = np.stack([data.preprocess(image, 16, crop_ratio=1.0) for image in pixels])
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True)
+    assert error(in_onnx_runtime(path, pixels), {"logits": expected(predict, normalised)}) < TOLERANCE
+
+
+def test_grey_pixels_and_statistics_of_ones_own(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused(in_channels=1)
+    pixels = drawn(predict, 2, np.uint8)
+    choices: tuple[dict[str, Any], ...] = ({}, {"mean": 0.1, "std": 0.3})
+    for options in choices:
+        normalised = np.stack([data.preprocess(image, 16, crop_ratio=1.0, **options) for image in pixels])
+        path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True, **options)
+        assert error(in_onnx_runtime(path, pixels), {"logits": expected(predict, normalised)}) < TOLERANCE
+
+
+def test_probabilities_and_names_of_classes(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused()
+    images = drawn(predict, 2)
+    names = ["tench", "goldfish", "é", "great, white shark", "5"]
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", probabilities=True, class_names=names)
+    softmax = np.asarray(jax.nn.softmax(expected(predict, images)))
+    assert error(in_onnx_runtime(path, images), {"probabilities": softmax}) < TOLERANCE
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(metadata["class_names"]) == names
+    assert metadata["levitax"] == levitax.__version__
+    assert metadata["input"] == "(batch, 16, 16, 3), normalised"
+
+
+def test_a_backbone_has_one_output(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+    predict = fused(num_classes=0)
+    images = drawn(predict, 2)
+    path = export.to_onnx(predict, tmp_path / "levit.onnx")
+    assert error(in_onnx_runtime(path, images), {"output": expected(predict, images)}) < TOLERANCE
+
+
+class Own(eqx.Module):
+    """A module with a LeViT inside, and operations that LeViT has not."""
+
+    backbone: levitax.LeViT
+    token: jax.Array
+    mix: eqx.nn.Linear
+
+    def __call__(self, image, state, *, key=None):
+        maps, state = self.backbone.features(image, state, key=key)
+        tokens = maps[-1].reshape(-1, maps[-1].shape[-1])
+        tokens = jnp.concatenate([self.token[None], tokens])
+        tokens = jax.vmap(self.mix)(tokens)
+        tokens = tokens * jax.lax.rsqrt(jnp.square(tokens).mean(-1, keepdims=True) + 1e-6)
+        padded = jnp.pad(jnp.tanh(tokens), ((0, 1), (0, 0)))
+        return {"best": padded.max(0), "kept": jnp.where(padded[0] > 0, padded[0], -1.0)}, state
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_a_module_of_ones_own(batch, make, randomise, drawn, key, in_onnx_runtime, error, tmp_path):
+    backbone, state = randomise(*make())
+    own = Own(backbone, jax.random.normal(key, (24,)), eqx.nn.Linear(24, 6, key=key))
+    predict = levitax.fuse(own, state)
+    images = drawn(levitax.fuse(backbone, state), 2)
+    path = export.to_onnx(predict, tmp_path / "own.onnx", batch=batch, image_size=16)
+    best, kept = jax.jit(lambda x: tuple(jax.vmap(predict)(x).values()))(images)
+    results = in_onnx_runtime(path, images)
+    assert error(results, {"output_0": best, "output_1": kept}) < TOLERANCE
+
+
+def test_an_operation_that_cannot_be_written(make, randomise, tmp_path, unchecked):
+    class Sorting(eqx.Module):
+        backbone: levitax.LeViT
+
+        def __call__(self, image, state):
+            logits, state = self.backbone(image, state)
+            return jnp.sort(logits), state
+
+    backbone, state = randomise(*make())
+    predict = levitax.fuse(Sorting(backbone), state)
+    with pytest.raises(NotImplementedError, match=r"`sort`.*to_stablehlo"):
+        export.to_onnx(predict, tmp_path / "own.onnx", image_size=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", [224, (288, 192)], ids=str)
+@pytest.mark.parametrize("name", ["levit_128s", "levit_128", "levit_192", "levit_256", "levit_384"])
+def test_the_published_variants(
+    name, image_size, randomise, drawn, key, expected, in_onnx_runtime, in_openvino, error, tmp_path
+):
+    predict = levitax.fuse(*randomise(*levitax.create_model(name, image_size=image_size, key=key)))
+    for batch in (1, 16):
+        images = drawn(predict, batch)
+        logits = {"logits": expected(predict, images)}
+        path = export.to_onnx(predict, tmp_path / "levit.onnx", batch=batch)
+        assert error(in_onnx_runtime(path, images), logits) < ACROSS_RUNTIMES
+        path = export.to_openvino(predict, tmp_path / "levit.xml", batch=batch)
+        assert error(in_openvino(path, images), logits) < ACROSS_RUNTIMES
+
+
+# Bad input.
+
+
+def test_a_model_that_is_not_fused(make, unchecked, tmp_path):
+    model, state = make()
+    with pytest.raises(TypeError, match=r"`LeViT`.*levitax.fuse\(model, state\)"):
+        export.to_onnx(model, tmp_path / "levit.onnx")
+    with pytest.raises(ValueError, match=r"not fused: 20.*levitax.fuse\(model, state\)"):
+        export.to_onnx(levitax.Predictor(model, state), tmp_path / "levit.onnx")
+
+
+def test_a_model_in_bfloat16(fused, unchecked, tmp_path):
+    with pytest.raises(ValueError, match=r'computes in bfloat16.*dtype="float32"'):
+        export.to_onnx(fused(dtype="bfloat16"), tmp_path / "levit.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opset": 17}, r"`opset` is 17; expected one from 18 to \d+"),
+        ({"opset": 1000}, r"`opset` is 1000; expected one from 18 to \d+"),
+        ({"batch": 0}, r"`batch` is 0; expected an integer of at least 1"),
+        ({"class_names": ["one"]}, r"`class_names` has 1 names; expected 5"),
+        ({"image_size": 32}, r"`image_size` and `channels` are 32 and None.*16x16"),
+        ({"mean": 0.5}, r"`mean` is of pixels.*`uint8=True`"),
+        ({"uint8": True, "std": 0.0}, r"`std` is 0.0; expected"),
+        ({"uint8": True, "mean": (0.1, 0.2)}, r"`mean` is \(0.1, 0.2\); expected"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(options, message, fused, unchecked, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export.to_onnx(fused(), tmp_path / "levit.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_takes_a_classifier(fused, make, unchecked, tmp_path):
+    with pytest.raises(ValueError, match="no classes"):
+        export.to_onnx(fused(num_classes=0), tmp_path / "levit.onnx", probabilities=True)
+    model, state = make()
+    own = levitax.fuse(eqx.nn.Sequential([model]), state)
+    with pytest.raises(ValueError, match=r"`image_size` is missing.*`Sequential`"):
+        export.to_onnx(own, tmp_path / "levit.onnx")
+    with pytest.raises(ValueError, match="`features` is True, which takes"):
+        export.to_onnx(own, tmp_path / "levit.onnx", image_size=16, features=True)
+
+
+def test_a_path_that_cannot_be_written(fused, tmp_path):
+    path = tmp_path / "nowhere" / "levit.onnx"
+    with pytest.raises(OSError, match=re.escape(f"`{path}` could not be written: there is no folder")):
+        export.to_onnx(fused(), path)
+
+
+def test_what_was_there_stays_if_writing_fails(fused, tmp_path, monkeypatch):
+    path = tmp_path / "levit.onnx"
+    path.write_bytes(b"before")
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        export.to_onnx(fused(), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["levit.onnx"] and path.read_bytes() == b"before"
+
+
+def test_without_the_extra(fused, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(__import__("sys").modules, "onnx.helper", None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs onnx: run `pip install "levitax\[export\]"`'):
+        export.to_onnx(fused(), tmp_path / "levit.onnx")
