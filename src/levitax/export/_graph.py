@@ -72,7 +72,7 @@ class Graph:
         # How many numbers each value of a sum adds up.
         self.summed: dict[str, int] = {}
         self._taken: dict[str, int] = {}
-        self._known: dict[Any, str] = {}
+        self._known: dict[tuple[str, tuple[int, ...], bytes] | None, str] = {}
 
     def node(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         """Adds a node; returns the names of its outputs."""
@@ -81,13 +81,13 @@ class Graph:
         return names
 
     def constant(self, value: Any, hint: str = "constant") -> str:
+        """Small ones, shapes and axes mostly, are kept once."""
         value = np.asarray(value, order="C")
-        small = value.size < 64
-        key = (value.dtype.str, value.shape, value.tobytes() if small else id(value))
+        key = (value.dtype.str, value.shape, value.tobytes()) if value.size < 64 else None
         if key not in self._known:
             name = self._name(hint)
             self.constants[name] = value
-            if not small:
+            if key is None:
                 return name
             self._known[key] = name
         return self._known[key]

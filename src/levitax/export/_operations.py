@@ -121,6 +121,13 @@ def _beside(tensor: Tensor, constant: Constant) -> np.ndarray:
     return value.reshape(value.shape[first:])
 
 
+def _logical(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
+    aval: Any = equation.invars[0].aval
+    if aval.dtype != np.bool_:
+        raise NotImplementedError(f"`{equation.primitive.name}` of the bits of {aval.dtype.name}")
+    return _elementwise(operation, graph, equation, *inputs)
+
+
 def _neutral(operation: str, number: float, graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
     """An operation of two operands, left out where one of them changes nothing."""
     for operand, other in (inputs, inputs[::-1]):
@@ -262,6 +269,8 @@ def _slice(graph: Graph, equation: JaxprEqn, x: Tensor) -> list[Operand]:
         for axis, size in enumerate(shape)
         if not is_size(starts[axis], 0) or limits[axis] != size or strides[axis] != 1
     ]
+    if not cut:
+        return [x]
     x = _stored_along(graph, x, cut, shape)
     numbers = [[sizes[axis] for axis in cut] for sizes in (starts, limits)]
     numbers += [[x.order[axis] for axis in cut], [strides[axis] for axis in cut]]
@@ -414,9 +423,10 @@ _ELEMENTWISE: dict[str, Callable[..., Operand]] = {
             "sub": "Sub", "min": "Min", "pow": "Pow", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid",
             "erf": "Erf", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs", "floor": "Floor", "ceil": "Ceil", "sign": "Sign",
             "sin": "Sin", "cos": "Cos", "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater",
-            "ge": "GreaterOrEqual", "and": "And", "or": "Or", "not": "Not",
+            "ge": "GreaterOrEqual",
         }.items()
     },
+    **{name: partial(_logical, operation) for name, operation in {"and": "And", "or": "Or", "not": "Not"}.items()},
     "add": partial(_neutral, "Add", 0.0),
     "mul": partial(_neutral, "Mul", 1.0),
     "div": partial(_elementwise, "Div"),
