@@ -1,5 +1,6 @@
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -10,6 +11,9 @@ import pytest
 
 import levitax
 
+
+# With it, importing openvino or nncf forks a process that tells their makers, and JAX has threads by then.
+sys.modules["openvino_telemetry"] = cast(Any, None)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
