@@ -208,6 +208,7 @@ def test_a_model_in_bfloat16(fused, unchecked, tmp_path):
         ({"batch": 0}, r"`batch` is 0; expected an integer of at least 1"),
         ({"class_names": ["one"]}, r"`class_names` has 1 names; expected 5"),
         ({"image_size": 32}, r"`image_size` and `channels` are 32 and None.*16x16"),
+        ({"unit8": True}, r"`keyword` is 'unit8'; expected one of .* Did you mean 'uint8'"),
         ({"mean": 0.5}, r"`mean` is of pixels.*`uint8=True`"),
         ({"uint8": True, "std": 0.0}, r"`std` is 0.0; expected"),
         ({"uint8": True, "mean": (0.1, 0.2)}, r"`mean` is \(0.1, 0.2\); expected"),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import nn
-from .._checks import as_flag, as_integer, as_integers
+from .._checks import as_flag, as_integer, as_integers, check_choice
 from .._fuse import Predictor
 from .._model import LeViT
 from ..data import IMAGENET_MEAN, IMAGENET_STD
@@ -94,25 +94,11 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
 
     **Raises:** `TypeError` or `ValueError`, naming the option, or the way to a fused float32 model.
     """
+    for name in options:
+        check_choice("keyword", name, Options.__annotations__)
     _check_fused(predict)
     config = predict.model.config if isinstance(predict.model, LeViT) else None
-    size, channels = options.get("image_size"), options.get("channels")
-    if config is not None:
-        shape = (*config.image_size, config.in_channels)
-        given = (as_integers("image_size", size, 2, "height and width") if size is not None else shape[:2], channels)
-        if given not in ((shape[:2], None), (shape[:2], shape[2])):
-            raise ValueError(
-                f"`image_size` and `channels` are {size} and {channels}, and the model is made for "
-                f"{shape[0]}x{shape[1]} and {shape[2]}. Leave them out; for another size, load the weights into a "
-                "model of it, and fuse that."
-            )
-    elif size is None:
-        raise ValueError(
-            f"`image_size` is missing; a `{type(predict.model).__name__}` does not tell the size of its images. Pass "
-            "`image_size=(height, width)`, and `channels` where they are not 3."
-        )
-    else:
-        shape = (*as_integers("image_size", size, 2, "height and width"), as_integer("channels", channels or 3))
+    shape = _image_shape(predict, options)
     channels_first, uint8, probabilities, features = (
         as_flag(name, options.get(name, False)) for name in ("channels_first", "uint8", "probabilities", "features")
     )
@@ -129,16 +115,37 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
         metadata["class_names"] = json.dumps(names, ensure_ascii=False)
     scale, shift = _normalisation(options, shape[-1], uint8)
     return Endpoint(
-        predict,
-        (shape[2], *shape[:2]) if channels_first else shape,
-        np.dtype(np.uint8 if uint8 else np.float32),
-        channels_first,
-        scale,
-        shift,
-        probabilities,
-        features,
-        metadata,
+        predict=predict,
+        shape=(shape[2], *shape[:2]) if channels_first else shape,
+        dtype=np.dtype(np.uint8 if uint8 else np.float32),
+        channels_first=channels_first,
+        scale=scale,
+        shift=shift,
+        probabilities=probabilities,
+        features=features,
+        metadata=metadata,
     )
+
+
+def _image_shape(predict, options: Options) -> tuple[int, int, int]:
+    """Height, width and channels of one image."""
+    size, channels = options.get("image_size"), options.get("channels")
+    if isinstance(predict.model, LeViT):
+        height, width = predict.model.config.image_size
+        own = predict.model.config.in_channels
+        if size is not None or channels is not None:
+            raise ValueError(
+                f"`image_size` and `channels` are {size} and {channels}, and the model knows its own: {height}x{width} "
+                f"and {own}. Leave them out; for another size, load the weights into a model of it, and fuse that."
+            )
+        return height, width, own
+    if size is None:
+        raise ValueError(
+            f"`image_size` is missing; a `{type(predict.model).__name__}` does not tell the size of its images. Pass "
+            "`image_size=(height, width)`, and `channels` where they are not 3."
+        )
+    height, width = as_integers("image_size", size, 2, "height and width")
+    return height, width, as_integer("channels", 3 if channels is None else channels)
 
 
 def _classes(predict) -> int:
