@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from collections import Counter
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_what_was_there_stays_if_writing_fails(fused, tmp_path, monkeypatch):
 
 
 def test_without_the_extra(fused, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnx.helper", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx.helper", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs onnx: run `pip install "levitax\[export\]"`'):
         export.to_onnx(fused(), tmp_path / "levit.onnx")

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import openvino
@@ -57,7 +58,7 @@ def test_a_path_that_cannot_be_written(fused, unchecked, tmp_path):
 
 @pytest.mark.parametrize("missing", ["openvino", "nncf"])
 def test_without_the_extra(missing, fused, drawn, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    monkeypatch.setitem(sys.modules, missing, None)
     predict = fused()
     with pytest.raises(ModuleNotFoundError, match=rf'needs {missing}: run `pip install "levitax\[export\]"`'):
         export.to_openvino_int8(predict, tmp_path / "levit.xml", drawn(predict, 32))

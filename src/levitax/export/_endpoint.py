@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export as jax_export
 from jaxtyping import Array
 
 from .. import nn
@@ -67,6 +68,11 @@ class Endpoint:
     def __call__(self, predict: Predictor[Any], images: Array) -> dict[str, Array]:
         """The outputs by name. `predict` is that of this endpoint, or its arrays traced."""
         return jax.vmap(lambda image: self._one(predict, image))(images)
+
+    def images(self, batch: int | None) -> jax.ShapeDtypeStruct:
+        """What it is traced with; without a number, for a batch of any size."""
+        size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
+        return jax.ShapeDtypeStruct((size, *self.shape), self.dtype)
 
     def _one(self, predict, image):
         if self.channels_first:

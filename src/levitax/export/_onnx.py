@@ -7,7 +7,6 @@ from typing import Any, Unpack
 import equinox as eqx
 import jax
 import numpy as np
-from jax import export as jax_export
 
 from .._checks import as_integer
 from .._extras import extra, require
@@ -51,38 +50,33 @@ def to_onnx(
     `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError` without `onnx`.
     """
     path = Path(path)
-    onnx = require_onnx("`levitax.export.to_onnx`")
-    model = onnx_model(onnx, endpoint(predict, options), batch, opset)
+    model = onnx_model(endpoint(predict, options), batch, opset)
     with replacing(path) as (temporary,):
         temporary.write_bytes(model.SerializeToString())
     return path
 
 
-def require_onnx(user: str) -> ModuleType:
-    require("onnx.helper", user, extra("export"))
-    return require("onnx", user, extra("export"))
-
-
-def onnx_model(onnx: ModuleType, served: Endpoint, batch: int | None, opset: int = OPSET) -> Any:
+def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET) -> Any:
     """The `onnx.ModelProto` of an endpoint."""
+    onnx = require("onnx", "`levitax.export`", extra("export"))
     newest = onnx.defs.onnx_opset_version()
     if not OPSET <= as_integer("opset", opset) <= newest:
         raise ValueError(f"`opset` is {opset}; expected one from {OPSET} to {newest}, the newest that onnx has here.")
-    size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
-    shape = (size, *served.shape)
+    images = served.images(batch)
     arrays, rest = eqx.partition(served.predict, eqx.is_array)
     paths, tree = jax.tree.flatten_with_path(arrays)
     names = [_readable(jax.tree_util.keystr(path)) for path, _ in paths]
     leaves = [np.asarray(leaf) for _, leaf in paths]
     # Traced as parameters, so that each keeps its name.
     run = lambda leaves, images: served(eqx.combine(tree.unflatten(leaves), rest), images)
-    images = jax.ShapeDtypeStruct(shape, served.dtype)
     closed, structure = jax.make_jaxpr(run, return_shape=True)(leaves, images)
 
     graph = Graph(onnx, opset)
     constants = [Constant(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     try:
-        results = emit(graph, closed.jaxpr, closed.consts, [*constants, _images(graph, shape, served.channels_first)])
+        results = emit(
+            graph, closed.jaxpr, closed.consts, [*constants, _images(graph, images.shape, served.channels_first)]
+        )
     except NotImplementedError as error:
         raise NotImplementedError(
             f"The model computes {error}, which is not among what can be written as ONNX here. Change that part of it, "
@@ -93,7 +87,7 @@ def onnx_model(onnx: ModuleType, served: Endpoint, batch: int | None, opset: int
         graph.nodes.append(onnx.helper.make_node("Identity", [graph.whole(result, aval.shape)], [name], name))
         outputs.append(_value(onnx, name, aval.shape, aval.dtype))
     outputs.sort(key=lambda value: value.name.startswith("features"))
-    return finish(graph, [_value(onnx, graph.images, shape, served.dtype)], outputs, dict(served.metadata))
+    return finish(graph, [_value(onnx, graph.images, images.shape, images.dtype)], outputs, dict(served.metadata))
 
 
 def _images(graph: Graph, shape: Shape, channels_first: bool) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any, Unpack
 from .._extras import extra, require
 from .._files import replacing
 from .._fuse import Predictor
-from ._endpoint import endpoint, Options
-from ._onnx import onnx_model, require_onnx
+from ._endpoint import Endpoint, endpoint, Options
+from ._onnx import onnx_model
 
 
 def to_openvino(
@@ -30,7 +30,7 @@ def to_openvino(
     """
     path = check_xml(path)
     openvino = require("openvino", "`levitax.export.to_openvino`", extra("export"))
-    model = openvino_model(openvino, predict, batch, options)
+    model = openvino_model(openvino, endpoint(predict, options), batch)
     save(openvino, model, path)
     return path
 
@@ -45,10 +45,9 @@ def check_xml(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def openvino_model(openvino: Any, predict: Predictor[Any], batch: int | None, options: Options) -> Any:
-    """The `openvino.Model` of a fused model."""
-    served = endpoint(predict, options)
-    graph = onnx_model(require_onnx("`levitax.export`"), served, batch)
+def openvino_model(openvino: Any, served: Endpoint, batch: int | None) -> Any:
+    """The `openvino.Model` of an endpoint."""
+    graph = onnx_model(served, batch)
     model = openvino.Core().read_model(io.BytesIO(graph.SerializeToString()))
     for name, value in served.metadata.items():
         model.set_rt_info(value, ["levitax", name] if name != "levitax" else ["levitax", "version"])

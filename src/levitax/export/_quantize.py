@@ -51,7 +51,7 @@ def to_openvino_int8(
         )
     if len(images) < (fewest := max(FEWEST, batch or 1)):
         raise ValueError(f"`images` are {len(images)}; expected {fewest} or more to measure the ranges of activations.")
-    model = openvino_model(openvino, predict, batch, options)
+    model = openvino_model(openvino, served, batch)
     size = batch or 1
     batches = [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
     nncf.set_log_level(logging.WARNING)

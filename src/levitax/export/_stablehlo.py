@@ -6,7 +6,6 @@ from typing import Any, Unpack
 import jax
 from jax import export as jax_export
 
-from .._checks import as_integer
 from .._files import replacing
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
@@ -35,10 +34,8 @@ def to_stablehlo(
     """
     path = Path(path)
     served = endpoint(predict, options)
-    size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
-    images = jax.ShapeDtypeStruct((size, *served.shape), served.dtype)
     run = jax.jit(lambda images: served(predict, images))
-    exported = jax_export.export(run, platforms=tuple(platforms))(images)
+    exported = jax_export.export(run, platforms=tuple(platforms))(served.images(batch))
     with replacing(path) as (temporary,):
         temporary.write_bytes(exported.serialize())
     return path
