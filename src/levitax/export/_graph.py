@@ -1,5 +1,6 @@
 """An ONNX graph in the making, and what stands in it for the arrays of a traced function."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -25,33 +26,57 @@ class Constant:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array of the traced function, as the graph has it: transposed, and maybe without its axes of length 1.
+    """An array of the traced function, as the graph has it: maybe with its axes in another order, or taken apart.
 
-    Transposing, adding an axis and repeating along one make no nodes; what needs the array as it is asks for that
-    (`Graph.whole`). So between convolutions, which in ONNX have channels first, nothing is transposed back and forth,
-    and what ONNX repeats by itself is not repeated by a node.
+    Transposing, putting axes together, adding or removing one of length 1 and repeating along one make no nodes; what
+    needs the array as it is asks for that (`Graph.whole`). So between convolutions, which in ONNX have channels first,
+    nothing is transposed back and forth, and what ONNX repeats by itself is not repeated by a node.
     """
 
     name: str
-    # Sizes of what is stored. Where the array repeats itself along an axis, 1.
+    # Sizes of what is stored. Where the array repeats itself along an axis, and of axes that it does not have, 1.
     stored: Shape
-    # For each axis of the array the stored one; None for an axis that is not stored.
-    order: tuple[int | None, ...]
+    # For each axis of the array the stored ones, of which it is made; none where it repeats itself.
+    order: tuple[tuple[int, ...], ...]
 
     @staticmethod
     def plain(name: str, shape: Shape) -> "Tensor":
-        return Tensor(name, shape, tuple(range(len(shape))))
+        return Tensor(name, shape, tuple((axis,) for axis in range(len(shape))))
 
     def permuted(self, permutation: Iterable[int]) -> "Tensor":
         return replace(self, order=tuple(self.order[axis] for axis in permutation))
 
     @property
     def held(self) -> Shape:
-        """The sizes of the array's axes, 1 for those that are not stored or along which it repeats itself."""
-        return tuple(1 if axis is None else self.stored[axis] for axis in self.order)
+        """The sizes of the array's axes, 1 for those along which it repeats itself."""
+        return tuple(math.prod(self.stored[axis] for axis in axes) for axes in self.order)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the array is stored as it is."""
+        return self.order == tuple((axis,) for axis in range(len(self.stored)))
+
+    @property
+    def flat(self) -> list[int]:
+        """The stored axes in the order of the array's."""
+        return [axis for axes in self.order for axis in axes]
+
+    @property
+    def spare(self) -> list[int]:
+        """The stored axes, of length 1, that the array does not have."""
+        return [axis for axis in range(len(self.stored)) if axis not in self.flat]
 
 
 Operand: TypeAlias = Constant | Tensor
+
+
+def shape_of(var: Any) -> Shape:
+    return var.aval.shape
+
+
+def integers(values: Iterable[Any]) -> tuple[int, ...]:
+    """Plain ones: batching leaves NumPy's."""
+    return tuple(map(int, values))
 
 
 def is_size(size: Any, number: int) -> bool:
@@ -60,25 +85,37 @@ def is_size(size: Any, number: int) -> bool:
 
 
 class Graph:
-    """Nodes and constants so far, and functions that add to them and return names of values."""
+    """Nodes and constants so far, and functions that add to them and return names of values.
 
-    def __init__(self, onnx: ModuleType, opset: int):
+    If `pointwise`, linear maps of tokens are 1x1 convolutions with channels first, and nothing is transposed from stem
+    to head but factors of products; otherwise they are products, with channels last.
+    """
+
+    def __init__(self, onnx: ModuleType, opset: int, pointwise: bool):
         self.onnx = onnx
         self.opset = opset
+        self.pointwise = pointwise
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         # The images, whose first axis is the batch.
         self.images = "images"
+        # For values that are every so many-th row and column of a map, that map and how many.
+        self.strided: dict[str, tuple[str, list[int]]] = {}
+        # For a number of tokens the rows and columns that they come from.
+        self.grids: dict[int, tuple[int, int]] = {}
         # How many numbers each value of a sum adds up.
         self.summed: dict[str, int] = {}
         self._taken: dict[str, int] = {}
-        self._known: dict[tuple[str, tuple[int, ...], bytes] | None, str] = {}
+        self._known: dict[Any, str] = {}
+        self._made: dict[Any, list[str]] = {}
 
     def node(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
-        """Adds a node; returns the names of its outputs."""
-        names = [self._name(operation.lower()) for _ in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(operation, list(inputs), names, names[0], **attributes))
-        return names
+        """Adds a node, if there is none like it; returns the names of its outputs."""
+        key = (operation, *inputs, repr(sorted(attributes.items())))
+        if key not in self._made:
+            names = self._made[key] = [self._name(operation.lower()) for _ in range(outputs)]
+            self.nodes.append(self.onnx.helper.make_node(operation, list(inputs), names, names[0], **attributes))
+        return self._made[key]
 
     def constant(self, value: Any, hint: str = "constant") -> str:
         """Small ones, shapes and axes mostly, are kept once."""
@@ -96,13 +133,26 @@ class Graph:
         """The array with its axes in order, but of length 1 where it repeats itself."""
         if isinstance(operand, Constant):
             return self.constant(operand.value, operand.hint)
-        name = operand.name
-        present = [axis for axis in operand.order if axis is not None]
-        if present != sorted(present):
-            (name,) = self.node("Transpose", [name], perm=present)
-        if absent := [axis for axis, stored in enumerate(operand.order) if stored is None]:
-            (name,) = self.node("Unsqueeze", [name, self.constant(np.array(absent))])
-        return name
+        name, sizes = operand.name, operand.stored
+        permutation = operand.flat + operand.spare
+        wide = [axis for axis in permutation if not is_size(sizes[axis], 1)]
+        if wide != sorted(wide):
+            (name,) = self.node("Transpose", [name], perm=permutation)
+            sizes = tuple(sizes[axis] for axis in permutation)
+        return self.reshaped(name, sizes, operand.held)
+
+    def reshaped(self, name: str, before: Shape, after: Shape) -> str:
+        """The value with other sizes."""
+        if before == after:
+            return name
+        # 0 stands for the size that is there now, -1 for what remains.
+        numbers = [
+            size if isinstance(size, int | np.integer) else 0 if before[axis : axis + 1] == (size,) else -1
+            for axis, size in enumerate(after)
+        ]
+        if numbers.count(-1) > 1:
+            raise NotImplementedError(f"`reshape` from {before} to {after}")
+        return self.node("Reshape", [name, self.constant(np.array(numbers, np.int64))])[0]
 
     def whole(self, operand: Operand, shape: Shape) -> str:
         """The array as it is."""

@@ -50,14 +50,14 @@ def to_onnx(
     `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError` without `onnx`.
     """
     path = Path(path)
-    model = onnx_model(endpoint(predict, options), batch, opset)
+    model = onnx_model(endpoint(predict, options), batch, opset, pointwise=True)
     with replacing(path) as (temporary,):
         temporary.write_bytes(model.SerializeToString())
     return path
 
 
-def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET) -> Any:
-    """The `onnx.ModelProto` of an endpoint."""
+def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET, *, pointwise: bool) -> Any:
+    """The `onnx.ModelProto` of an endpoint, with linear maps as convolutions if `pointwise`, else as products."""
     onnx = require("onnx", "`levitax.export`", extra("export"))
     newest = onnx.defs.onnx_opset_version()
     if not OPSET <= as_integer("opset", opset) <= newest:
@@ -71,7 +71,7 @@ def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET) -> Any:
     run = lambda leaves, images: served(eqx.combine(tree.unflatten(leaves), rest), images)
     closed, structure = jax.make_jaxpr(run, return_shape=True)(leaves, images)
 
-    graph = Graph(onnx, opset)
+    graph = Graph(onnx, opset, pointwise)
     constants = [Constant(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     try:
         results = emit(
@@ -95,7 +95,7 @@ def _images(graph: Graph, shape: Shape, channels_first: bool) -> Tensor:
         return Tensor.plain(graph.images, shape)
     # Here, where pixels may still be bytes, rather than in front of the first convolution.
     (name,) = graph.node("Transpose", [graph.images], perm=[0, 3, 1, 2])
-    return Tensor(name, tuple(shape[axis] for axis in (0, 3, 1, 2)), (0, 2, 3, 1))
+    return Tensor(name, tuple(shape[axis] for axis in (0, 3, 1, 2)), ((0,), (2,), (3,), (1,)))
 
 
 def _value(onnx: ModuleType, name: str, shape: Shape, dtype: Any) -> Any:

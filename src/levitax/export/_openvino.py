@@ -47,7 +47,7 @@ def check_xml(path: str | os.PathLike[str]) -> Path:
 
 def openvino_model(openvino: Any, served: Endpoint, batch: int | None) -> Any:
     """The `openvino.Model` of an endpoint."""
-    graph = onnx_model(served, batch)
+    graph = onnx_model(served, batch, pointwise=False)
     model = openvino.Core().read_model(io.BytesIO(graph.SerializeToString()))
     for name, value in served.metadata.items():
         model.set_rt_info(value, ["levitax", name] if name != "levitax" else ["levitax", "version"])
