@@ -5,8 +5,8 @@
     python examples/benchmark.py --tasks training --theirs-python ~/torch/bin/python
 
 Each way of running a model is a process of its own, and they take turns: in each round everyone makes calls for some
-time while the others wait. A ratio is the median, over the rounds, of ours over theirs; of a file in a runtime, of our
-file in that runtime. What is not installed is left out, and said so. The same command runs on a GPU.
+time while the others wait. A ratio is the median, over the rounds, of ours over theirs; beside a file in a runtime, of
+our file in that runtime. What is not installed is left out, and said so. The same command runs on a GPU.
 """
 
 import argparse
@@ -27,10 +27,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contenders import Case, CONTENDERS, Unavailable, versions
+from contenders import Case, CONTENDERS, OTHER_MODELS, Unavailable, versions
 
 
 MODELS = ("levit_128s", "levit_256", "levit_384")
+
+RUNTIMES = ("ONNX Runtime", "OpenVINO")
 
 # Variables of the environment that change what is measured.
 SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "XLA_FLAGS", "OMP_NUM_THREADS")
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 128], help="images; 1 not in training")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224], help="pixels a side")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=[*CONTENDERS, *OTHER_MODELS])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")
     parser.add_argument("--theirs-python", default=sys.executable, help="interpreter for all but levitax")
@@ -106,7 +108,7 @@ def serve(name: str, case: Case) -> None:
     answer = lambda value: print(json.dumps(value), file=answers, flush=True)
     try:
         start = time.perf_counter()
-        contender = CONTENDERS[name](case)
+        contender = (CONTENDERS | OTHER_MODELS)[name](case)
         made = time.perf_counter()
         contender.call()
     except (ModuleNotFoundError, Unavailable) as error:
@@ -231,17 +233,18 @@ def report(case: Case, rows: list[dict[str, Any]]) -> None:
     measured = {row["contender"]: row for row in rows if "seconds" in row}
     first = next((name for name in measured if name.startswith("levitax")), None)
     print(f"\n{case.task}, {case.model}, {case.image_size} pixels, batch {case.batch}, {case.dtype}")
-    print("  ours/theirs              images/s  (middle half)     first call   peak memory")
+    print("  ours/theirs                      images/s  (middle half)     first call   peak memory")
     for name, row in measured.items():
         # In a runtime beside our model in the same, else beside the first row.
-        ours = measured.get(name.replace("timm", "levitax"), measured.get(first or ""))
+        runtime = next((runtime for runtime in RUNTIMES if name.endswith(runtime)), None)
+        ours = measured.get(f"levitax {runtime}", measured.get(first or ""))
         ratio = ""
         if ours is not None and row is not ours:
             ratios = [theirs / our for our, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
             ratio = f"{statistics.median(ratios):.2f}"
         low, high = row["spread"]
         print(
-            f"  {ratio:>5}  {name:20} {row['images_per_s']:7.1f}  ({low:.1f} to {high:.1f})".ljust(57)
+            f"  {ratio:>5}  {name:28} {row['images_per_s']:7.1f}  ({low:.1f} to {high:.1f})".ljust(65)
             + f"{row['first_call_s']:6.1f} s  {row['peak_mb']:6.0f} MB   {row['versions']}"
         )
     for row in rows:

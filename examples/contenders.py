@@ -1,4 +1,5 @@
-"""What `benchmark.py` compares: for each way of running a LeViT, a function that makes a call of it.
+"""What `benchmark.py` compares: for each way of running a LeViT, and for other models, a function that makes a call of
+it.
 
 `make(case)` imports what it needs, and raises `ModuleNotFoundError` or `Unavailable` where that cannot be had here. It
 returns the call, which returns once its result is there, and the versions of what runs.
@@ -133,13 +134,18 @@ def transformers_eager(case: Case) -> Contender:
 
 
 def levitax_onnx_runtime(case: Case) -> Contender:
-    with _our_onnx(case) as path:
+    with _our_file(case, "levit.onnx") as path:
         return _onnx_runtime(case, path, ("onnxruntime", "levitax"), channels_last=True)
 
 
 def levitax_openvino(case: Case) -> Contender:
-    with _our_onnx(case) as path:
+    with _our_file(case, "levit.xml") as path:
         return _openvino(case, path, ("openvino", "levitax"), channels_last=True)
+
+
+def levitax_openvino_int8(case: Case) -> Contender:
+    with _our_file(case, "levit.xml", int8=True) as path:
+        return _openvino(case, path, ("openvino", "levitax", "nncf"), channels_last=True)
 
 
 def timm_onnx_runtime(case: Case) -> Contender:
@@ -152,6 +158,24 @@ def timm_openvino(case: Case) -> Contender:
         return _openvino(case, path, ("openvino", "timm", "torch"), channels_last=False)
 
 
+# timm has LeViT twice: with linear maps, and with 1x1 convolutions in their place, which some runtimes like better.
+
+
+def timm_conv_onnx_runtime(case: Case) -> Contender:
+    return timm_onnx_runtime(dataclasses.replace(case, model=case.model.replace("levit_", "levit_conv_")))
+
+
+def timm_conv_openvino(case: Case) -> Contender:
+    return timm_openvino(dataclasses.replace(case, model=case.model.replace("levit_", "levit_conv_")))
+
+
+# What the paper compares LeViT with: each at the size of images it is made for, whatever that of the case.
+
+
+def efficientnet(name: str, image_size: int, run: Callable[[Case], Contender]) -> Callable[[Case], Contender]:
+    return lambda case: run(dataclasses.replace(case, model=name, image_size=image_size))
+
+
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "levitax fused": levitax_fused,
     "levitax": levitax_plain,
@@ -161,8 +185,18 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "transformers": transformers_eager,
     "levitax ONNX Runtime": levitax_onnx_runtime,
     "timm ONNX Runtime": timm_onnx_runtime,
+    "timm conv ONNX Runtime": timm_conv_onnx_runtime,
     "levitax OpenVINO": levitax_openvino,
     "timm OpenVINO": timm_openvino,
+    "timm conv OpenVINO": timm_conv_openvino,
+    "levitax int8 OpenVINO": levitax_openvino_int8,
+}
+
+OTHER_MODELS: dict[str, Callable[[Case], Contender]] = {
+    "EfficientNet-B1 ONNX Runtime": efficientnet("efficientnet_b1", 240, timm_onnx_runtime),
+    "EfficientNet-B2 ONNX Runtime": efficientnet("efficientnet_b2", 260, timm_onnx_runtime),
+    "EfficientNet-B1 OpenVINO": efficientnet("efficientnet_b1", 240, timm_openvino),
+    "EfficientNet-B2 OpenVINO": efficientnet("efficientnet_b2", 260, timm_openvino),
 }
 
 
@@ -170,7 +204,9 @@ def _timm(case):
     import timm
 
     # As in `levitax`, two heads: the published `levit_*` of timm have them in training, and their mean in inference.
-    model = timm.create_model(case.model, img_size=case.image_size)
+    # Only models with a fixed grid take a size.
+    size = {"img_size": case.image_size} if case.model.startswith("levit") else {}
+    model = timm.create_model(case.model, **size)
     if case.task == "inference":
         model.eval()
         _fold(model)
@@ -247,7 +283,7 @@ def _transformers_config(case):
 
 
 @contextlib.contextmanager
-def _our_onnx(case):
+def _our_file(case, name, int8=False):
     """The path of our model as a file, which is there as long as the context."""
     if case.task == "training":
         raise Unavailable("inference only")
@@ -256,7 +292,14 @@ def _our_onnx(case):
 
     predict = levitax.fuse(*_levitax(dataclasses.replace(case, dtype="float32")))
     with tempfile.TemporaryDirectory() as folder:
-        yield export.to_onnx(predict, os.path.join(folder, "levit.onnx"), batch=case.batch)
+        path = os.path.join(folder, name)
+        if int8:
+            # Noise, which is enough for how long it takes, and not for what it gives.
+            noise = np.random.default_rng(1).normal(size=(max(32, case.batch), case.image_size, case.image_size, 3))
+            yield export.to_openvino_int8(predict, path, noise.astype(np.float32), batch=case.batch)
+        else:
+            write = export.to_onnx if name.endswith(".onnx") else export.to_openvino
+            yield write(predict, path, batch=case.batch)
 
 
 @contextlib.contextmanager

@@ -74,12 +74,12 @@ def _divide(graph: Graph, outputs: set[str]) -> None:
             reshape = makers.get(node.input[0])
             convolution = makers.get(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
             if convolution is not None and convolution.op_type == "Conv" and uses[convolution.output[0]] == 1:
-                parts = _parts(graph, convolution, reshape, node)
+                parts = _divided(graph, convolution, reshape, node)
         nodes += [node] if parts is None else parts
     graph.nodes = nodes
 
 
-def _parts(graph: Graph, convolution: Any, reshape: Any, split: Any) -> list[Any] | None:
+def _divided(graph: Graph, convolution: Any, reshape: Any, split: Any) -> list[Any] | None:
     """The convolution, and the heads, of each part."""
     names = convolution.input[1:]
     parameters = [graph.constants[name] for name in names if name in graph.constants]

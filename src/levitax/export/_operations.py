@@ -130,10 +130,11 @@ def _pad(graph: Graph, equation: JaxprEqn, x: Tensor, filling: Operand) -> Opera
         raise NotImplementedError("`pad` between elements, or with a number computed in the function")
     padded = [axis for axis, (before, after, _) in enumerate(widths) if before or after]
     x = _stored_along(graph, x, padded, shape)
-    amounts = [widths[axis][0] for axis in padded] + [widths[axis][1] for axis in padded]
-    inputs = [graph.constant(np.array(amounts, np.int64)), graph.constant(filling.value)]
-    axes = graph.constant(np.array([x.order[axis][0] for axis in padded], np.int64))
-    (name,) = graph.node("Pad", [x.name, *inputs, axes])
+    # For all axes: ONNX Runtime 1.32 goes wrong with the input that names some, when it moves a transposition past it.
+    amounts = np.zeros((2, len(x.stored)), np.int64)
+    for axis in padded:
+        amounts[:, x.order[axis][0]] = widths[axis][:2]
+    (name,) = graph.node("Pad", [x.name, graph.constant(amounts.reshape(-1)), graph.constant(filling.value)])
     return _resized(x, name, {axis: padded_shape[axis] for axis in padded})
 
 

@@ -60,7 +60,7 @@ def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
     """`x`, whose last axis are channels, stored as `(batch, channels, rows, columns)`; None where another order is."""
     *others, last = x.order
     grid = x.stored[1 + len(last) :]
-    if last != tuple(range(1, 1 + len(last))) or x.held[-1] != channels or len(grid) not in (1, 2):
+    if not last or last != tuple(range(1, 1 + len(last))) or x.held[-1] != channels or len(grid) not in (1, 2):
         return None
     if len(grid) == 2:
         if len(last) == 1:
