@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 def test_openvino_computes_what_jax_does(batch, fused, drawn, expected, in_openvino, error, tmp_path):
     predict = fused(image_size=(20, 13))
     images = drawn(predict, 2)
-    path = export.to_openvino(predict, tmp_path / "levit.xml", batch=batch, class_names="abcde")
+    path = export.to_openvino(predict, tmp_path / "levit.xml", batch=batch, class_names=list("abcde"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["levit.bin", "levit.xml"]
     assert error(in_openvino(path, images), {"logits": expected(predict, images)}) < TOLERANCE
     model = openvino.Core().read_model(path)

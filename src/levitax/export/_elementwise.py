@@ -1,20 +1,24 @@
 """Operations element by element."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from ._graph import Constant, Graph, is_size, Operand, shape_of, Tensor
+from ._graph import Constant, dtype_of, Graph, is_size, Operand, shape_of, Tensor
 
 
 def elementwise(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Operand, **attributes: Any) -> Operand:
+    """Of the equation only the shape of its result is used."""
     first = next(operand for operand in inputs if isinstance(operand, Tensor))
-    aligned = [_beside(first, operand) for operand in inputs]
     order = first.order
-    if None in aligned:
+    aligned = [beside for operand in inputs if (beside := _beside(first, operand)) is not None]
+    if len(aligned) < len(inputs):
         order = Tensor.plain("", shape_of(equation.outvars[0])).order
         aligned = [
             operand if isinstance(operand, Constant) else Tensor.plain(graph.in_order(operand), operand.held)
@@ -25,7 +29,7 @@ def elementwise(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Opera
         if isinstance(operand, Tensor):
             names.append(operand.name)
             shapes.append(operand.stored)
-        elif operand is not None:
+        else:
             names.append(graph.constant(_trimmed(operand.value), operand.hint))
             shapes.append(operand.value.shape)
     (name,) = graph.node(operation, names, **attributes)
@@ -64,9 +68,9 @@ def _trimmed(value: np.ndarray) -> np.ndarray:
 
 
 def _logical(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
-    aval: Any = equation.invars[0].aval
-    if aval.dtype != np.bool_:
-        raise NotImplementedError(f"`{equation.primitive.name}` of the bits of {aval.dtype.name}")
+    dtype = dtype_of(equation.invars[0])
+    if dtype != np.bool_:
+        raise NotImplementedError(f"`{equation.primitive.name}` of the bits of {dtype.name}")
     return elementwise(operation, graph, equation, *inputs)
 
 
@@ -79,6 +83,8 @@ def _neutral(operation: str, number: float, graph: Graph, equation: JaxprEqn, *i
 
 
 def _maximum(graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
+    if not jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.floating):
+        return elementwise("Max", graph, equation, *inputs)
     for operand, other in (inputs, inputs[::-1]):
         if isinstance(other, Constant) and other.value.size == 1 and isinstance(operand, Tensor):
             if other.value.item() == 0:
@@ -89,36 +95,79 @@ def _maximum(graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
 
 
 def _clamp(graph: Graph, equation: JaxprEqn, low: Operand, x: Operand, high: Operand) -> Operand:
-    return elementwise("Clip", graph, equation, x, low, high)
+    if all(isinstance(bound, Constant) and not bound.value.ndim for bound in (low, high)):
+        return elementwise("Clip", graph, equation, x, low, high)
+    # `Clip` takes single numbers; these here have the shape of `x`, or none.
+    above = _bound("Max", graph, equation, x, low)
+    return _bound("Min", graph, equation, above, high)
+
+
+def _bound(operation: str, graph: Graph, equation: JaxprEqn, x: Operand, bound: Operand) -> Operand:
+    rank = len(shape_of(equation.outvars[0]))
+    if isinstance(bound, Tensor) and not bound.order:
+        bound = replace(bound, order=((),) * rank)
+    return elementwise(operation, graph, equation, x, bound)
 
 
 def _cast(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
-    dtype = equation.params["new_dtype"]
-    aval: Any = equation.invars[0].aval
-    if aval.dtype == dtype:
+    dtype = np.dtype(equation.params["new_dtype"])
+    if dtype_of(equation.invars[0]) == dtype:
         return x
-    return elementwise("Cast", graph, equation, x, to=graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return elementwise("Cast", graph, equation, x, to=graph.onnx.helper.np_dtype_to_tensor_dtype(dtype))
 
 
 def _power(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
+    # `square` has no `y`.
     exponent = equation.params.get("y", 2)
     if exponent == 2:
         return elementwise("Mul", graph, equation, x, x)
-    return elementwise("Pow", graph, equation, x, Constant(np.asarray(exponent, np.float32)))
+    return elementwise("Pow", graph, equation, x, _number(equation, exponent))
 
 
 def _rsqrt(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
     return elementwise("Reciprocal", graph, equation, elementwise("Sqrt", graph, equation, x))
 
 
+# These three lose relative accuracy where their results are close to 0, as ONNX has nothing better.
+
+
 def _complement_of_erf(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
-    one = Constant(np.ones((), np.float32))
-    return elementwise("Sub", graph, equation, one, elementwise("Erf", graph, equation, x))
+    return elementwise("Sub", graph, equation, _number(equation, 1), elementwise("Erf", graph, equation, x))
+
+
+def _exp_minus_1(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
+    return elementwise("Sub", graph, equation, elementwise("Exp", graph, equation, x), _number(equation, 1))
+
+
+def _log_plus_1(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
+    return elementwise("Log", graph, equation, elementwise("Add", graph, equation, x, _number(equation, 1)))
+
+
+def _number(equation: JaxprEqn, value: int | float) -> Constant:
+    return Constant(np.asarray(value, dtype_of(equation.invars[0])))
+
+
+def _round(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
+    if equation.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise NotImplementedError("`round` of halves away from zero")
+    return elementwise("Round", graph, equation, x)
+
+
+def _not_equal(graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
+    return elementwise("Not", graph, equation, elementwise("Equal", graph, equation, *inputs))
+
+
+def _is_finite(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
+    either = [elementwise(operation, graph, equation, x) for operation in ("IsNaN", "IsInf")]
+    return elementwise("Not", graph, equation, elementwise("Or", graph, equation, *either))
 
 
 def _select(graph: Graph, equation: JaxprEqn, which: Operand, *cases: Operand) -> Operand:
     if len(cases) != 2:
         raise NotImplementedError(f"`select_n` of {len(cases)} cases")
+    if dtype_of(equation.invars[0]) != np.bool_:
+        # Of `jax.lax.cond`, under `jax.vmap`.
+        which = elementwise("Cast", graph, equation, which, to=graph.onnx.TensorProto.BOOL)
     return elementwise("Where", graph, equation, which, cases[1], cases[0])
 
 
@@ -144,4 +193,10 @@ ELEMENTWISE: dict[str, Callable[..., Operand]] = {
     "erfc": _complement_of_erf,
     "rsqrt": _rsqrt,
     "select_n": _select,
+    "ne": _not_equal,
+    "expm1": _exp_minus_1,
+    "log1p": _log_plus_1,
+    "rem": partial(elementwise, "Mod", fmod=1),
+    "round": _round,
+    "is_finite": _is_finite,
 }  # fmt: skip

@@ -114,11 +114,7 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
         raise ValueError("`probabilities` is True, and the model has no classes; leave it out.")
     metadata = {"levitax": version("levitax"), "input": _described(shape, channels_first, uint8)}
     if (names := options.get("class_names")) is not None:
-        names = [str(name) for name in names]
-        if config is None or len(names) != config.num_classes:
-            expected = "a `levitax.LeViT`" if config is None else f"{config.num_classes}, one for each class"
-            raise ValueError(f"`class_names` has {len(names)} names; expected {expected}.")
-        metadata["class_names"] = json.dumps(names, ensure_ascii=False)
+        metadata["class_names"] = json.dumps(_checked_names(predict, names), ensure_ascii=False)
     scale, shift = _normalisation(options, shape[-1], uint8)
     return Endpoint(
         predict=predict,
@@ -158,6 +154,17 @@ def _classes(predict) -> int:
     return predict.model.config.num_classes if isinstance(predict.model, LeViT) else 0
 
 
+def _checked_names(predict, names: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f'`class_names` is "{names}"; expected a sequence of names.')
+    names = [str(name) for name in names]
+    if not (classes := _classes(predict)):
+        raise ValueError("`class_names` is given, and the model has no classes that this could know; leave it out.")
+    if len(names) != classes:
+        raise ValueError(f"`class_names` has {len(names)} names; expected {classes}, one for each class.")
+    return names
+
+
 def _check_fused(predict: Any) -> None:
     if not isinstance(predict, Predictor):
         raise TypeError(
@@ -190,17 +197,23 @@ def _described(shape: tuple[int, ...], channels_first: bool, uint8: bool) -> str
 def _normalisation(options: Options, channels: int, uint8: bool) -> tuple[np.ndarray, np.ndarray]:
     """What pixels from 0 to 255 are multiplied with, and what is added, for each channel."""
     if not uint8:
-        if given := {"mean", "std"}.intersection(options):
-            raise ValueError(f"`{given.pop()}` is of pixels from 0 to 255, which `uint8=True` asks for; pass that too.")
+        if given := [name for name in ("mean", "std") if name in options]:
+            raise ValueError(f"`{given[0]}` is of pixels from 0 to 255, which `uint8=True` asks for; pass that too.")
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)
     values = []
     for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        value = np.asarray(options.get(name, default if channels == 3 else np.mean(default)), np.float64)
-        if value.size not in (1, channels) or (name == "std" and value.min() <= 0):
+        given = options.get(name, default if channels == 3 else np.mean(default))
+        try:
+            value = np.asarray(given, np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            value = np.array([np.nan])
+        # Not above 1, as of pixels in [0, 1]: those of pixels up to 255 are a common mistake.
+        fits = np.isfinite(value) & (value <= 1) & ((value > 0) | (name == "mean"))
+        if value.size not in (1, channels) or not fits.all():
             raise ValueError(
-                f"`{name}` is {options.get(name)}; expected one number, or one for each of {channels} channels, "
-                "of pixels in [0, 1], and above 0 for `std`."
+                f"`{name}` is {given}; expected one number, or one for each of {channels} channels, of pixels scaled "
+                f"to [0, 1]{', above 0' if name == 'std' else ''}. Divide what is of pixels up to 255 by 255."
             )
-        values.append(np.broadcast_to(value.reshape(-1), channels))
+        values.append(np.broadcast_to(value, channels))
     mean, std = values
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

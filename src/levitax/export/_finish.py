@@ -32,41 +32,59 @@ def finish(graph: Graph, inputs: Sequence[Any], outputs: Sequence[Any], metadata
     return model
 
 
+def _uses(graph: Graph, outputs: set[str]) -> Counter[str]:
+    """How often each value is used."""
+    return Counter([*(name for node in graph.nodes for name in node.input), *outputs])
+
+
 def _join(graph: Graph, outputs: set[str]) -> None:
-    """A bias becomes part of the convolution or product before it, a sum that is divided a mean, and another name for a
-    value the name."""
+    """Joins nodes with the one before, where that has no other use."""
     makers = {name: node for node in graph.nodes for name in node.output}
-    uses = Counter(name for node in graph.nodes for name in node.input)
-    uses.update(outputs)
-    joined = []
+    uses = _uses(graph, outputs)
+    nodes = []
     for node in graph.nodes:
-        maker = makers.get(node.input[0]) if node.op_type in ("Add", "Div", "Identity") else None
-        if maker is None or uses[node.input[0]] != 1:
-            continue
-        other = graph.constants.get(node.input[1], np.empty(0)) if len(node.input) == 2 else np.empty(0)
-        if node.op_type == "Add" and maker.op_type in ("Conv", "Gemm") and len(maker.input) == 2:
-            # Of a convolution (channels, 1, 1), of a product (channels,).
-            if other.ndim != {"Conv": 3, "Gemm": 1}[maker.op_type] or other.size != other.shape[0]:
-                continue
-            maker.input.append(graph.constant(other.reshape(-1), node.input[1]))
-        elif node.op_type == "Div" and maker.op_type == "ReduceSum" and other.size == 1:
-            if other.item() != graph.summed.get(maker.output[0]):
-                continue
-            maker.op_type = "ReduceMean"
-        elif node.op_type != "Identity":
-            continue
-        maker.output[list(maker.output).index(node.input[0])] = node.output[0]
-        makers[node.output[0]] = maker
-        joined.append(node)
-    graph.nodes = [node for node in graph.nodes if node not in joined]
+        maker = makers.get(node.input[0]) if node.op_type in _JOINS else None
+        if maker is not None and uses[node.input[0]] == 1 and _JOINS[node.op_type](graph, maker, node, uses):
+            maker.output[list(maker.output).index(node.input[0])] = node.output[0]
+            makers[node.output[0]] = maker
+        else:
+            nodes.append(node)
+    graph.nodes = nodes
+
+
+def _bias(graph: Graph, maker: Any, node: Any, uses: Counter[str]) -> bool:
+    """A constant for each channel, added to a convolution or a product, becomes part of that."""
+    bias = graph.constants.get(node.input[1])
+    if bias is None or len(maker.input) != 2 or bias.shape != graph.takes_bias.get(maker.output[0]):
+        return False
+    if uses[node.input[1]] == 1:
+        graph.constants[node.input[1]] = bias.reshape(-1)
+        maker.input.append(node.input[1])
+    else:
+        maker.input.append(graph.constant(bias.reshape(-1), node.input[1]))
+    return True
+
+
+def _mean(graph: Graph, maker: Any, node: Any, uses: Counter[str]) -> bool:
+    """A sum, divided by how many numbers it adds up, is their mean."""
+    divisor = graph.constants.get(node.input[1])
+    if maker.op_type != "ReduceSum" or divisor is None or divisor.size != 1:
+        return False
+    if divisor.item() != graph.summed.get(maker.output[0]):
+        return False
+    maker.op_type = "ReduceMean"
+    return True
+
+
+# `Identity` gives an output of the model its name.
+_JOINS = {"Add": _bias, "Div": _mean, "Identity": lambda graph, maker, node, uses: True}
 
 
 def _divide(graph: Graph, outputs: set[str]) -> None:
     """A convolution for queries, keys and values of all heads becomes one for each of the three: to take its result
     apart is a copy. LeViT takes 1 to 4 % less time so in ONNX Runtime (batches of 1 and 16, two cores)."""
     makers = {name: node for node in graph.nodes for name in node.output}
-    uses = Counter(name for node in graph.nodes for name in node.input)
-    uses.update(outputs)
+    uses = _uses(graph, outputs)
     nodes = []
     for node in graph.nodes:
         parts = None
@@ -80,13 +98,17 @@ def _divide(graph: Graph, outputs: set[str]) -> None:
 
 
 def _divided(graph: Graph, convolution: Any, reshape: Any, split: Any) -> list[Any] | None:
-    """The convolution, and the heads, of each part."""
+    """A convolution of its own, and the heads, for each part; None where the parts are not some channels of each head,
+    or the convolution is in groups."""
     names = convolution.input[1:]
     parameters = [graph.constants[name] for name in names if name in graph.constants]
+    attributes = {attribute.name: attribute.i for attribute in (*convolution.attribute, *split.attribute)}
     # Batch, heads, channels of a head, and tokens.
     shape, sizes = graph.constants[reshape.input[1]], graph.constants[split.input[1]]
-    axis = next(attribute.i for attribute in split.attribute if attribute.name == "axis")
-    if axis != 2 or len(parameters) < len(names) or len(parameters[0]) != shape[1] * shape[2]:
+    batch, channels, *_ = graph.sizes_before[reshape.output[0]]
+    if attributes["axis"] != 2 or channels != shape[1] * shape[2] or shape[0] not in (0, batch):
+        return None
+    if len(parameters) < len(names) or attributes.get("group", 1) != 1:
         return None
     make_node = graph.onnx.helper.make_node
     nodes = []
@@ -95,8 +117,9 @@ def _divided(graph: Graph, convolution: Any, reshape: Any, split: Any) -> list[A
         for name, value in zip(names, parameters, strict=True):
             by_head = value.reshape(shape[1], shape[2], *value.shape[1:])[:, end - size : end]
             inputs.append(graph.constant(by_head.reshape(-1, *value.shape[1:]), name))
-        part = make_node("Conv", inputs, [f"{output}_conv"], f"{output}_conv")
+        result = graph.name("conv")
+        part = make_node("Conv", inputs, [result], result)
         part.attribute.extend(convolution.attribute)
         heads = graph.constant(np.array([*shape[:2], size, *shape[3:]]))
-        nodes += [part, make_node("Reshape", [f"{output}_conv", heads], [output], output)]
+        nodes += [part, make_node("Reshape", [result, heads], [output], output)]
     return nodes

@@ -1,5 +1,7 @@
 """An ONNX graph in the making, and what stands in it for the arrays of a traced function."""
 
+import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +38,8 @@ class Tensor:
     name: str
     # Sizes of what is stored. Where the array repeats itself along an axis, and of axes that it does not have, 1.
     stored: Shape
-    # For each axis of the array the stored ones, of which it is made; none where it repeats itself.
+    # For each axis of the array the stored ones of which it is made; none for one of length 1, or along which the array
+    # repeats itself.
     order: tuple[tuple[int, ...], ...]
 
     @staticmethod
@@ -48,7 +51,7 @@ class Tensor:
 
     @property
     def held(self) -> Shape:
-        """The sizes of the array's axes, 1 for those along which it repeats itself."""
+        """The sizes of the array's axes, but 1 where it repeats itself."""
         return tuple(math.prod(self.stored[axis] for axis in axes) for axes in self.order)
 
     @property
@@ -74,6 +77,10 @@ def shape_of(var: Any) -> Shape:
     return var.aval.shape
 
 
+def dtype_of(var: Any) -> np.dtype[Any]:
+    return var.aval.dtype
+
+
 def integers(values: Iterable[Any]) -> tuple[int, ...]:
     """Plain ones: batching leaves NumPy's."""
     return tuple(map(int, values))
@@ -91,21 +98,26 @@ class Graph:
     to head but factors of products; otherwise they are products, with channels last.
     """
 
-    def __init__(self, onnx: ModuleType, opset: int, pointwise: bool):
+    def __init__(self, onnx: ModuleType, opset: int, pointwise: bool, batch: Any, outputs: Iterable[str]):
         self.onnx = onnx
         self.opset = opset
         self.pointwise = pointwise
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
-        # The images, whose first axis is the batch.
         self.images = "images"
-        # For values that are every so many-th row and column of a map, that map and how many.
+        # How many images, a number or a symbol.
+        self.batch = batch
+        # For values that are every so many-th row and column of a map, of all of it, that map and how many.
         self.strided: dict[str, tuple[str, list[int]]] = {}
         # For a number of tokens the rows and columns that they come from.
         self.grids: dict[int, tuple[int, int]] = {}
+        # For values with other sizes than what they are made of, those before.
+        self.sizes_before: dict[str, Shape] = {}
+        # For products and convolutions the sizes of what is a bias of theirs.
+        self.takes_bias: dict[str, Shape] = {}
         # How many numbers each value of a sum adds up.
         self.summed: dict[str, int] = {}
-        self._taken: dict[str, int] = {}
+        self._taken: set[str] = {self.images, *outputs}
         self._known: dict[Any, str] = {}
         self._made: dict[Any, list[str]] = {}
 
@@ -113,20 +125,17 @@ class Graph:
         """Adds a node, if there is none like it; returns the names of its outputs."""
         key = (operation, *inputs, repr(sorted(attributes.items())))
         if key not in self._made:
-            names = self._made[key] = [self._name(operation.lower()) for _ in range(outputs)]
+            names = self._made[key] = [self.name(operation.lower()) for _ in range(outputs)]
             self.nodes.append(self.onnx.helper.make_node(operation, list(inputs), names, names[0], **attributes))
         return self._made[key]
 
     def constant(self, value: Any, hint: str = "constant") -> str:
-        """Small ones, shapes and axes mostly, are kept once."""
+        """The name of these numbers: the hint, or one like it. The same numbers with the same hint are kept once."""
         value = np.asarray(value, order="C")
-        key = (value.dtype.str, value.shape, value.tobytes()) if value.size < 64 else None
+        key = (hint, value.dtype.str, value.shape, hashlib.sha1(value).digest())
         if key not in self._known:
-            name = self._name(hint)
+            name = self._known[key] = self.name(hint)
             self.constants[name] = value
-            if key is None:
-                return name
-            self._known[key] = name
         return self._known[key]
 
     def in_order(self, operand: Operand) -> str:
@@ -152,7 +161,9 @@ class Graph:
         ]
         if numbers.count(-1) > 1:
             raise NotImplementedError(f"`reshape` from {before} to {after}")
-        return self.node("Reshape", [name, self.constant(np.array(numbers, np.int64))])[0]
+        (name,) = self.node("Reshape", [name, self.constant(np.array(numbers, np.int64))])
+        self.sizes_before[name] = before
+        return name
 
     def whole(self, operand: Operand, shape: Shape) -> str:
         """The array as it is."""
@@ -168,14 +179,20 @@ class Graph:
         return self.node("Expand", [name, self._sizes(shape)])[0]
 
     def _sizes(self, shape: Shape) -> str:
-        parts = [
-            self.constant(np.array([size], np.int64))
-            if isinstance(size, int | np.integer)
-            else self.node("Shape", [self.images], start=0, end=1)[0]
-            for size in shape
-        ]
+        """Sizes as a value."""
+        parts = []
+        for size in shape:
+            if isinstance(size, int | np.integer):
+                parts.append(self.constant(np.array([size], np.int64)))
+            elif size == self.batch:
+                parts += self.node("Shape", [self.images], start=0, end=1)
+            else:
+                raise NotImplementedError(f"`broadcast_in_dim` to {shape}")
         return self.node("Concat", parts, axis=0)[0]
 
-    def _name(self, hint: str) -> str:
-        self._taken[hint] = count = self._taken.get(hint, -1) + 1
-        return f"{hint}_{count}" if count else hint
+    def name(self, hint: str) -> str:
+        """A name that nothing has yet."""
+        numbered = (f"{hint}_{number}" if number else hint for number in itertools.count())
+        name = next(name for name in numbered if name not in self._taken)
+        self._taken.add(name)
+        return name

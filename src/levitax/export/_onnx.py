@@ -33,7 +33,8 @@ def to_onnx(
     """Writes a fused model as an ONNX file, for ONNX Runtime, OpenVINO, TensorRT and others.
 
     The graph is what one would write by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`, with weights under their
-    names in the model. It takes "images" and gives "logits", both float32 by default.
+    names in the model, and those of queries, keys and values apart. Linear maps are 1x1 convolutions. It takes "images"
+    and gives "logits", both float32 by default.
 
     **Arguments:**
 
@@ -63,15 +64,15 @@ def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET, *, point
     if not OPSET <= as_integer("opset", opset) <= newest:
         raise ValueError(f"`opset` is {opset}; expected one from {OPSET} to {newest}, the newest that onnx has here.")
     images = served.images(batch)
-    arrays, rest = eqx.partition(served.predict, eqx.is_array)
-    paths, tree = jax.tree.flatten_with_path(arrays)
-    names = [_readable(jax.tree_util.keystr(path)) for path, _ in paths]
-    leaves = [np.asarray(leaf) for _, leaf in paths]
+    arrays, rest = eqx.partition(served.predict, _is_numeric)
+    found, tree = jax.tree.flatten_with_path(arrays)
+    names = [_readable(jax.tree_util.keystr(keys)) for keys, _ in found]
+    leaves = [np.asarray(leaf) for _, leaf in found]
     # Traced as parameters, so that each keeps its name.
     run = lambda leaves, images: served(eqx.combine(tree.unflatten(leaves), rest), images)
     closed, structure = jax.make_jaxpr(run, return_shape=True)(leaves, images)
 
-    graph = Graph(onnx, opset, pointwise)
+    graph = Graph(onnx, opset, pointwise, images.shape[0], structure)
     constants = [Constant(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     try:
         results = emit(
@@ -101,6 +102,10 @@ def _images(graph: Graph, shape: Shape, channels_first: bool) -> Tensor:
 def _value(onnx: ModuleType, name: str, shape: Shape, dtype: Any) -> Any:
     sizes = [size if isinstance(size, int) else str(size) for size in shape]
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), sizes)
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return eqx.is_array(leaf) and not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _readable(path: str) -> str:

@@ -22,11 +22,12 @@ def to_openvino(
     In which precision it computes is said when it is compiled: on processors that have bfloat16, OpenVINO uses that
     unless told `{"INFERENCE_PRECISION_HINT": "f32"}`.
 
-    **Arguments:** those of [`levitax.export.to_onnx`][]. `path` ends in `.xml`.
+    **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`. `path` ends in `.xml`.
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_onnx`][] raises, and `ValueError` for another ending.
+    **Raises:** what [`levitax.export.to_onnx`][] raises of model, options, operations and files; `ValueError` for
+    another ending; `ModuleNotFoundError` without `openvino`.
     """
     path = check_xml(path)
     openvino = require("openvino", "`levitax.export.to_openvino`", extra("export"))
@@ -55,5 +56,6 @@ def openvino_model(openvino: Any, served: Endpoint, batch: int | None) -> Any:
 
 
 def save(openvino: Any, model: Any, path: Path) -> None:
+    # The description last: until it is there, readers find the one before.
     with replacing(path.with_suffix(".bin"), path, errors=(OSError, RuntimeError)) as (_, temporary):
         openvino.save_model(model, temporary, compress_to_fp16=False)

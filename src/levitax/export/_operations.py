@@ -11,8 +11,9 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from ..nn import hard_swish
+from ..nn._attention import softmax_of_last_axis
 from ._elementwise import ELEMENTWISE, elementwise
-from ._graph import Constant, Graph, integers, is_size, Operand, Shape, shape_of, Tensor
+from ._graph import Constant, dtype_of, Graph, integers, is_size, Operand, Shape, shape_of, Tensor
 from ._products import PRODUCTS
 from ._views import VIEWS
 
@@ -25,7 +26,7 @@ def emit(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], operands: Sequenc
     known: dict[Any, Operand] = {}
 
     def read(var) -> Operand:
-        return Constant(np.asarray(var.val)) if isinstance(var, Literal) else known[var]
+        return Constant(np.asarray(var.val, dtype_of(var))) if isinstance(var, Literal) else known[var]
 
     known.update(zip(jaxpr.constvars, (Constant(np.asarray(value)) for value in constants), strict=True))
     known.update(zip(jaxpr.invars, operands, strict=True))
@@ -71,16 +72,13 @@ def _computed(equation: JaxprEqn, inputs: Sequence[Operand]) -> list[Operand]:
 
 def _as_one(equation: JaxprEqn, inner: Any) -> Callable[..., Operand] | None:
     """The one operation of ONNX that a function called in the traced one is, if there is one."""
-    name = equation.params.get("name")
-    if name == "softmax_of_last_axis":
-        return _softmax
-    if name == "hard_silu":
-        # Anyone may name a function so: it must be JAX's to the letter.
-        aval: Any = equation.invars[0].aval
-        traced = jax.make_jaxpr(hard_swish)(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
-        if str(traced.eqns[0].params["jaxpr"]) == str(inner):
-            return partial(elementwise, "HardSwish")
-    return None
+    reference, operation = _NAMED.get(equation.params.get("name", ""), (None, None))
+    if reference is None:
+        return None
+    # Anyone may name a function so: it must be ours to the letter, batched once, as `Endpoint` does.
+    aval: Any = equation.invars[0].aval
+    traced = jax.make_jaxpr(jax.vmap(reference))(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+    return operation if str(traced.eqns[0].params["jaxpr"]) == str(inner) else None
 
 
 def _softmax(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
@@ -144,7 +142,9 @@ def _reduce(operation: str, graph: Graph, equation: JaxprEqn, x: Tensor) -> Oper
     if any(x.held[axis] != shape[axis] for axis in axes):
         x = Tensor.plain(graph.whole(x, shape), shape)
     kept = replace(x, order=tuple(stored for axis, stored in enumerate(x.order) if axis not in axes))
-    (name,) = graph.node(operation, [x.name, graph.constant(np.array(kept.spare))], keepdims=0)
+    if not any(x.order[axis] for axis in axes):
+        return kept
+    (name,) = graph.node(operation, [x.name, graph.constant(np.array(kept.spare, np.int64))], keepdims=0)
     if operation == "ReduceSum" and all(isinstance(shape[axis], int | np.integer) for axis in axes):
         graph.summed[name] = int(np.prod([shape[axis] for axis in axes]))
     left = sorted(kept.flat)
@@ -167,10 +167,16 @@ def _resized(x: Tensor, name: str, sizes: Mapping[int, Any]) -> Tensor:
 # What changes no number.
 _NOTHING = ("name", "optimization_barrier", "stop_gradient", "copy")
 
-# Where the function that is called is kept.
+# What calls a function, which is written out here, and where it keeps that.
 _CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat2", "checkpoint", "closed_call"), "jaxpr"),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+    **dict.fromkeys(("jit", "pjit", "remat2"), "jaxpr"),
+    **dict.fromkeys(("eval_jaxpr", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+}
+
+# Functions that are one operation of ONNX, by the name that they have in a jaxpr.
+_NAMED: dict[str, tuple[Callable[..., Any], Callable[..., Operand]]] = {
+    "softmax_of_last_axis": (softmax_of_last_axis, _softmax),
+    "hard_silu": (hard_swish, partial(elementwise, "HardSwish")),
 }
 
 _SPLITS: dict[str, Callable[..., Sequence[Operand]]] = {"split": _split}

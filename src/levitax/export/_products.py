@@ -1,63 +1,101 @@
 """Products of matrices, and convolutions."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from ._graph import Constant, Graph, Operand, Shape, shape_of, Tensor
+from ._graph import Constant, dtype_of, Graph, Operand, Shape, shape_of, Tensor
 
 
-def _product(graph: Graph, equation: JaxprEqn, left: Operand, right: Operand) -> Operand:
-    (left_sums, right_sums), (left_batch, right_batch) = equation.params["dimension_numbers"]
+@dataclass(frozen=True)
+class _Factor:
+    operand: Operand
+    shape: Shape
+    # The axes that both factors have, those that only this one has, and those that the product sums over.
+    batch: tuple[int, ...]
+    own: tuple[int, ...]
+    sums: tuple[int, ...]
+
+    @staticmethod
+    def of(operand: Operand, shape: Shape, batch: tuple[int, ...], sums: tuple[int, ...]) -> "_Factor":
+        own = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *sums))
+        return _Factor(operand, shape, batch, own, sums)
+
+    def with_axis(self, kind: str) -> "_Factor":
+        """With one more axis, of length 1, of that kind."""
+        if isinstance(self.operand, Constant):
+            operand = replace(self.operand, value=self.operand.value[..., None])
+        else:
+            operand = replace(self.operand, order=(*self.operand.order, ()))
+        return replace(self, operand=operand, shape=(*self.shape, 1), **{kind: (*getattr(self, kind), len(self.shape))})
+
+    def arranged(self, *axes: int) -> tuple[Operand, Shape]:
+        return self.operand.permuted(axes), tuple(self.shape[axis] for axis in axes)
+
+
+def _product(graph: Graph, equation: JaxprEqn, *operands: Operand) -> Operand:
+    sums, batch = equation.params["dimension_numbers"]
     shapes = [shape_of(var) for var in equation.invars]
-    left_free, right_free = (
-        [axis for axis in range(len(shape)) if axis not in (*sums, *batch)]
-        for shape, sums, batch in zip(shapes, (left_sums, right_sums), (left_batch, right_batch), strict=True)
-    )
-    count = len(left_batch)
-    if len(left_sums) != 1 or (count and (len(left_free), len(right_free)) != (1, 1)):
-        raise NotImplementedError(f"`dot_general` of {shapes[0]} and {shapes[1]} over several axes")
-    if graph.pointwise and count and isinstance(right, Tensor):
-        # What has its channels first is the left factor, and has them first again.
-        turned = right.permuted((*right_batch, *right_free, *right_sums)).is_plain
-    else:
-        # As in `weight @ x`.
-        turned = len(right_free) != 1
+    left, right = map(_Factor.of, operands, shapes, batch, sums)
+    said = f"`dot_general` of {shapes[0]} and {shapes[1]}"
+    if len(left.sums) > 1:
+        raise NotImplementedError(f"{said} that sums over {len(left.sums)} axes")
+    if not left.sums:
+        left, right = left.with_axis("sums"), right.with_axis("sums")
+    is_vector = not left.own, not right.own
+    left, right = (factor if factor.own else factor.with_axis("own") for factor in (left, right))
+    count = len(left.batch)
+    # `MatMul` takes one axis of its own from the right factor.
+    turned = len(right.own) != 1
+    if graph.pointwise and count and len(left.own) == len(right.own) == 1 and isinstance(right.operand, Tensor):
+        # What has its channels first becomes the left factor, and the product has them first again.
+        turned = right.operand.permuted((*right.batch, *right.own, *right.sums)).is_plain
     if turned:
-        left, right, shapes = right, left, shapes[::-1]
-        left_free, right_free, left_sums, right_sums = right_free, left_free, right_sums, left_sums
-        left_batch, right_batch = right_batch, left_batch
-    if len(right_free) != 1:
-        raise NotImplementedError(f"`dot_general` of {shapes[0]} and {shapes[1]}")
-    orders = (*left_batch, *left_free, *left_sums), (*right_batch, *right_sums, *right_free)
-    left, right = (operand.permuted(order) for operand, order in zip((left, right), orders, strict=True))
-    shapes = [tuple(shape[axis] for axis in order) for shape, order in zip(shapes, orders, strict=True)]
-    product = _linear(graph, left, right, shapes) if graph.pointwise else None
+        left, right = right, left
+    if len(right.own) != 1:
+        raise NotImplementedError(f"{said} with several axes of their own")
+    x, x_shape = left.arranged(*left.batch, *left.own, *left.sums)
+    for _ in left.own[1:] if count else ():
+        # As many axes in front as the other factor has.
+        right = right.with_axis("batch")
+    y, y_shape = right.arranged(*right.batch, *right.sums, *right.own)
+    is_float = jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.floating)
+    product = None
+    if graph.pointwise and is_float and not count and isinstance(x, Tensor) and isinstance(y, Constant):
+        product = _linear(graph, x, np.broadcast_to(y.value, y_shape), y.hint)
     if product is None:
-        names = [graph.whole(operand, shape) for operand, shape in zip((left, right), shapes, strict=True)]
-        (name,) = graph.node("MatMul" if count or len(left_free) != 1 else "Gemm", names)
-        product = Tensor.plain(name, (*shapes[0][:-1], shapes[1][-1]))
-    if not turned:
-        return product
-    last = len(product.order) - 1
-    return product.permuted([*range(count), last, *range(count, last)])
+        is_flat = is_float and not count and len(left.own) == 1
+        (name,) = graph.node("Gemm" if is_flat else "MatMul", [graph.whole(x, x_shape), graph.whole(y, y_shape)])
+        product = Tensor.plain(name, (*x_shape[:-1], y_shape[-1]))
+        if is_flat:
+            graph.takes_bias[name] = y_shape[1:]
+    if turned:
+        last = len(product.order) - 1
+        product = product.permuted([*range(count), last, *range(count, last)])
+    unasked = [axis for axis, is_added in zip((count, len(product.order) - 1), is_vector, strict=True) if is_added]
+    return product.permuted(axis for axis in range(len(product.order)) if axis not in unasked)
 
 
-def _linear(graph: Graph, x: Operand, weight: Operand, shapes: list[Shape]) -> Tensor | None:
-    """A linear map of the last axis of a map with channels first, as a convolution; None where it is none of such."""
-    if isinstance(x, Constant) or isinstance(weight, Tensor) or (pixels := _as_map(graph, x, shapes[0][-1])) is None:
+def _linear(graph: Graph, x: Tensor, weight: np.ndarray, hint: str) -> Tensor | None:
+    """A linear map of the last axis as a 1x1 convolution, of what is stored with channels first; else None."""
+    pixels = _as_map(graph, x, len(weight))
+    if pixels is None:
         return None
+    # With strides it reads the pixels that a slice would cut out, so that the slice needs no node.
     source, strides = graph.strided.get(pixels.name, (pixels.name, [1, 1]))
-    kernel = np.broadcast_to(weight.value, shapes[1]).T[:, :, None, None]
-    (name,) = graph.node("Conv", [source, graph.constant(kernel, weight.hint)], strides=strides)
-    batch, _, rows, columns = pixels.stored
+    (name,) = graph.node("Conv", [source, graph.constant(weight.T[:, :, None, None], hint)], strides=strides)
+    first, _, rows, columns = pixels.stored
     graph.grids[rows * columns] = (rows, columns)
-    return Tensor(name, (batch, len(kernel), rows, columns), pixels.order)
+    graph.takes_bias[name] = (weight.shape[1], 1, 1)
+    return Tensor(name, (first, weight.shape[1], rows, columns), pixels.order)
 
 
 def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
-    """`x`, whose last axis are channels, stored as `(batch, channels, rows, columns)`; None where another order is."""
+    """`x`, whose last axis are channels, stored as `(batch or any other, channels, rows, columns)`; None where they are
+    stored elsewhere."""
     *others, last = x.order
     grid = x.stored[1 + len(last) :]
     if not last or last != tuple(range(1, 1 + len(last))) or x.held[-1] != channels or len(grid) not in (1, 2):
@@ -76,9 +114,11 @@ def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
 
 
 def _convolution(graph: Graph, equation: JaxprEqn, x: Operand, weight: Operand) -> Operand:
-    numbers = equation.params["dimension_numbers"]
+    numbers, padding = equation.params["dimension_numbers"], equation.params["padding"]
     if set(equation.params["lhs_dilation"]) != {1} or equation.params["batch_group_count"] != 1:
         raise NotImplementedError("a transposed `conv_general_dilated`")
+    if min((amount for pair in padding for amount in pair), default=0) < 0:
+        raise NotImplementedError(f"`conv_general_dilated` with a padding of {padding}")
     names = [
         graph.whole(operand.permuted(spec), tuple(shape_of(var)[axis] for axis in spec))
         for operand, spec, var in zip((x, weight), (numbers.lhs_spec, numbers.rhs_spec), equation.invars, strict=True)
@@ -87,12 +127,13 @@ def _convolution(graph: Graph, equation: JaxprEqn, x: Operand, weight: Operand) 
         "Conv",
         names,
         strides=list(equation.params["window_strides"]),
-        pads=[before for before, _ in equation.params["padding"]] + [after for _, after in equation.params["padding"]],
+        pads=[before for before, _ in padding] + [after for _, after in padding],
         dilations=list(equation.params["rhs_dilation"]),
         group=equation.params["feature_group_count"],
     )
     shape = shape_of(equation.outvars[0])
     stored = tuple(shape[axis] for axis in numbers.out_spec)
+    graph.takes_bias[name] = (stored[1], *(1 for _ in stored[2:]))
     return Tensor.plain(name, stored).permuted(np.argsort(numbers.out_spec).tolist())
 
 

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 import numpy as np
 from jaxtyping import Shaped
 
+from .._checks import as_integer
 from .._extras import extra, require
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
@@ -33,26 +34,30 @@ def to_openvino_int8(
     **Arguments:** those of [`levitax.export.to_openvino`][], and
 
     - `images`: like those that the model will see, 300 or more are best; in the order of axes and the dtype that the
-        exported model takes (`channels_first`, `uint8`).
+        exported model takes (`channels_first`, `uint8`). They go through it in batches of `batch`, or one by one; what
+        is left over behind the last whole batch is not used.
+
+    NNCF's messages are silenced, but for warnings, for the whole process.
 
     **Returns:** the path of the `.xml` file.
 
     **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, fewer
-    than 32, or fewer than one batch.
+    than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
     """
     path = check_xml(path)
     openvino = require("openvino", "`levitax.export.to_openvino_int8`", extra("export"))
     nncf = require("nncf", "`levitax.export.to_openvino_int8`", extra("export"))
     served = endpoint(predict, options)
+    images = np.asarray(images)
     if images.shape[1:] != served.shape or images.dtype != served.dtype:
         raise ValueError(
             f"`images` has shape {images.shape} and dtype {images.dtype.name}; expected (images, "
             f"{', '.join(map(str, served.shape))}) in {served.dtype.name}, as the exported model takes them."
         )
-    if len(images) < (fewest := max(FEWEST, batch or 1)):
+    size = 1 if batch is None else as_integer("batch", batch)
+    if len(images) < (fewest := max(FEWEST, size)):
         raise ValueError(f"`images` are {len(images)}; expected {fewest} or more to measure the ranges of activations.")
     model = openvino_model(openvino, served, batch)
-    size = batch or 1
     batches = [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
     nncf.set_log_level(logging.WARNING)
     quantised = nncf.quantize(

@@ -6,9 +6,14 @@ from typing import Any, Unpack
 import jax
 from jax import export as jax_export
 
+from .._checks import check_choice
 from .._files import replacing
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
+
+
+# Those of JAX itself; others come with plugins, and StableHLO for them too.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def to_stablehlo(
@@ -26,13 +31,18 @@ def to_stablehlo(
 
     **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`, and
 
-    - `platforms`: what it is to run on.
+    - `platforms`: what it is to run on, of "cpu", "cuda", "rocm" and "tpu".
 
     **Returns:** the path.
 
-    **Raises:** what [`levitax.export.to_onnx`][] raises; for a platform that JAX does not know, `ValueError`.
+    **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
+    and another platform; `OSError` if the file cannot be written, and what was there stays.
     """
     path = Path(path)
+    if isinstance(platforms, str):
+        raise TypeError(f'`platforms` is "{platforms}"; expected a sequence of names: `("{platforms}",)`.')
+    for platform in platforms:
+        check_choice("platform", platform, PLATFORMS)
     served = endpoint(predict, options)
     run = jax.jit(lambda images: served(predict, images))
     exported = jax_export.export(run, platforms=tuple(platforms))(served.images(batch))
