@@ -61,10 +61,24 @@ def test_the_graph_is_what_one_would_write_by_hand(fused, tmp_path):
     }
 
 
+def test_one_head_is_written_in_the_same_way(fused, tmp_path):
+    model = onnx.load(export.to_onnx(fused(heads=(1, 1)), tmp_path / "levit.onnx"))
+    counts = Counter(node.op_type for node in model.graph.node)
+    # Of one head, queries, keys and values are cut from one map; attention that shrinks has two, and a map for each.
+    assert (counts["Conv"], counts["MatMul"], counts["Gemm"]) == (2 + (1 + 1 + 2) + (3 + 1 + 2) + (1 + 1 + 2), 3 * 2, 1)
+
+
 def test_weights_keep_their_names(fused, tmp_path):
-    model = onnx.load(export.to_onnx(fused(), tmp_path / "levit.onnx"))
-    names = {constant.name for constant in model.graph.initializer}
-    assert {"stem.convolutions.0.weight", "stages.0.blocks.0.mlp.expand.weight", "head.weight"} <= names
+    model = onnx.load(export.to_onnx(fused(heads=(2, 3)), tmp_path / "levit.onnx"))
+    shapes = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    assert shapes["stem.convolutions.0.weight"][1:] == (3, 3, 3) and shapes["head.weight"][1] == 5
+    block = "stages.0.blocks.0"
+    for layer in ("mlp.expand", "mlp.contract", "attention.project_out"):
+        weight = shapes[f"{block}.{layer}.weight"]
+        assert shapes[f"{block}.{layer}.bias"] == weight[:1]
+    # Queries, keys and values.
+    parts = [shapes[f"{block}.attention.project_in.linear.weight{end}"] for end in ("_1", "_2", "_3")]
+    assert parts[0] == parts[1] and parts[2][0] == 2 * parts[0][0]
 
 
 def test_the_batch_may_be_free(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
@@ -211,6 +225,12 @@ def test_a_model_in_bfloat16(fused, unchecked, tmp_path):
         ({"unit8": True}, r"`keyword` is 'unit8'; expected one of .* Did you mean 'uint8'"),
         ({"mean": 0.5}, r"`mean` is of pixels.*`uint8=True`"),
         ({"uint8": True, "std": 0.0}, r"`std` is 0.0; expected"),
+        ({"uint8": True, "std": float("nan")}, r"`std` is nan; expected"),
+        ({"uint8": True, "mean": None}, r"`mean` is None; expected"),
+        (
+            {"uint8": True, "mean": (123.7, 116.3, 103.5)},
+            r"`mean` is \(123.7.*Divide what is of pixels up to 255",
+        ),
         ({"uint8": True, "mean": (0.1, 0.2)}, r"`mean` is \(0.1, 0.2\); expected"),
     ],
     ids=str,

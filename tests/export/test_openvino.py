@@ -56,6 +56,14 @@ def test_a_path_that_cannot_be_written(fused, unchecked, tmp_path):
         export.to_openvino(fused(), tmp_path / "nowhere" / "levit.xml")
 
 
+def test_a_folder_in_place_of_the_file(fused, unchecked, tmp_path):
+    path = tmp_path / "levit.xml"
+    path.mkdir()
+    with pytest.raises(OSError, match=rf"`{path}` could not be written: .*levit.bin` is new already"):
+        export.to_openvino(fused(), path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["levit.bin", "levit.xml"]
+
+
 @pytest.mark.parametrize("missing", ["openvino", "nncf"])
 def test_without_the_extra(missing, fused, drawn, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)

@@ -43,3 +43,11 @@ def optimised(predict, images):
 def test_other_platforms(fused, unchecked, tmp_path):
     path = export.to_stablehlo(fused(), tmp_path / "levit.stablehlo", platforms=["cuda"])
     assert jax.export.deserialize(bytearray(path.read_bytes())).platforms == ("cuda",)
+
+
+def test_platforms_that_there_are_not(fused, unchecked, tmp_path):
+    with pytest.raises(ValueError, match=r"`platform` is 'cpuu'; expected one of .* Did you mean 'cpu'"):
+        export.to_stablehlo(fused(), tmp_path / "levit.stablehlo", platforms=["cpuu"])
+    with pytest.raises(TypeError, match=r'`platforms` is "cuda"; expected a sequence of names: `\("cuda",\)`'):
+        export.to_stablehlo(fused(), tmp_path / "levit.stablehlo", platforms="cuda")
+    assert list(tmp_path.iterdir()) == []

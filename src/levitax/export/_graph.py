@@ -55,14 +55,14 @@ class Tensor:
         return tuple(math.prod(self.stored[axis] for axis in axes) for axes in self.order)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the array is stored as it is."""
-        return self.order == tuple((axis,) for axis in range(len(self.stored)))
-
-    @property
     def flat(self) -> list[int]:
         """The stored axes in the order of the array's."""
         return [axis for axes in self.order for axis in axes]
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether no axes have changed places."""
+        return self.flat == sorted(self.flat)
 
     @property
     def spare(self) -> list[int]:

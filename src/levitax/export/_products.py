@@ -52,7 +52,7 @@ def _product(graph: Graph, equation: JaxprEqn, *operands: Operand) -> Operand:
     turned = len(right.own) != 1
     if graph.pointwise and count and len(left.own) == len(right.own) == 1 and isinstance(right.operand, Tensor):
         # What has its channels first becomes the left factor, and the product has them first again.
-        turned = right.operand.permuted((*right.batch, *right.own, *right.sums)).is_plain
+        turned = right.operand.permuted((*right.batch, *right.own, *right.sums)).is_in_order
     if turned:
         left, right = right, left
     if len(right.own) != 1:
@@ -96,19 +96,19 @@ def _linear(graph: Graph, x: Tensor, weight: np.ndarray, hint: str) -> Tensor | 
 def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
     """`x`, whose last axis are channels, stored as `(batch or any other, channels, rows, columns)`; None where they are
     stored elsewhere."""
-    *others, last = x.order
-    grid = x.stored[1 + len(last) :]
+    places = {axis: place for place, axis in enumerate(sorted(x.flat))}
+    sizes = [x.stored[axis] for axis in places]
+    *others, last = (tuple(places[axis] for axis in axes) for axes in x.order)
+    grid = sizes[1 + len(last) :]
     if not last or last != tuple(range(1, 1 + len(last))) or x.held[-1] != channels or len(grid) not in (1, 2):
         return None
     if len(grid) == 2:
-        if len(last) == 1:
-            return x
         moved = {0: (0,), len(last) + 1: (2,), len(last) + 2: (3,)}
     else:
         # Which rows and columns does not matter for the result, only for what it can be added to without a node.
         grid = graph.grids.get(grid[0], (*grid, 1))
         moved = {0: (0,), len(last) + 1: (2, 3)}
-    stored = (x.stored[0], channels, *grid)
+    stored = (sizes[0], channels, *grid)
     order = (*(sum((moved[axis] for axis in axes), ()) for axes in others), (1,))
     return Tensor(graph.reshaped(x.name, x.stored, stored), stored, order)
 
