@@ -32,6 +32,11 @@ class Steps(eqx.Module):
         return x, state
 
 
+def convolution(x, kernel, **options):
+    names = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=names, **options)[0]
+
+
 def transposed(rng, shape):
     order = tuple(rng.permutation(len(shape)).tolist())
     return lambda x: x.transpose(order)
@@ -104,8 +109,7 @@ def convolved(rng, shape):
     if len(shape) != 3:
         return None
     kernel = rng.normal(size=(3, 3, shape[-1], 6)).astype(np.float32)
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lambda x: jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=dimensions)[0]
+    return lambda x: convolution(x, kernel)
 
 
 def attended(rng, shape):
@@ -145,11 +149,6 @@ def drawn_steps(seed: int) -> list[Callable[[Any], Any]]:
 
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-
-
-def convolution(x, kernel, **options):
-    names = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=names, **options)[0]
 
 
 def heads_of_grouped_channels(x):
@@ -221,13 +220,14 @@ def check(steps: list[Callable[[Any], Any]]) -> None:
     module = Steps(steps)
     predict = levitax.fuse(module, eqx.nn.State(module))
     served = endpoint(predict, {"image_size": (6, 4)})
+    run = jax.jit(jax.vmap(predict))
     images = np.random.default_rng(0).normal(size=(3, 6, 4, 3)).astype(np.float32)
     for batch, pointwise in ((3, True), (1, False), (None, True), (None, False)):
         given = images[: batch or 3]
         graph = onnx_model(served, batch, pointwise=pointwise).SerializeToString()
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         result = np.asarray(session.run(None, {"images": given})[0])
-        expected = np.asarray(jax.jit(jax.vmap(predict))(given))
+        expected = np.asarray(run(given))
         assert result.shape == expected.shape
         np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
 

@@ -33,6 +33,9 @@ class Tensor:
     Transposing, putting axes together, adding or removing one of length 1 and repeating along one make no nodes; what
     needs the array as it is asks for that (`Graph.whole`). So between convolutions, which in ONNX have channels first,
     nothing is transposed back and forth, and what ONNX repeats by itself is not repeated by a node.
+
+    E.g. images `(batch, rows, columns, 3)` with channels first: `stored` is `(batch, 3, rows, columns)` and `order`
+    `((0,), (2,), (3,), (1,))`. The same as tokens `(batch, rows * columns, 3)`: `((0,), (2, 3), (1,))`.
     """
 
     name: str
