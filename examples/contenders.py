@@ -134,17 +134,24 @@ def transformers_eager(case: Case) -> Contender:
 
 
 def levitax_onnx_runtime(case: Case) -> Contender:
-    with _our_file(case, "levit.onnx") as path:
+    write = lambda export, predict, path: export.to_onnx(predict, path, batch=case.batch)
+    with _our_file(case, "levit.onnx", write) as path:
         return _onnx_runtime(case, path, ("onnxruntime", "levitax"), channels_last=True)
 
 
 def levitax_openvino(case: Case) -> Contender:
-    with _our_file(case, "levit.xml") as path:
+    write = lambda export, predict, path: export.to_openvino(predict, path, batch=case.batch)
+    with _our_file(case, "levit.xml", write) as path:
         return _openvino(case, path, ("openvino", "levitax"), channels_last=True)
 
 
 def levitax_openvino_int8(case: Case) -> Contender:
-    with _our_file(case, "levit.xml", int8=True) as path:
+    def write(export, predict, path):
+        # Noise, which is enough for how long it takes, and not for what it gives.
+        noise = np.random.default_rng(1).normal(size=(max(32, case.batch), case.image_size, case.image_size, 3))
+        return export.to_openvino_int8(predict, path, noise.astype(np.float32), batch=case.batch)
+
+    with _our_file(case, "levit.xml", write) as path:
         return _openvino(case, path, ("openvino", "levitax", "nncf"), channels_last=True)
 
 
@@ -283,8 +290,8 @@ def _transformers_config(case):
 
 
 @contextlib.contextmanager
-def _our_file(case, name, int8=False):
-    """The path of our model as a file, which is there as long as the context."""
+def _our_file(case, name, write):
+    """The path of our model as a file, as `write(levitax.export, predict, path)` makes it, as long as the context."""
     if case.task == "training":
         raise Unavailable("inference only")
     import levitax
@@ -292,14 +299,7 @@ def _our_file(case, name, int8=False):
 
     predict = levitax.fuse(*_levitax(dataclasses.replace(case, dtype="float32")))
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, name)
-        if int8:
-            # Noise, which is enough for how long it takes, and not for what it gives.
-            noise = np.random.default_rng(1).normal(size=(max(32, case.batch), case.image_size, case.image_size, 3))
-            yield export.to_openvino_int8(predict, path, noise.astype(np.float32), batch=case.batch)
-        else:
-            write = export.to_onnx if name.endswith(".onnx") else export.to_openvino
-            yield write(predict, path, batch=case.batch)
+        yield write(export, predict, os.path.join(folder, name))
 
 
 @contextlib.contextmanager
