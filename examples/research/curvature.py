@@ -1,0 +1,56 @@
+"""The largest curvature of the loss, from products of its Hessian with vectors, by forward over reverse.
+
+    python examples/research/curvature.py --steps 20
+
+A Hessian-vector product is the derivative of the gradient along a vector: `jax.jvp` of `jax.grad`, at about the cost of
+two gradients, with no Hessian in memory. Power iteration on it gives the largest eigenvalue.
+"""
+
+import argparse
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from per_example_gradients import load
+
+import levitax
+from levitax import data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one as it is made")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    model, state = load(arguments.weights)
+    digits = data.digits()
+    images, labels = jnp.asarray(digits.train_images[::32]), jnp.asarray(digits.train_labels[::32])
+
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    weights, unravel = ravel_pytree(arrays)
+
+    def loss(weights):
+        # In training mode: the curvature that the optimiser meets, through the statistics of the batch.
+        logits, _ = levitax.batched(eqx.combine(unravel(weights), rest))(images, state)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def times_hessian(vector):
+        return jax.jvp(jax.grad(loss), (weights,), (vector,))[1]
+
+    vector = jax.random.normal(jax.random.key(1), weights.shape)
+    vector /= jnp.linalg.norm(vector)
+    for step in range(arguments.steps):
+        product = times_hessian(vector)
+        eigenvalue = vector @ product
+        residual = jnp.linalg.norm(product - eigenvalue * vector)
+        vector = product / jnp.linalg.norm(product)
+        if step % 5 == 4:
+            print(f"step {step + 1}: {eigenvalue:.3f} (residual {residual:.3f})")
+    print(f"a plain gradient descent is stable below a learning rate of {2 / abs(eigenvalue):.3g}")
+
+
+if __name__ == "__main__":
+    main()
