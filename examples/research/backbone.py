@@ -2,8 +2,8 @@
 
     python examples/research/backbone.py --steps 200
 
-A digit lies somewhere on a noisy canvas of 56x56 pixels, and the model says which pixels are its ink. The measure is the
-intersection over the union of both masks, on digits that were not trained on.
+A digit lies somewhere on a noisy canvas of 56x56 pixels, and the model says which pixels are its ink. The measure is
+the intersection over the union of both masks, on digits that were not trained on.
 """
 
 import argparse

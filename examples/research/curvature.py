@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from per_example_gradients import load
 
 import levitax
 from levitax import data
+from per_example_gradients import load
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def main() -> None:
         return eqx.apply_updates(model, updates), state, optimizer_state, loss
 
     for number in range(arguments.steps):
-        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         models, states, optimizer_states, loss = step(models, states, optimizer_states, step_keys)
         if number % 50 == 0 or number == arguments.steps - 1:
             print(f"step {number}: losses {', '.join(f'{value:.2f}' for value in loss)}")

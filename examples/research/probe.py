@@ -55,7 +55,7 @@ def train(model, state, chosen, steps: int) -> float:
 
     @eqx.filter_jit
     def step(trained, state, optimizer_state, images, labels):
-        (loss, state), gradients = eqx.filter_value_and_grad(loss_of, has_aux=True)(trained, state, images, labels)
+        (_, state), gradients = eqx.filter_value_and_grad(loss_of, has_aux=True)(trained, state, images, labels)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
         return eqx.apply_updates(trained, updates), state, optimizer_state
 
