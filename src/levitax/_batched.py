@@ -28,7 +28,10 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 
     **Returns:** a function of a batch (a leading axis on every array of its first argument), the state and optionally a
     key, which is split over the batch, or an array of keys, one for each example. It returns the outputs with a leading
-    axis, and one new state. It raises `ValueError` for a batch that `group_size` does not divide.
+    axis, and one new state.
+
+    **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer; the function, `ValueError` for a
+    batch that `group_size` does not divide.
     """
 
     if group_size is not None:

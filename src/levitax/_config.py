@@ -82,11 +82,9 @@ class LeViTConfig:
         remat: bool = False,
         dtype: DTypeLike = "float32",
     ):
-        """**Arguments:** those of [`levitax.LeViT`][].
+        """**Arguments:** those of [`levitax.LeViT`][] but `key`.
 
-        **Raises:** `TypeError` or `ValueError`, naming the argument, for sizes that are not positive integers, rates
-        outside [0, 1), tuples that do not have one number for each stage, unknown names, and images too small for the
-        stages.
+        **Raises:** what [`levitax.LeViT`][] raises.
         """
 
         def put(name: str, value: Any) -> None:
@@ -142,7 +140,7 @@ class LeViTConfig:
                 )
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a stage, counted from 0.
+        """Rows and columns of tokens in stage `stage`, counted from 0.
 
         Each convolution of the stem and each shrinking attention takes `size` to `ceil(size / 2)`.
         """
@@ -151,7 +149,7 @@ class LeViTConfig:
         return -(-height // pixels), -(-width // pixels)
 
     def block_sizes(self, stage: int) -> tuple[BlockSizes, ...]:
-        """The blocks of a stage, counted from 0. Those of every stage but the first begin with the one that shrinks."""
+        """The blocks of stage `stage`, counted from 0. Every stage but the first begins with the one that shrinks."""
         dim, key_dim = self.dim[stage], self.key_dim[stage]
         block = BlockSizes(
             grid=self.grid(stage),
@@ -186,7 +184,10 @@ class LeViTConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LeViTConfig":
-        """The inverse of `to_dict`. Raises `TypeError` for a field that does not exist."""
+        """The inverse of `to_dict`. What is not among `fields` has its default.
+
+        **Raises:** `TypeError` for a field that does not exist, and what [`levitax.LeViT`][] raises.
+        """
         return cls(**fields)
 
 

@@ -38,7 +38,14 @@ class Predictor(eqx.Module, Generic[Model]):
         self.state = state
 
     def __call__(self, *inputs: Any) -> Any:
-        """The model's output for one example; use `jax.vmap(predict)` for a batch."""
+        """The model's output for one example; use `jax.vmap(predict)` for a batch.
+
+        **Arguments:**
+
+        - `inputs`: what the model takes before the state, as a [`levitax.LeViT`][] one image.
+
+        **Returns:** what the model returns before the state, as a [`levitax.LeViT`][] the logits.
+        """
         # A copy, since a layer of the user's own may set its state even in inference, which uses up the old one.
         output, _ = self.model(*inputs, jax.tree.map(lambda leaf: leaf, self.state))
         return output

@@ -34,6 +34,13 @@ class LeViT(eqx.Module):
     model, state = eqx.nn.make_with_state(levitax.LeViT)(image_size=224, num_classes=1000, key=key)
     logits, state = levitax.batched(model)(images, state, key=key)
     ```
+
+    **Attributes:**
+
+    - `stem`: a [`levitax.nn.Stem`][].
+    - `stages`: a [`levitax.nn.Stage`][] for each resolution.
+    - `head`: a [`levitax.nn.DistilledHead`][], a [`levitax.nn.NormLinear`][], or `None` if `num_classes` is 0.
+    - `config`: the [`levitax.LeViTConfig`][] of the keywords.
     """
 
     stem: nn.Stem
@@ -149,8 +156,8 @@ class LeViT(eqx.Module):
         - `state`: the batch statistics that were made with the model.
         - `key`: needed in training where dropout or drop path is active.
 
-        **Returns:** float32 logits `(num_classes,)`, or a [`levitax.nn.DistilledLogits`][] from two heads in training,
-        or the mean token `(dim[-1],)` if `num_classes` is 0; and the new state.
+        **Returns:** float32 logits `(classes,)`, or a [`levitax.nn.DistilledLogits`][] from two heads in training, or
+        the mean token, of `dim[-1]` channels, if `num_classes` is 0; and the new state.
 
         **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels
         last; if `state` belongs to another model; if a key is missing; or if, in training, no batch axis is there or a
@@ -162,8 +169,17 @@ class LeViT(eqx.Module):
     def features(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[tuple[Float[Array, "rows columns dim"], ...], eqx.nn.State]:
-        """The map that each stage ends with, `(rows, columns, dim)`, as a backbone for detection or segmentation needs
-        them. Arguments, new state and errors are those of a call; the dtype is that of the computation."""
+        """The map that each stage ends with, as a backbone for detection or segmentation needs them.
+
+        **Arguments:**
+
+        - `image`: `(height, width, channels)`, as in a call.
+        - `state`, `key`: as in a call.
+
+        **Returns:** for each stage `(rows, columns, dim)`, in the dtype of the computation; and the new state.
+
+        **Raises:** `TypeError` or `ValueError`, as a call does.
+        """
         tokens, state = self._embed(image, state)
         maps = []
         for index, (stage, stage_key) in enumerate(zip(self.stages, split_key(key, len(self.stages)), strict=True)):
@@ -172,17 +188,33 @@ class LeViT(eqx.Module):
         return tuple(maps), state
 
     def classify(self, features: Float[Array, "rows columns dim"], state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
-        """What a call returns, from the last of the maps of `features`: for who wants both."""
+        """What a call returns, from the last of the maps of `features`: for who wants both.
+
+        **Arguments:**
+
+        - `features`: the last map, `(rows, columns, dim)`.
+        - `state`: the one that `features` returned with it.
+
+        **Returns:** float32 logits `(classes,)`, or what else a call returns; and the new state.
+        """
         x = features.astype(jnp.float32).mean((0, 1))
         return (x, state) if self.head is None else self.head(x, state)
 
     def attention_maps(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State
     ) -> tuple[tuple[Float[Array, "heads queries tokens"], ...], ...]:
-        """What each block attends to, in inference: for each stage and block, the weights `(heads, queries, tokens)`.
+        """What each block attends to, in inference.
 
-        Queries and tokens are in row-major order on the stage's grid; in the first block of a stage after the first,
-        the tokens are those of the stage before.
+        **Arguments:**
+
+        - `image`: `(height, width, channels)`, as in a call.
+        - `state`: as in a call.
+
+        **Returns:** for each stage, and in it for each block, the weights `(heads, queries, tokens)` in float32, which
+        add up to 1 over the tokens. Queries and tokens are in row-major order on the stage's grid; in the first block
+        of a stage after the first, the tokens are those of the stage before.
+
+        **Raises:** `TypeError` or `ValueError` for an image or a state that a call does not take.
         """
         model = eqx.nn.inference_mode(self)
         tokens, state = model._embed(image, state)

@@ -12,7 +12,10 @@ from ._model import LeViT
 
 
 class Overrides(TypedDict, total=False):
-    """What may be chosen in a published variant; documented at [`levitax.LeViT`][]."""
+    """What may be chosen in a published variant.
+
+    **Arguments:** those of the same names of [`levitax.LeViT`][].
+    """
 
     image_size: PerStage
     num_classes: int
@@ -26,7 +29,6 @@ class Overrides(TypedDict, total=False):
     dtype: DTypeLike
 
 
-# Table 2 of the paper, and five further sizes that timm defines, for which no weights are published.
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "levit_128s": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 6, 8), "depth": (2, 3, 4)},
@@ -67,6 +69,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
+"""The keywords of a [`levitax.LeViT`][] for each variant, by name: table 2 of the paper, and five further sizes that
+timm defines, for which no weights are published."""
 
 
 def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
@@ -76,10 +80,12 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
 
     - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`; case and `-` or `_` do not matter.
     - `key`: draws the initial weights.
-    - `overrides`: any of `image_size`, `num_classes`, `in_channels`, `distillation`, `dropout`, `drop_path`, `remat`
-        and `dtype`, as in [`levitax.LeViT`][].
+    - `overrides`: any of [`levitax.Overrides`][], such as `num_classes`.
 
-    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name, with the nearest ones.
+    **Returns:** the model, in training mode, and its state.
+
+    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name, with the nearest ones; and what
+    [`levitax.LeViT`][] raises.
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
@@ -89,51 +95,101 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
 
 
 def levit_128s(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-128S of the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published."""
+    """LeViT-128S of the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_128s", key=key, **overrides)
 
 
 def levit_128(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-128 of the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published."""
+    """LeViT-128 of the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_128", key=key, **overrides)
 
 
 def levit_192(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-192 of the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published."""
+    """LeViT-192 of the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_192", key=key, **overrides)
 
 
 def levit_256(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-256 of the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published."""
+    """LeViT-256 of the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_256", key=key, **overrides)
 
 
 def levit_384(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-384 of the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1."""
+    """LeViT-384 of the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_384", key=key, **overrides)
 
 
 def levit_384_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-384 at 8 pixels a token, with SiLU: timm's, 39.1 M parameters, 9.96 GMAC, no published weights."""
+    """LeViT-384 at 8 pixels a token, with SiLU: timm's, 39.1 M parameters, 9.96 GMAC, no published weights.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_384_s8", key=key, **overrides)
 
 
 def levit_512_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-512 at 8 pixels a token, with SiLU and one head: timm's, 74.0 M parameters, 21.8 GMAC, no published
-    weights."""
+    weights.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_512_s8", key=key, **overrides)
 
 
 def levit_512(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A wider LeViT with SiLU and one head: timm's, 95.2 M parameters, 5.62 GMAC, no published weights."""
+    """A wider LeViT with SiLU and one head: timm's, 95.2 M parameters, 5.62 GMAC, no published weights.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_512", key=key, **overrides)
 
 
 def levit_256d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A deeper LeViT-256 with SiLU and one head: timm's, 26.2 M parameters, 1.40 GMAC, no published weights."""
+    """A deeper LeViT-256 with SiLU and one head: timm's, 26.2 M parameters, 1.40 GMAC, no published weights.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_256d", key=key, **overrides)
 
 
 def levit_512d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A deeper LeViT-512 with SiLU and one head: timm's, 92.5 M parameters, 5.84 GMAC, no published weights."""
+    """A deeper LeViT-512 with SiLU and one head: timm's, 92.5 M parameters, 5.84 GMAC, no published weights.
+
+    **Arguments:** those of [`levitax.create_model`][] but `name`.
+
+    **Returns:** the model, in training mode, and its state.
+    """
     return create_model("levit_512d", key=key, **overrides)

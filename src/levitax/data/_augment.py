@@ -18,12 +18,14 @@ def random_affine(
 
     **Arguments:**
 
-    - `image`: one image; use `jax.vmap` with split keys for a batch.
+    - `image`: one image, `(height, width, channels)`; use `jax.vmap` with split keys for a batch.
     - `max_shift`: pixels, in both directions.
     - `max_rotation`: degrees, about the centre, either way.
     - `max_scale`: largest relative change of size.
-    - `fill`: what comes in from outside.
+    - `fill`: what comes in from outside, a number or a scalar `()`.
     - `key`: draws all of them uniformly.
+
+    **Returns:** `(height, width, channels)`.
     """
     height, width, _ = image.shape
     shift_key, angle_key, scale_key = jax.random.split(key, 3)

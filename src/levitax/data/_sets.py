@@ -24,35 +24,52 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Int[np.ndarray, " pictures"]:
-        """The class of each, from 0."""
+        """The class of each, from 0, `(pictures,)`."""
         ...
 
     def read(self, index: int, /) -> UInt8[np.ndarray, "height width channels"]:
-        """A picture, as pixels from 0 to 255. Raises `OSError` if it is damaged."""
+        """The picture of number `index`, `(height, width, channels)`, pixels from 0 to 255.
+
+        **Raises:** `OSError` if it is damaged.
+        """
         ...
 
     def name(self, index: int, /) -> str:
-        """Where a picture comes from, for messages."""
+        """Where the picture of number `index` comes from, for messages."""
         ...
 
 
 class Arrays(NamedTuple):
-    """A [`levitax.data.Split`][] in memory."""
+    """A [`levitax.data.Split`][] in memory.
+
+    **Arguments:**
+
+    - `images`: `(pictures, height, width, channels)`, pixels from 0 to 255.
+    - `labels`: `(pictures,)`, the class of each, from 0.
+    """
 
     images: UInt8[np.ndarray, "pictures height width channels"]
     labels: Int[np.ndarray, " pictures"]
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """A picture."""
+        """The picture of number `index`, `(height, width, channels)`."""
         return self.images[index]
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """The number `index`, for messages."""
         return f"picture {index}"
 
 
 class Pictures(NamedTuple):
-    """A [`levitax.data.Split`][] in a table of the `datasets` library."""
+    """A [`levitax.data.Split`][] in a table of the `datasets` library, as [`levitax.data.open_data`][] makes it.
+
+    **Attributes:**
+
+    - `rows`: the table, whose pictures are not decoded.
+    - `column`: the one with the pictures.
+    - `labels`: `(pictures,)`, the class of each, from 0.
+    - `channels`: 3 for colours, 1 for grey.
+    """
 
     rows: Any
     column: str
@@ -60,14 +77,17 @@ class Pictures(NamedTuple):
     channels: int
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """A picture, read as by [`levitax.data.read_image`][]."""
+        """The picture of number `index`, `(height, width, channels)`, read as by [`levitax.data.read_image`][].
+
+        **Raises:** `OSError` if it is damaged or not there.
+        """
         file = self._file(index)
         if not file["bytes"] and not file["path"]:
             raise OSError(f"There is no {self.name(index)}.")
         return read_image(io.BytesIO(file["bytes"]) if file["bytes"] else file["path"], channels=self.channels)
 
     def name(self, index: int) -> str:
-        """Its path, or its number."""
+        """The path of the picture of number `index`, or that number, for messages."""
         return self._file(index)["path"] or f"picture {index}"
 
     def _file(self, index: int) -> dict[str, Any]:
@@ -75,8 +95,15 @@ class Pictures(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """Pictures to train on and others to validate with; the names of the classes; and with which mean and standard
-    deviation of each channel, in [0, 1], the pixels are normalised."""
+    """Pictures in classes, to train on and to validate with.
+
+    **Attributes:**
+
+    - `train`, `validation`: a [`levitax.data.Split`][] each.
+    - `classes`: the names of the classes, in the order of their numbers.
+    - `channels`: of the pictures, 3 or 1.
+    - `mean`, `std`: of each channel's pixels in [0, 1], to normalise with.
+    """
 
     train: Split
     validation: Split
@@ -95,6 +122,8 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
         with a folder of pictures for each class, as ImageNet's are; a folder of parquet files with these names; or the
         id of a data set on the Hugging Face hub, such as "uoft-cs/cifar10".
     - `channels`: 3 for colours, 1 for grey. The digits are grey in any case.
+
+    **Returns:** a [`levitax.data.DataSet`][].
 
     **Raises:** `FileNotFoundError` for what is not there or is empty; `ValueError` for class folders without pictures,
     for training and validation with different classes, for labels out of range, and where there is nothing to validate

@@ -16,7 +16,15 @@ class Transform(Protocol):
 
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator, /
-    ) -> UInt8[np.ndarray, "height width channels"]: ...
+    ) -> UInt8[np.ndarray, "height width channels"]:
+        """**Arguments:**
+
+        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
+        - `rng`: draws whatever is random.
+
+        **Returns:** `(height, width, channels)`, of the same size for every picture.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,15 @@ class TrainTransform:
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "height width channels"]:
-        """One picture, augmented by what `rng` draws."""
+        """**Arguments:**
+
+        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
+        - `rng`: draws everything.
+
+        **Returns:** `(height, width, channels)`, of `image_size`.
+
+        **Raises:** `ModuleNotFoundError` without Pillow, if there is more to do than to crop and mirror.
+        """
         if self.crop_scale is not None:
             height, width, _ = image.shape
             top, left, rows, columns = random_crop(height, width, self.crop_scale, rng)
@@ -61,8 +77,13 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """[`levitax.data.preprocess`][] without the normalisation: `crop_ratio` is 0.875 in the paper and in transformers,
-    0.9 in timm."""
+    """[`levitax.data.preprocess`][] without the normalisation.
+
+    **Arguments:**
+
+    - `image_size`: height and width of the result.
+    - `crop_ratio`: 0.875 in the paper and in transformers, 0.9 in timm.
+    """
 
     image_size: tuple[int, int] = (224, 224)
     crop_ratio: float = 0.875
@@ -70,7 +91,15 @@ class EvalTransform:
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "height width channels"]:
-        """One picture, resized and cut out of the middle; `rng` is ignored."""
+        """**Arguments:**
+
+        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
+        - `rng`: ignored; for interchange with other transforms.
+
+        **Returns:** `(height, width, channels)`, of `image_size`.
+
+        **Raises:** what [`levitax.data.preprocess`][] raises.
+        """
         del rng
         return resize_and_crop(image, self.image_size, crop_ratio=self.crop_ratio)
 

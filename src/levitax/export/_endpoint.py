@@ -25,8 +25,10 @@ _FUSE = "fold the trained model first: `predict = levitax.fuse(model, state)`"
 class Options(TypedDict, total=False):
     """What an exported model takes and gives.
 
-    - `image_size`: `(height, width)` of the images, or one number for both, and `channels`, of modules of your own. A
-        [`levitax.LeViT`][] knows them.
+    **Arguments:**
+
+    - `image_size`, `channels`: of the images, for modules of your own: `(height, width)` or one number for both, and 3
+        channels by default. A [`levitax.LeViT`][] knows them.
     - `channels_first`: images are `(batch, channels, height, width)`, and so are feature maps. By default channels are
         last, as everywhere in levitax.
     - `uint8`: images are pixels from 0 to 255, as [`levitax.data.read_image`][] gives them, and are scaled and

@@ -42,7 +42,7 @@ def to_onnx(
     - `path`: of the file.
     - `batch`: images at a time. By default free: as many as each call has.
     - `opset`: version of ONNX's operators.
-    - further ones: [`levitax.export.Options`][].
+    - `options`: any of [`levitax.export.Options`][].
 
     **Returns:** the path.
 

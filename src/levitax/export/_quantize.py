@@ -33,9 +33,9 @@ def to_openvino_int8(
 
     **Arguments:** those of [`levitax.export.to_openvino`][], and
 
-    - `images`: like those that the model will see, 300 or more are best; in the order of axes and the dtype that the
-        exported model takes (`channels_first`, `uint8`). They go through it in batches of `batch`, or one by one; what
-        is left over behind the last whole batch is not used.
+    - `images`: `(images, ...)`, like those that the model will see, 300 or more are best; in the order of axes and the
+        dtype that the exported model takes (`channels_first`, `uint8`). They go through it in batches of `batch`, or
+        one by one; what is left over behind the last whole batch is not used.
 
     NNCF's messages are silenced, but for warnings, for the whole process.
 

@@ -5,38 +5,40 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 
-Activation: TypeAlias = Callable[[Array], Array]
+Activation: TypeAlias = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+"""A function of each element of an array of any shape, in the dtype of the array."""
 
 
 # Plain functions around JAX's compiled ones, which cannot be pickled, and of which copies do not compare equal: a
 # static field that holds one would make a pickled or copied model another PyTree.
 
 
-def hard_swish(x: Array) -> Array:
-    """`x * min(max(x + 3, 0), 6) / 6`, element by element: LeViT's activation throughout."""
+def hard_swish(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x * min(max(x + 3, 0), 6) / 6` of each element of `x`, `(...)`: the paper's activation throughout (section 4.2,
+    "Normalization layers and activations")."""
     return _in_float32(jax.nn.hard_swish, x)
 
 
-def silu(x: Array) -> Array:
-    """`x * sigmoid(x)`, element by element: timm's larger variants have it."""
+def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x * sigmoid(x)` of each element of `x`, `(...)`: timm's larger variants have it."""
     return _in_float32(jax.nn.silu, x)
 
 
-def gelu(x: Array) -> Array:
-    """The exact GELU, element by element, as `torch.nn.GELU()`; JAX's default is an approximation."""
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU of each element of `x`, `(...)`, as `torch.nn.GELU()`; JAX's default is an approximation."""
     return _in_float32(partial(jax.nn.gelu, approximate=False), x)
 
 
-def relu(x: Array) -> Array:
-    """`max(x, 0)`, element by element."""
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`max(x, 0)` of each element of `x`, `(...)`."""
     return jax.nn.relu(x)
 
 
-def identity(x: Array) -> Array:
-    """`x`: no activation."""
+def identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` itself, `(...)`: no activation."""
     return x
 
 
@@ -49,3 +51,4 @@ def _in_float32(activation, x):
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {"hard_swish": hard_swish, "silu": silu, "gelu": gelu, "relu": relu}
 )
+"""The activations that a [`levitax.LeViT`][] can have, by the name that it takes."""

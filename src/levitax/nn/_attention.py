@@ -26,6 +26,13 @@ class QueryKeyValue(eqx.Module):
     """Queries, keys and values of every token, from one linear map.
 
     Its output has one group of channels a head, and in each group query, key and value: the published weights' order.
+
+    **Arguments:**
+
+    - `linear`: from the channels of a token to `heads * (2 * key_dim + value_dim)`.
+    - `heads`: number of heads.
+    - `key_dim`: channels of a query and of a key, in each head.
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 where `linear` has it already.
     """
 
     linear: LinearNorm
@@ -34,14 +41,31 @@ class QueryKeyValue(eqx.Module):
     scale: float = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
-        """Maps `(tokens, dim)` to queries, already multiplied by `scale`, keys and values."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`.
+        - `state`: holds the running statistics.
+
+        **Returns:** queries `(heads, queries, key_dim)`, one for each token, already multiplied by `scale`; keys
+        `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
+        """
         x, state = self.linear(x, state)
         query, keys, values = jnp.split(_to_heads(x, self.heads), (self.key_dim, 2 * self.key_dim), axis=-1)
         return (query * self.scale, keys, values), state
 
 
 class SubsampledQueryKeyValue(eqx.Module):
-    """Queries from every `stride`-th row and column of the grid, keys and values from all tokens."""
+    """Queries from every `stride`-th row and column of the grid, keys and values from all tokens.
+
+    **Arguments:**
+
+    - `query`: from the channels of a token to `heads * key_dim`.
+    - `key_value`: from the channels of a token to `heads * (key_dim + value_dim)`, in each head first the key.
+    - `grid`: rows and columns of the tokens.
+    - `stride`: of the queries in the grid.
+    - `heads`, `key_dim`: as in [`levitax.nn.QueryKeyValue`][].
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 where `query` has it already.
+    """
 
     query: LinearNorm
     key_value: LinearNorm
@@ -52,7 +76,14 @@ class SubsampledQueryKeyValue(eqx.Module):
     scale: float = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
-        """Maps `(rows * columns, dim)` to queries, already multiplied by `scale`, keys and values."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`, all of the grid in row-major order.
+        - `state`: holds the running statistics.
+
+        **Returns:** queries `(heads, queries, key_dim)`, already multiplied by `scale`; keys
+        `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
+        """
         key_value, state = self.key_value(x, state)
         keys, values = jnp.split(_to_heads(key_value, self.heads), (self.key_dim,), axis=-1)
         kept = x.reshape(*self.grid, -1)[:: self.stride, :: self.stride].reshape(-1, x.shape[-1])
@@ -61,9 +92,10 @@ class SubsampledQueryKeyValue(eqx.Module):
 
 
 class Attention(eqx.Module):
-    r"""Multi-head attention over a grid of tokens, with a bias for each offset in place of a positional embedding.
+    """Multi-head attention over a grid of tokens, with a bias for each offset in place of a positional embedding.
 
-    $$\text{softmax}(q k^\top / \sqrt{d} + b)\, v, \qquad b_{ij} = B_{|y_i - y_j|,\,|x_i - x_j|}$$
+    `softmax(query keyᵀ / sqrt(key_dim) + bias) value`, where the bias of two tokens depends on how many rows and how
+    many columns they are apart, and on the head.
 
     With `stride=1` it keeps the grid. With `stride=2` it is the shrinking attention between stages: queries come from
     every second row and column, and so do the tokens of the result. The activation stands before the output map.
@@ -113,6 +145,8 @@ class Attention(eqx.Module):
         - `output_bias`: add a bias in the output map. The paper has none; the vit-pytorch network has it.
         - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
         - `key`: for the initial weights.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and rates outside [0, 1).
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
@@ -143,8 +177,17 @@ class Attention(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "queries out_dim"], eqx.nn.State]:
-        """Maps `(rows * columns, dim)`, in row-major order, to
-        `(ceil(rows / stride) * ceil(columns / stride), out_dim)`. `key` is needed where dropout is active."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`, all of the grid in row-major order.
+        - `state`: holds the running statistics.
+        - `key`: needed in training where dropout is active.
+
+        **Returns:** `(queries, out_dim)`, of `ceil(rows / stride) * ceil(columns / stride)` queries in row-major order,
+        in the dtype of `x`; and the new state.
+
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
@@ -157,7 +200,16 @@ class Attention(eqx.Module):
         return self.dropout(x, key=out_key), state
 
     def weights(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> Float[Array, "heads queries tokens"]:
-        """The attention weights: for each head and query, float32 numbers that add up to 1 over the tokens."""
+        """The attention weights, without dropout.
+
+        **Arguments:**
+
+        - `x`, `state`: as in a call; `x` is `(tokens, dim)`.
+
+        **Returns:** `(heads, queries, tokens)` in float32, which add up to 1 over the tokens.
+
+        **Raises:** `ValueError` for another number of tokens or channels.
+        """
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (query, keys, _), _ = self.project_in(x, state)
         return self._softmax(query, keys)

@@ -12,7 +12,13 @@ class AttentionBias(eqx.Module):
     instead of a positional embedding").
 
     It is what LeViT has in place of a positional embedding. Offsets are absolute, so the bias does not tell left from
-    right or up from down. `table[:, 0, 0]` belongs to a token and itself.
+    right or up from down.
+
+    **Attributes:**
+
+    - `table`: `(heads, rows, columns)`, of each offset in rows and columns; `table[:, 0, 0]` belongs to a token and
+        itself.
+    - `stride`, `scale`: as they were given.
     """
 
     table: Float[Array, "heads rows columns"]
@@ -37,6 +43,8 @@ class AttentionBias(eqx.Module):
         - `scale`: a factor on the table. 1 in the paper, where the bias is added unscaled.
         - `std`: standard deviation of the initial table. 0 in the paper, which starts without a preference.
         - `key`: draws the table.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(heads=heads, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
@@ -45,7 +53,7 @@ class AttentionBias(eqx.Module):
         self.scale = scale
 
     def __call__(self) -> Float[Array, "heads queries tokens"]:
-        """The full matrix: for each head, a bias for each query and key, both in row-major order."""
+        """The full matrix `(heads, queries, tokens)`: a bias for each query and key, both in row-major order."""
         heads, rows, columns = self.table.shape
         # Row and column offsets are independent: two small gathers in place of one of the size of the result.
         bias = self.table[:, self._offsets(rows)][..., self._offsets(columns)]
@@ -57,9 +65,15 @@ class AttentionBias(eqx.Module):
 
 
 class GatheredAttentionBias(eqx.Module):
-    """An [`levitax.nn.AttentionBias`][] written out once, for inference: the same call without the gather."""
+    """An [`levitax.nn.AttentionBias`][] written out once, for inference: the same call without the gather.
+
+    **Arguments:**
+
+    - `matrix`: `(heads, queries, tokens)`.
+    """
 
     matrix: Float[Array, "heads queries tokens"]
 
     def __call__(self) -> Float[Array, "heads queries tokens"]:
+        """The matrix, `(heads, queries, tokens)`."""
         return self.matrix

@@ -14,7 +14,13 @@ _OTHER_MODEL = "it was made with another model. Pass the one that `eqx.nn.make_w
 
 
 class RunningStatistics(NamedTuple):
-    """What a [`levitax.nn.BatchNorm`][] keeps in the `eqx.nn.State`, in float32."""
+    """What a [`levitax.nn.BatchNorm`][] keeps in the `eqx.nn.State`, in float32.
+
+    **Attributes:**
+
+    - `mean`: `(channels,)`, the running mean.
+    - `var`: `(channels,)`, the running unbiased variance.
+    """
 
     mean: Float[Array, " channels"]
     var: Float[Array, " channels"]
@@ -24,6 +30,11 @@ class Affine(eqx.Module):
     """`scale * x + shift` per channel: what a batch normalisation is once its statistics are fixed.
 
     Called like the layer it stands in for, `x, state = affine(x, state)`; the state is handed through.
+
+    **Arguments:**
+
+    - `scale`: `(channels,)`, the factor.
+    - `shift`: `(channels,)`, what is added.
     """
 
     scale: Float[Array, " channels"]
@@ -32,22 +43,35 @@ class Affine(eqx.Module):
     def __call__(
         self, x: Float[Array, "*tokens channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*tokens channels"], eqx.nn.State]:
+        """**Arguments:**
+
+        - `x`: `(..., channels)`.
+        - `state`: handed through.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** `(..., channels)` in the dtype of `x`, computed in float32; and `state`.
+        """
         del key
         y = x.astype(jnp.float32) * _per_channel(self.scale, x.ndim) + _per_channel(self.shift, x.ndim)
         return y.astype(x.dtype), state
 
 
 class BatchNorm(eqx.Module):
-    r"""Batch normalisation over the last axis, with PyTorch's numerics.
+    """Batch normalisation over the last axis, with PyTorch's numerics.
 
-    $$y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \text{weight} + \text{bias}$$
+    `y = (x - mean) / sqrt(variance + eps) * weight + bias`
 
-    In training $\mu$ and $\sigma^2$ are the mean and the biased variance over the batch and over every axis of `x` but
-    the last. The running mean and the *unbiased* variance move towards them by `momentum`. In inference the running
-    ones are used. All statistics are float32, whatever the dtype of `x`; the result has the dtype of `x`.
+    In training `mean` and the biased `variance` are those over the batch and over every axis of `x` but the last. The
+    running mean and the *unbiased* variance move towards them by `momentum`. In inference the running ones are used.
+    All statistics are float32, whatever the dtype of `x`; the result has the dtype of `x`.
 
     `equinox.nn.BatchNorm` keeps the biased variance, computes in the dtype of `x`, wants channels first, and corrects
     the running variance for a start at 0 though it starts at 1; weights trained in PyTorch need this one.
+
+    **Attributes:**
+
+    - `weight`, `bias`: `(channels,)` each, in float32.
+    - `statistics`: the index of the [`levitax.nn.RunningStatistics`][] in the state, which `running` reads.
     """
 
     weight: Float[Array, " channels"]
@@ -77,6 +101,8 @@ class BatchNorm(eqx.Module):
         - `momentum`: weight of the new statistics in the running ones (PyTorch's meaning, not Flax's).
         - `zero_init`: start with a weight of 0 instead of 1, so that a residual branch ending here starts as zero.
         - `inference`: use the running statistics.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(channels=channels)
         self.weight = jnp.zeros(channels, jnp.float32) if zero_init else jnp.ones(channels, jnp.float32)
@@ -94,14 +120,14 @@ class BatchNorm(eqx.Module):
     ) -> tuple[Float[Array, "*tokens channels"], eqx.nn.State]:
         """**Arguments:**
 
-        - `x`: one example, of shape `(..., channels)`.
+        - `x`: one example, `(..., channels)`.
         - `state`: holds the running statistics.
         - `key`: ignored; for interchange with other layers.
 
-        **Returns:** the normalised `x` and the new state (in inference, the same state).
+        **Returns:** the normalised `x`, `(..., channels)` in its dtype, and the new state (in inference, the same).
 
-        **Raises:** `ValueError` if, in training, no batch axis is there or each channel has a single value; or if
-        `state` belongs to another model.
+        **Raises:** `ValueError` for another number of channels; if, in training, no batch axis is there or each channel
+        has a single value; or if `state` belongs to another model. `TypeError` if `state` is no `eqx.nn.State`.
         """
         del key
         check_axis("x", x, -1, self.weight.size, "channels")
@@ -129,7 +155,7 @@ class BatchNorm(eqx.Module):
         return y.astype(x.dtype), state
 
     def running(self, state: eqx.nn.State) -> RunningStatistics:
-        """The running mean and unbiased variance of this layer, `(channels,)` each, read from `state`.
+        """The running mean and unbiased variance of this layer, read from `state`.
 
         **Raises:** `TypeError` if `state` is no `eqx.nn.State`, `ValueError` if it was made with another model. That
         can only be seen where entries are missing or differ in shape.
@@ -151,7 +177,10 @@ class BatchNorm(eqx.Module):
         return running
 
     def affine(self, state: eqx.nn.State) -> Affine:
-        """This layer in inference, as one multiplication and one addition. Raises what `running` raises."""
+        """This layer in inference, with the statistics in `state`, as one multiplication and one addition.
+
+        **Raises:** what [`levitax.nn.BatchNorm.running`][] raises.
+        """
         mean, var = self.running(state)
         scale = self._scale(var)
         return Affine(scale=scale, shift=self.bias - mean * scale)

@@ -19,12 +19,22 @@ class DropPath(eqx.Module):
 
         - `rate`: probability of dropping, in [0, 1).
         - `inference`: hand everything through.
+
+        **Raises:** `TypeError` or `ValueError` for a rate outside [0, 1).
         """
         self.rate = as_rate("rate", rate)
         self.inference = inference
 
     def __call__(self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
-        """Returns `x` scaled, or zeros of its shape. Raises `ValueError` where a key is needed and `key` is `None`."""
+        """**Arguments:**
+
+        - `x`: the branch of one image, `(...)`.
+        - `key`: needed in training where `rate` is above 0.
+
+        **Returns:** `(...)`: `x` scaled, or zeros; in inference `x`.
+
+        **Raises:** `ValueError` if a key is missing.
+        """
         check_key("Drop path", self.rate, self.inference, key)
         if self.inference or self.rate == 0 or key is None:
             return x

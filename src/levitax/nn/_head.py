@@ -8,7 +8,13 @@ from ._norm_linear import NormLinear
 
 
 class DistilledLogits(NamedTuple):
-    """The logits of both heads, which training needs apart."""
+    """The logits of both heads, which training needs apart. Those of a batch have a leading axis.
+
+    **Attributes:**
+
+    - `classification`: `(classes,)`, of the head that learns from the labels.
+    - `distillation`: `(classes,)`, of the head that learns from a teacher.
+    """
 
     classification: Float[Array, " classes"]
     distillation: Float[Array, " classes"]
@@ -35,6 +41,8 @@ class DistilledHead(eqx.Module):
         - `use_norm`: as in [`levitax.nn.NormLinear`][].
         - `inference`: return the mean.
         - `key`: for the initial weights.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         classification_key, distillation_key = jax.random.split(key)
         self.classification = NormLinear(dim, num_classes, use_norm=use_norm, key=classification_key)
@@ -44,7 +52,16 @@ class DistilledHead(eqx.Module):
     def __call__(
         self, x: Float[Array, " dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[DistilledLogits | Float[Array, " classes"], eqx.nn.State]:
-        """Maps features `(dim,)` to logits `(num_classes,)`, or to a pair of them. `key` is ignored."""
+        """**Arguments:**
+
+        - `x`: the features of one image, `(dim,)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** the [`levitax.nn.DistilledLogits`][], in inference their mean `(classes,)`; and the new state.
+
+        **Raises:** `ValueError` for another number of channels, and in training for a batch of one image.
+        """
         del key
         classification, state = self.classification(x, state)
         distillation, state = self.distillation(x, state)

@@ -35,6 +35,8 @@ class MLP(eqx.Module):
         - `dropout`: rate after the activation and after the second map.
         - `use_norm`: normalise both maps, the second from a weight of 0. Without, both maps have a bias.
         - `key`: for the initial weights.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and rates outside [0, 1).
         """
         expand_key, contract_key = jax.random.split(key)
         self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
@@ -47,7 +49,16 @@ class MLP(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
-        """Maps `(tokens, dim)` to the same shape. `key` is needed where dropout is active."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`.
+        - `state`: holds the running statistics.
+        - `key`: needed in training where dropout is active.
+
+        **Returns:** `(tokens, dim)` in the dtype of `x`, and the new state.
+
+        **Raises:** `ValueError` for another number of channels, or if a key is missing.
+        """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         hidden_key, output_key = split_key(key, 2)
         x, state = self.expand(x, state)

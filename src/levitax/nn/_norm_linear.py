@@ -16,6 +16,12 @@ class LinearNorm(eqx.Module):
 
     Each of LeViT's convolutions and linear maps but the classifiers is followed by one, so that both fold into a single
     product for inference (section 4.2 of the paper, "Normalization layers and activations").
+
+    **Attributes:**
+
+    - `weight`: `(out_features, in_features)`, as in PyTorch.
+    - `bias`: `(out_features,)`, or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
     """
 
     weight: Float[Array, "out_features in_features"]
@@ -39,6 +45,8 @@ class LinearNorm(eqx.Module):
         - `use_norm`: normalise.
         - `zero_init`: start the normalisation with a weight of 0.
         - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(in_features=in_features, out_features=out_features)
         weight_key, bias_key = jax.random.split(key)
@@ -49,7 +57,16 @@ class LinearNorm(eqx.Module):
     def __call__(
         self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
-        """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
+        """**Arguments:**
+
+        - `x`: `(..., in_features)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
+
+        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         x = keep(_add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
@@ -57,7 +74,14 @@ class LinearNorm(eqx.Module):
 
 
 class ConvNorm(eqx.Module):
-    """A square convolution over a map of channels-last, then batch normalisation."""
+    """A square convolution over a map with channels last, then batch normalisation.
+
+    **Attributes:**
+
+    - `weight`: `(out_channels, in_channels, kernel, kernel)`, as in PyTorch.
+    - `bias`: `(out_channels,)`, or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    """
 
     weight: Float[Array, "out_channels in_channels kernel kernel"]
     bias: Float[Array, " out_channels"] | None
@@ -83,6 +107,8 @@ class ConvNorm(eqx.Module):
         - `stride`: in pixels.
         - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
         - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and an even `kernel_size`.
         """
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         if kernel_size % 2 == 0:
@@ -97,8 +123,17 @@ class ConvNorm(eqx.Module):
     def __call__(
         self, x: Float[Array, "height width in_channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "new_height new_width out_channels"], eqx.nn.State]:
-        """Maps `(height, width, in_channels)` to `(ceil(height / stride), ceil(width / stride), out_channels)`, in the
-        dtype of `x`. `key` is ignored."""
+        """**Arguments:**
+
+        - `x`: `(height, width, in_channels)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** `(new_height, new_width, out_channels)`, of `ceil(size / stride)` pixels a side, in the dtype of
+        `x`; and the new state.
+
+        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         x = keep(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
@@ -106,7 +141,14 @@ class ConvNorm(eqx.Module):
 
 
 class NormLinear(eqx.Module):
-    """Batch normalisation, then a linear map with bias: the classifier on the mean token."""
+    """Batch normalisation, then a linear map with bias: the classifier on the mean token.
+
+    **Attributes:**
+
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    - `weight`: `(out_features, in_features)`, as in PyTorch.
+    - `bias`: `(out_features,)`.
+    """
 
     norm: BatchNorm | None
     weight: Float[Array, "out_features in_features"]
@@ -117,8 +159,10 @@ class NormLinear(eqx.Module):
 
         - `in_features`, `out_features`: sizes of the last axis, before and after.
         - `use_norm`: normalise.
-        - `key`: draws the weight from N(0, 0.02), with a bias of 0; without normalisation, weight and bias from
-            U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the vit-pytorch network does.
+        - `key`: draws the weight with a standard deviation of 0.02, and the bias is 0; without normalisation, draws
+            both from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the vit-pytorch network does.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(in_features=in_features, out_features=out_features)
         weight_key, bias_key = jax.random.split(key)
@@ -136,7 +180,16 @@ class NormLinear(eqx.Module):
     def __call__(
         self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
-        """Maps `x`, of shape `(..., in_features)`, to `(..., out_features)` in the dtype of `x`. `key` is ignored."""
+        """**Arguments:**
+
+        - `x`: `(..., in_features)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
+
+        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         if self.norm is not None:

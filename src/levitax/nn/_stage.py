@@ -15,7 +15,11 @@ class Block(eqx.Module):
 
     Around a shrinking attention, one with a stride, there is no residual: its input and output differ in shape.
 
-    **Arguments:** `attention` and `mlp`, of matching sizes; `drop_path`, applied to each residual branch on its own.
+    **Arguments:**
+
+    - `attention`: a [`levitax.nn.Attention`][].
+    - `mlp`: a [`levitax.nn.MLP`][] of the channels that the attention gives.
+    - `drop_path`: a [`levitax.nn.DropPath`][], applied to each residual branch on its own.
     """
 
     attention: Attention
@@ -25,8 +29,16 @@ class Block(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
-        """Maps `(tokens, dim)` to the shape that the attention gives. `key` is needed where dropout or drop path is
-        active."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`, all of the grid in row-major order.
+        - `state`: holds the running statistics.
+        - `key`: needed in training where dropout or drop path is active.
+
+        **Returns:** `(new_tokens, out_dim)`, as the attention gives it, and the new state.
+
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        """
         attention_key, attention_drop_key, mlp_key, mlp_drop_key = split_key(key, 4)
         y, state = self.attention(x, state, key=attention_key)
         x = x + self.drop_path(y, key=attention_drop_key) if self.attention.stride == 1 else y
@@ -35,8 +47,8 @@ class Block(eqx.Module):
 
 
 class Stage(eqx.Module):
-    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the
-    map."""
+    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the map
+    (section 4.2 of the paper, "Multi-resolution pyramid")."""
 
     blocks: tuple[Block, ...]
     remat: bool = eqx.field(static=True)
@@ -53,8 +65,16 @@ class Stage(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
-        """Maps `(tokens, dim)` to the shape that the last block gives. `key` is needed where dropout or drop path is
-        active."""
+        """**Arguments:**
+
+        - `x`: `(tokens, dim)`, all of the grid in row-major order.
+        - `state`: holds the running statistics.
+        - `key`: needed in training where dropout or drop path is active.
+
+        **Returns:** `(new_tokens, out_dim)`, as the last block gives it, and the new state.
+
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        """
         policy = None if self.remat else keep_marked
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
             x, state = eqx.filter_checkpoint(block, policy=policy)(x, state, key=block_key)

@@ -32,6 +32,8 @@ class Stem(eqx.Module):
         - `activation`: between the convolutions.
         - `use_norm`: normalise each convolution. Without, each has a bias.
         - `key`: for the initial weights.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and without `widths`.
         """
         if not widths:
             raise ValueError("`widths` is empty; expected the output channels of at least one convolution.")
@@ -45,7 +47,17 @@ class Stem(eqx.Module):
     def __call__(
         self, image: Float[Array, "height width in_channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "grid_height grid_width dim"], eqx.nn.State]:
-        """Maps one image to a map of `ceil(size / 2**len(widths))` tokens a side. `key` is ignored."""
+        """**Arguments:**
+
+        - `image`: one image, `(height, width, in_channels)`.
+        - `state`: holds the running statistics.
+        - `key`: ignored; for interchange with other layers.
+
+        **Returns:** a map of tokens `(grid_height, grid_width, dim)`, of `ceil(size / 2**len(widths))` a side, in the
+        dtype of `image`; and the new state.
+
+        **Raises:** `ValueError` for another number of channels.
+        """
         del key
         return eqx.filter_checkpoint(self._embed, policy=keep_marked)(image, state)
 

@@ -29,14 +29,26 @@ _ABSENT = "absent"
 
 
 class Restored(NamedTuple):
-    """What [`levitax.train.Checkpoints`][] gives back."""
+    """What [`levitax.train.Checkpoints`][] gives back.
+
+    **Attributes:**
+
+    - `train_state`: as it was saved.
+    - `progress`: what was saved with it, as JSON has it.
+    """
 
     train_state: TrainState
     progress: dict[str, Any]
 
 
 class Best(NamedTuple):
-    """The step with the largest score so far."""
+    """The step with the largest score so far.
+
+    **Attributes:**
+
+    - `step`: its number.
+    - `score`: as it was given to [`levitax.train.Checkpoints.save`][].
+    """
 
     step: int
     score: float
@@ -159,7 +171,7 @@ class Checkpoints:
             self._saving = None
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
-        """The newest checkpoint that is whole, or `None` if there is none at all.
+        """Reads the newest checkpoint that is whole.
 
         Those that are damaged are set aside, with a warning that names them, and the one before is taken.
 
@@ -168,6 +180,9 @@ class Checkpoints:
         - `like`: a train state of the same structure, as the run starts with: what is restored lies on the same
             devices. It stays usable.
         - `step`: take the checkpoint of this step, such as `checkpoints.best.step`, or none.
+
+        **Returns:** train state and progress, or `None` if there is no checkpoint at all, or none of `step` that is
+        whole.
 
         **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
         if there are checkpoints, and all are damaged: they are left as they are.

@@ -14,8 +14,12 @@ from .._fuse import Predictor
 class Evaluation(NamedTuple):
     """How well a model does.
 
-    `loss` is the mean cross-entropy; `accuracy` and `top5` are the shares of images whose class is the likeliest one,
-    and among the five likeliest; `confusion[i, j]` counts the images of class `i` that were taken for `j`.
+    **Attributes:**
+
+    - `loss`: the mean cross-entropy, in nats.
+    - `accuracy`: the share of images whose class is the likeliest one, from 0 to 1.
+    - `top5`: the share of images whose class is among the five likeliest, from 0 to 1.
+    - `confusion`: `(classes, classes)`; `confusion[i, j]` counts the images of class `i` that were taken for `j`.
     """
 
     loss: float
@@ -25,13 +29,20 @@ class Evaluation(NamedTuple):
 
     @property
     def per_class(self) -> Float[np.ndarray, " classes"]:
-        """The accuracy of each class; NaN for one without images."""
+        """The accuracy of each class, `(classes,)`; NaN for one without images."""
         with np.errstate(invalid="ignore"):
             return np.diag(self.confusion) / self.confusion.sum(1)
 
 
 class EvalBatch(NamedTuple):
-    """Images as the model takes them, with class numbers, and 1 for each that counts, else 0."""
+    """Images to evaluate a model on.
+
+    **Arguments:**
+
+    - `images`: `(batch, height, width, channels)`, floating point, as the model takes them.
+    - `labels`: `(batch,)`, the class of each, from 0.
+    - `weights`: `(batch,)`, 1 for each that counts, else 0.
+    """
 
     images: Float[Array | np.ndarray, "batch height width channels"]
     labels: Int[Array | np.ndarray, " batch"]
@@ -46,8 +57,10 @@ def predict_logits(
     **Arguments:**
 
     - `predict`: from [`levitax.fuse`][], or a [`levitax.Predictor`][] around a model as it is.
-    - `images`: floating point, channels last, as the model takes them.
+    - `images`: `(images, height, width, channels)`, floating point, as the model takes them.
     - `batch_size`: images at a time.
+
+    **Returns:** `(images, classes)`.
 
     **Raises:** `ValueError` without images.
     """
@@ -66,8 +79,19 @@ def evaluate(
     *,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Evaluates a data set that fits in memory. Arguments and errors as in [`levitax.train.predict_logits`][], with a
-    class number for each image."""
+    """Evaluates a data set that fits in memory.
+
+    **Arguments:**
+
+    - `predict`: as in [`levitax.train.predict_logits`][].
+    - `images`: `(images, height, width, channels)`, floating point, as the model takes them.
+    - `labels`: `(images,)`, the class of each, from 0.
+    - `batch_size`: images at a time.
+
+    **Returns:** a [`levitax.train.Evaluation`][].
+
+    **Raises:** `ValueError` without images.
+    """
     return evaluate_batches(predict, _in_batches(images, labels, batch_size))
 
 
@@ -77,8 +101,10 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
     **Arguments:**
 
     - `predict`: as in [`levitax.train.predict_logits`][].
-    - `batches`: triples of images, class numbers and weights (1 for an image that counts, else 0), which may be spread
-        over devices and processes: the result is the same in all of them.
+    - `batches`: each a [`levitax.train.EvalBatch`][] or such a triple, which may be spread over devices and processes:
+        the result is the same in all of them.
+
+    **Returns:** a [`levitax.train.Evaluation`][].
 
     **Raises:** `ValueError` without images.
     """

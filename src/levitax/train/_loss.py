@@ -11,13 +11,19 @@ from .._checks import check_choice
 from ..nn import DistilledLogits
 
 
-# Of a batch, from the model's outputs and the targets.
 Loss: TypeAlias = Callable[[Any, Any], Float[Array, ""]]
+"""The mean of a batch, a scalar `()`, from the model's outputs and the targets."""
 
 
 class TeacherTargets(NamedTuple):
     """What a model with two heads learns from: labels for the one, and what a teacher said of the same images for the
-    other."""
+    other.
+
+    **Arguments:**
+
+    - `labels`: as in [`levitax.train.cross_entropy`][], `(batch,)` or `(batch, classes)`.
+    - `teacher_logits`: `(batch, classes)`, as a [`levitax.train.Teacher`][] gives them.
+    """
 
     labels: Int[Array | np.ndarray, " batch"] | Float[Array | np.ndarray, "batch classes"]
     teacher_logits: Float[Array | np.ndarray, "batch classes"]
@@ -37,6 +43,8 @@ def cross_entropy(
         from the labels.
     - `labels`: class numbers `(batch,)`, each below `classes`, or a distribution over the classes `(batch, classes)`.
     - `label_smoothing`: share of each target that is spread evenly over all classes; 0.1 in the paper's recipe.
+
+    **Returns:** a scalar `()`, in nats.
     """
     if isinstance(logits, DistilledLogits):
         losses = [cross_entropy(head, labels, label_smoothing=label_smoothing) for head in logits]
@@ -54,14 +62,14 @@ def distillation_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    r"""What the paper trains with: the classifier follows the labels, the distillation head a teacher (Touvron et al.
+    """What the paper trains with: the classifier follows the labels, the distillation head a teacher (Touvron et al.
     2021, arXiv 2012.12877, section 4).
 
     `(1 - alpha) * cross_entropy(classification, labels) + alpha * distilled`, where `distilled` is
 
     - "hard": the cross-entropy of the distillation head with the class that the teacher thinks likeliest;
-    - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, both divided by `temperature`
-        $T$, times $T^2$, averaged over batch *and* classes, as the official training averages it.
+    - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, of logits divided by
+        `temperature`, times `temperature²`, averaged over batch *and* classes, as the official training averages it.
 
     **Arguments:**
 
@@ -72,7 +80,10 @@ def distillation_loss(
     - `temperature`: of the soft kind.
     - `label_smoothing`: of the labels.
 
-    **Raises:** `TypeError` for the logits of one head, `ValueError` where the teacher knows another number of classes.
+    **Returns:** a scalar `()`.
+
+    **Raises:** `TypeError` for the logits of one head, `ValueError` for another `kind`, and where the teacher knows
+    another number of classes or saw another number of images.
     """
     check_choice("kind", kind, ("hard", "soft"))
     if not isinstance(logits, DistilledLogits):
@@ -96,5 +107,13 @@ def distillation_loss(
 
 
 def one_hot(labels: Int[Array | np.ndarray, " batch"], classes: int) -> Float[Array, "batch classes"]:
-    """Distributions over the classes: a 1 in the column of each label."""
+    """Distributions over the classes.
+
+    **Arguments:**
+
+    - `labels`: class numbers `(batch,)`, from 0.
+    - `classes`: how many there are.
+
+    **Returns:** `(batch, classes)` in float32, with a 1 in the column of each label.
+    """
     return jnp.equal(labels[:, None], jnp.arange(classes)[None, :]).astype(jnp.float32)

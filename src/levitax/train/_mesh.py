@@ -4,7 +4,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from .._keys import key_numbers, with_numbers
 
@@ -76,7 +76,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts a copy of each array of a PyTree on every device. In several processes, all must pass the same."""
+    """Puts a copy of each array of a PyTree on every device.
+
+    **Arguments:**
+
+    - `tree`: such as a train state. In several processes, all must pass the same.
+    - `mesh`: from [`levitax.train.make_mesh`][].
+
+    **Returns:** the same tree, its arrays on the devices.
+    """
     put = lambda leaf: with_numbers(leaf, jax.device_put(key_numbers(leaf), replicated(mesh)))
     return jax.tree.map(lambda leaf: put(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
 
@@ -89,6 +97,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     - `batch`: a PyTree of arrays with a row an example. In several processes, each passes its own part, and the parts
         in the order of the processes are the batch.
     - `mesh`: from [`levitax.train.make_mesh`][].
+
+    **Returns:** the same tree, of arrays of all rows.
 
     **Raises:** `ValueError` if the devices of this process do not divide its rows.
     """
@@ -106,8 +116,9 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, batch)
 
 
-def gather_local(array: jax.Array) -> np.ndarray:
-    """The rows that lie on the devices of this process, in order: what [`levitax.train.shard_batch`][] was given."""
+def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_rows ..."]:
+    """Of the `(rows, ...)` of `array`, the `(local_rows, ...)` that lie on the devices of this process, in order: what
+    [`levitax.train.shard_batch`][] was given."""
     # Where several devices have the same rows, once.
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

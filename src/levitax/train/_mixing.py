@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 
 def mixup(
-    images: Float[Array, "batch height width channels"], targets: PyTree[Float[Array, "batch ..."]], lam: Array
+    images: Float[Array, "batch height width channels"],
+    targets: PyTree[Float[Array, "batch ..."]],
+    lam: Float[Array, ""],
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """Fades each image, and its targets, into the one at the same place from the batch's end (Zhang et al. 2018, arXiv
     1710.09412).
@@ -12,8 +14,10 @@ def mixup(
     **Arguments:**
 
     - `images`: `(batch, height, width, channels)`.
-    - `targets`: any arrays of a row an image, such as distributions over the classes.
-    - `lam`: of the image itself, in [0, 1].
+    - `targets`: any arrays of a row an image, `(batch, ...)`, such as distributions over the classes.
+    - `lam`: a scalar `()`, the share of the image itself, in [0, 1].
+
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
     """
     return jax.tree.map(lambda array: _blend(array, lam), (images, targets))
 
@@ -21,17 +25,19 @@ def mixup(
 def cutmix(
     images: Float[Array, "batch height width channels"],
     targets: PyTree[Float[Array, "batch ..."]],
-    lam: Array,
-    centre: Array,
+    lam: Float[Array, ""],
+    centre: Int[Array, "2"],
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """Pastes into each image a box of the one at the same place from the batch's end, and blends their targets by area
     (Yun et al. 2019, arXiv 1905.04899).
 
     **Arguments:**
 
-    - `images`, `targets`: as in [`levitax.train.mixup`][].
-    - `lam`: of the image that stays its own, before the box is cut off at the border.
-    - `centre`: row and column of the box's centre, from 0 to below height and width.
+    - `images`, `targets`: `(batch, height, width, channels)` and `(batch, ...)`, as in [`levitax.train.mixup`][].
+    - `lam`: a scalar `()`, the share of the image that stays its own, before the box is cut off at the border.
+    - `centre`: `(2,)`, row and column of the box's centre, from 0 to below height and width.
+
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
     """
     size = jnp.array(images.shape[1:3])
     box_size = (size * jnp.sqrt(1 - lam)).astype(int)
@@ -57,12 +63,14 @@ def mix(
 
     **Arguments:**
 
-    - `images`, `targets`: as in [`levitax.train.mixup`][].
+    - `images`, `targets`: `(batch, height, width, channels)` and `(batch, ...)`, as in [`levitax.train.mixup`][].
     - `mixup_alpha`, `cutmix_alpha`: the share is drawn from Beta(alpha, alpha); 0 leaves that kind out. The defaults
         are the paper's.
     - `probability`: of mixing at all.
     - `switch_probability`: probability of cutmix where both are possible.
     - `key`: draws all of it.
+
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
     """
     if probability == 0 or mixup_alpha == cutmix_alpha == 0:
         return images, targets

@@ -12,12 +12,12 @@ from ..nn import AttentionBias, BatchNorm
 
 
 Model = TypeVar("Model")
-# Picks what is trained out of a model: the same tree, with `None` for all else.
 Parameters: TypeAlias = Callable[[PyTree], PyTree]
+"""Picks what is trained out of a model: the same tree, with `None` for all else."""
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for each array that weight decay applies to: the kernels of convolutions and linear maps.
+    """True for each array of `params` that weight decay applies to: the kernels of convolutions and linear maps.
 
     Vectors (biases, and the weights of batch normalisations) and the tables of attention biases are spared, as in the
     official training.
@@ -38,6 +38,8 @@ def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.Gr
 
     - `clipping`: largest norm of a unit's gradient over that of its weights; 0.01 in the paper's recipe.
     - `eps`: the norm that weights are taken to have at least, so that zeros can begin to move.
+
+    **Returns:** an optax transformation, to stand before the optimiser; its update needs the parameters.
     """
     # As columns, one a unit, which `axis=0` then takes the norms of.
     units = lambda leaf: leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1).T
@@ -65,6 +67,8 @@ def adamw(
     - `weight_decay`: decoupled, multiplied by the learning rate; 0.025 in the official training.
     - `eps`: added to the root of the second moment; 1e-8 in the official training.
     - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` for none.
+
+    **Returns:** an optax optimiser; its update needs the parameters.
     """
     optimizer = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask)
     return optimizer if clipping is None else optax.chain(adaptive_grad_clip(clipping), optimizer)
@@ -114,12 +118,12 @@ def warmup_cosine(
 
 
 def trainable(model: PyTree) -> PyTree:
-    """The arrays of a model that an optimiser updates: those of floating point. All else is `None`."""
+    """The arrays of `model` that an optimiser updates: those of floating point. All else is `None`."""
     return eqx.filter(model, eqx.is_inexact_array)
 
 
 def freeze_norms(model: Model) -> Model:
-    """The model with every [`levitax.nn.BatchNorm`][] in inference, for training on with the running statistics as they
+    """`model` with every [`levitax.nn.BatchNorm`][] in inference, for training on with the running statistics as they
     are. Their weights and biases still learn."""
     is_norm = lambda node: isinstance(node, BatchNorm)
     freeze = lambda node: eqx.tree_at(lambda norm: norm.inference, node, True) if is_norm(node) else node
@@ -127,6 +131,6 @@ def freeze_norms(model: Model) -> Model:
 
 
 def head_only(model: PyTree) -> PyTree:
-    """As [`levitax.train.trainable`][], of the head of a [`levitax.LeViT`][] alone: for a linear probe."""
+    """As [`levitax.train.trainable`][], of the head of `model` alone, a [`levitax.LeViT`][]: for a linear probe."""
     none = eqx.filter(model, False)
     return eqx.tree_at(lambda model: model.head, none, trainable(model.head), is_leaf=lambda node: node is None)

@@ -26,13 +26,18 @@ def prepare(
 
     **Arguments:**
 
-    - `images`: pixels from 0 to 255.
-    - `targets`: arrays with a row an image, which mixing blends as it blends the images: distributions over the
-        classes, as [`levitax.train.one_hot`][] makes them of labels.
+    - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
+    - `targets`: arrays of a row an image, `(batch, ...)`, which mixing blends as it blends the images: distributions
+        over the classes, as [`levitax.train.one_hot`][] makes them of labels.
     - `recipe`: the fields from `max_shift` to `switch_probability` apply here, and `group_size`: each group is mixed
         among itself, by a draw of its own.
     - `mean`, `std`: of each channel's pixels in [0, 1].
     - `key`: draws everything.
+
+    **Returns:** images `(batch, height, width, channels)` in float32, and targets `(batch, ...)`.
+
+    **Raises:** `ValueError` where `group_size` does not divide the batch, or `mean` or `std` have not a number for each
+    channel.
     """
     affine_key, erase_key, mix_key = jax.random.split(key, 3)
     pixels = images.astype(jnp.float32)
@@ -68,8 +73,17 @@ def normalise(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Float[Array, "batch height width channels"]:
-    """Pixels from 0 to 255 as a model takes them: divided by 255, minus `mean`, over `std`, channel by channel. Raises
-    `ValueError` where these have not a number for each channel."""
+    """Pixels as a model takes them: divided by 255, minus `mean`, over `std`.
+
+    **Arguments:**
+
+    - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
+    - `mean`, `std`: of each channel's pixels in [0, 1].
+
+    **Returns:** `(batch, height, width, channels)` in float32.
+
+    **Raises:** `ValueError` where `mean` or `std` have not a number for each channel.
+    """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != images.shape[-1]:
             raise ValueError(f"`{name}` is {values}; expected a number for each of {images.shape[-1]} channels.")

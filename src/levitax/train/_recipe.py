@@ -48,7 +48,7 @@ class Recipe:
     The defaults are the paper's (section 5.1, and the official training script where the paper is silent), and
     [`levitax.train.RECIPES`][] has others by name. `dataclasses.replace(recipe, epochs=300)` makes a changed one.
 
-    **Arguments**, in the order in which an image meets them:
+    **Arguments:** in the order in which an image meets them,
 
     - `epochs`, `batch_size`: length of the training, and images a step over all devices.
     - `repeats`: how often each image comes in an epoch, each time augmented anew, so that an epoch of as many images
@@ -201,8 +201,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `to_dict`; fields that are not there are the paper's. Raises `ValueError` for one that does
-        not exist, naming the nearest."""
+        """The inverse of `to_dict`. What is not among `fields` is the paper's.
+
+        **Raises:** `ValueError` for a field that does not exist, naming the nearest; and what
+        [`levitax.train.Recipe`][] raises.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -221,7 +224,7 @@ class Recipe:
         return overrides if self.drop_path is None else overrides | {"drop_path": self.drop_path}
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate by step."""
+        """The learning rate by step, in epochs of `steps_per_epoch` steps."""
         return warmup_cosine(
             self.learning_rate * self.batch_size / 512,
             epochs=self.epochs,
@@ -234,7 +237,7 @@ class Recipe:
         )
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """The optimiser, with its schedule."""
+        """The optimiser, with its schedule, in epochs of `steps_per_epoch` steps."""
         schedule = self.schedule(steps_per_epoch)
         return adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
 
@@ -251,7 +254,7 @@ class Recipe:
         )
 
     def parameters(self, model: PyTree) -> PyTree:
-        """What of a model is trained."""
+        """What of `model` is trained; all else is `None`."""
         return head_only(model) if self.trained == "head" else trainable(model)
 
 
@@ -273,7 +276,6 @@ _FINETUNE = Recipe(
     group_size=None,
 )
 
-# By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch.
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "finetune": _FINETUNE,
@@ -315,3 +317,4 @@ RECIPES: dict[str, Recipe] = {
         crop_ratio=1.0,
     ),
 }
+"""By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch."""

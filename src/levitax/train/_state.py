@@ -12,9 +12,16 @@ from ._optimizer import Parameters, trainable
 class TrainState(eqx.Module):
     """All that training carries from step to step, as one PyTree: what a checkpoint has to hold.
 
-    `ema` is the exponential moving average of the floating-point arrays of model and state, or `None`.
     [`levitax.train.Checkpoints`][] saves and restores one. `equinox.tree_serialise_leaves` does not write keys: replace
     `key` by `jax.random.key_data(key)` before and by `jax.random.wrap_key_data` of that after.
+
+    **Attributes:**
+
+    - `model`, `state`: as they are now.
+    - `opt_state`: the optimiser's.
+    - `ema`: the exponential moving average of the floating-point arrays of model and state, or `None`.
+    - `key`: the one given.
+    - `step`: `()`, how many steps have been done.
     """
 
     model: PyTree
@@ -51,8 +58,11 @@ class TrainState(eqx.Module):
         self.step = jnp.zeros((), jnp.int32)
 
     def averaged(self) -> tuple[Any, eqx.nn.State]:
-        """Model and state with the moving averages in place of what they are averages of. Raises `ValueError` where
-        none is kept. They share memory with this train state, so the next step uses them up."""
+        """Model and state with the moving averages in place of what they are averages of. They share memory with this
+        train state, so the next step uses them up.
+
+        **Raises:** `ValueError` where no average is kept.
+        """
         if self.ema is None:
             raise ValueError("There is no average: make the train state with `ema=True`.")
         return eqx.combine(self.ema, (self.model, self.state))

@@ -19,7 +19,13 @@ from ._state import ema_part, TrainState
 
 
 class Metrics(NamedTuple):
-    """What a training step reports: the loss, and the Euclidean norm of its gradient."""
+    """What a training step reports.
+
+    **Attributes:**
+
+    - `loss`: `()`, of the batch.
+    - `grad_norm`: `()`, the Euclidean norm of the loss's gradient.
+    """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
@@ -56,7 +62,10 @@ def make_step(
     **Returns:** `step(train_state, images, targets) -> (train_state, metrics)`, for a batch of `images` (a leading axis
     on every array) and whatever `loss` takes as targets. The train state that goes in is used up: its memory becomes
     that of the one that comes out. Without `accumulate`, a call returns while the device still computes; looking at a
-    metric waits. It raises `ValueError` for a batch that cannot be split as asked.
+    metric waits.
+
+    **Raises:** `TypeError` or `ValueError` if `accumulate` is no positive integer; the step, `ValueError` for a batch
+    that cannot be split as asked.
     """
     as_integer("accumulate", accumulate)
 

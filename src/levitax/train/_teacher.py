@@ -15,7 +15,9 @@ class Teacher(Protocol):
 
     def __call__(
         self, images: Float[Array | np.ndarray, "batch height width channels"], /
-    ) -> Float[Array | np.ndarray, "batch classes"]: ...
+    ) -> Float[Array | np.ndarray, "batch classes"]:
+        """Of `images`, `(batch, height, width, channels)`, the logits `(batch, classes)`."""
+        ...
 
 
 def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 LayoutName: TypeAlias = Literal[
     "levitax", "official", "timm", "timm_conv", "transformers", "transformers_backbone", "mmpretrain", "vit_pytorch"
 ]
+"""Whose names and shapes the arrays in a file have; see [`levitax.weights.state_dict`][]."""
 
 
 class Layer(NamedTuple):

@@ -97,7 +97,8 @@ def load_into(
 
     **Returns:** the model and the state with the new weights and statistics; what else `state` holds is kept.
 
-    **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ.
+    **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ; `TypeError` if `model` is no
+    [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
     """
     check_levit(model)
     check_state(state)
@@ -119,6 +120,12 @@ def load_initial(model: LeViT, source: Source, *, revision: str | None = None, a
 
     module, state = eqx.nn.make_with_state(Module)(key=key)
     ```
+
+    **Arguments:** those of [`levitax.weights.load_into`][] but `state`.
+
+    **Returns:** the model with the new weights and statistics.
+
+    **Raises:** what [`levitax.weights.load_into`][] raises; `ValueError` if there is a state already.
     """
     check_levit(model)
     with open_weights(source, revision, model.config.image_size, allow_nonfinite=allow_nonfinite) as weights:
@@ -149,7 +156,9 @@ def adapt(
     module, make the module anew with a LeViT of the other size, and
     `load_into(module.backbone, state, state_dict(old.backbone, old_state, layout="levitax"))`.
 
-    **Raises:** `ValueError` if something else would have to change, or a key is missing.
+    **Raises:** `ValueError` if something else would have to change, if a key is missing, or if the model is fused;
+    `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; and what [`levitax.LeViT`][] raises
+    of the overrides.
     """
     check_state(state)
     check_levit(model)

@@ -20,6 +20,7 @@ from ._recognise import recognise
 
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""Where weights come from: a file, a folder, a repository on the hub, or arrays by name; see [`levitax.load`][]."""
 
 # What PyTorch keeps beside weights and statistics, and follows from the sizes.
 IGNORED = ("num_batches_tracked", "attention_bias_idxs", "pos_indices")

@@ -38,6 +38,8 @@ def save(
 
     **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
     layout or dtype, for a model that is not as its configuration makes it, and for one that the layout cannot hold.
+    `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; `ModuleNotFoundError` without
+    safetensors.
     """
     check_levit(model)
     path = Path(path).expanduser()
@@ -85,7 +87,7 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
     **Returns:** float32 arrays by name, and the integers that the other library keeps beside them.
 
     **Raises:** `ValueError` for another layout, for a model that is not as its configuration makes it, and for one that
-    the layout cannot hold.
+    the layout cannot hold; `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
     """
     check_choice("layout", layout, LAYOUTS)
     check_levit(model)
