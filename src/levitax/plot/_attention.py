@@ -1,0 +1,146 @@
+from types import ModuleType
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._checks import as_integer, as_integers
+from .._extras import extra, require
+from .._model import check_levit, LeViT
+from ..nn import AttentionBias
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# For letters: 4 to 1 beside white, and 5 to 1 beside black.
+GREY = "#808080"
+
+
+def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
+    """Draws the attention biases of a block of each stage, as the paper's appendix shows them.
+
+    A row is a stage and a panel a head: the bias by where a token lies as seen from the query, which is in the middle.
+    Red is more attention, blue less, white none; the strongest colour is a stage's largest magnitude. Only distances
+    count, so panels are symmetric. Needs `pip install "levitax[plot]"`.
+
+    **Arguments:**
+
+    - `model`: a [`levitax.LeViT`][], not fused.
+    - `block`: which of the blocks of each stage that keep the grid, from 0; -1 is the last.
+
+    **Returns:** a Matplotlib figure without a ground, to be read on light and dark: `figure.savefig("biases.png")`.
+
+    **Raises:** `TypeError` for what is no LeViT; `ValueError` for a fused one, whose tables are gone, and where a stage
+    has no such block; `ModuleNotFoundError` without Matplotlib.
+    """
+    check_levit(model)
+    tables = [_bias_table(number, stage, block) for number, stage in enumerate(model.stages, 1)]
+    figure, panels = _panels(len(tables), max(map(len, tables)))
+    for row, (table, stage_panels) in enumerate(zip(tables, panels, strict=True), 1):
+        reach = np.abs(table).max() or 1.0
+        # Stages have more heads from one to the next, and the rest of a row stays empty.
+        for head, (panel, offsets) in enumerate(zip(stage_panels, table, strict=False), 1):
+            # Mirrored, since the table has absolute offsets.
+            half = np.concatenate([offsets[:0:-1], offsets])
+            panel.imshow(np.concatenate([half[:, :0:-1], half], axis=1), cmap="RdBu_r", vmin=-reach, vmax=reach)
+            panel.set_title(f"stage {row}, head {head}", color=GREY, fontsize=8)
+    return figure
+
+
+def attention_maps(
+    image: Float[np.ndarray | Array, "height width channels"],
+    weights: Float[np.ndarray | Array, "heads queries tokens"],
+    *,
+    grid: tuple[int, int],
+    query: int | None = None,
+) -> "Figure":
+    """Draws what each head of a block attends to, over the image. Needs `pip install "levitax[plot]"`.
+
+    ```python
+    weights = model.attention_maps(image, state)[0][-1]  # the last block of the first stage
+    figure = levitax.plot.attention_maps(pixels, weights, grid=model.config.grid(0), query=90)
+    ```
+
+    **Arguments:**
+
+    - `image`: `(height, width, channels)`, as it is to be shown: one or three channels with values in [0, 1].
+    - `weights`: `(heads, queries, tokens)`, of one block, from [`levitax.LeViT.attention_maps`][].
+    - `grid`: rows and columns of the tokens, which are those of the block's stage, `model.config.grid(stage)`, and in
+        the first block of a later stage those of the stage before.
+    - `query`: the token that attends, by its number in row-major order; it is framed. By default all of them on
+        average, as their mean is what the heads of a LeViT classify.
+
+    **Returns:** a Matplotlib figure without a ground, to be read on light and dark. The brightest colour is the panel's
+    largest weight.
+
+    **Raises:** `ValueError` if the image has other channels, the grid another number of tokens, or there is no such
+    query; `ModuleNotFoundError` without Matplotlib.
+    """
+    _check_rank("image", image, ("height", "width", "channels"))
+    _check_rank("weights", weights, ("heads", "queries", "tokens"))
+    picture, (heads, queries, tokens) = np.asarray(image, np.float32), weights.shape
+    height, width, channels = picture.shape
+    if channels not in (1, 3):
+        raise ValueError(f"`image` has {channels} channels; pass what can be shown, with 1 or 3.")
+    if picture.min() < 0 or picture.max() > 1:
+        raise ValueError(
+            f"`image` has values from {picture.min():.3g} to {picture.max():.3g}; pass it as it is to be shown, with "
+            "values in [0, 1], before its normalisation."
+        )
+    rows, columns = as_integers("grid", grid, 2, "rows and columns")
+    if rows * columns != tokens:
+        raise ValueError(
+            f"`grid` is {rows}x{columns}, and `weights` has {tokens} tokens; pass `model.config.grid(stage)`, in the "
+            "first block of a later stage that of the stage before."
+        )
+    if query is not None and as_integer("query", query, minimum=0) >= queries:
+        raise ValueError(f"`query` is {query}; expected a number from 0 to {queries - 1}.")
+
+    seen = np.asarray(weights, np.float32)
+    seen = seen.mean(1) if query is None else seen[:, query]
+    figure, panels = _panels(1, heads)
+    whole = (0, width, height, 0)
+    for head, (panel, map_) in enumerate(zip(panels[0], seen.reshape(heads, rows, columns), strict=True), 1):
+        panel.imshow(picture.squeeze(-1) if channels == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=whole)
+        panel.imshow(map_, cmap="inferno", alpha=0.65, vmin=0, extent=whole)
+        panel.set_title(f"head {head}", color=GREY, fontsize=8)
+        if query is not None:
+            # A shrinking block has queries at every second row and column.
+            stride = 1 if queries == tokens else 2
+            row, column = divmod(query, -(-columns // stride))
+            corner = column * stride * width / columns, row * stride * height / rows
+            size = width / columns, height / rows
+            panel.add_patch(_matplotlib("patches").Rectangle(corner, *size, fill=False, color="white"))
+    return figure
+
+
+def _bias_table(number: int, stage: Any, block: int) -> np.ndarray:
+    """That of a block which keeps the grid, of stage `number`, as it is added to the scores."""
+    biases = [layer.attention.bias for layer in stage.blocks if layer.attention.stride == 1]
+    as_integer("block", block, minimum=-len(biases))
+    if block >= len(biases):
+        raise ValueError(f"`block` is {block}; stage {number} has {len(biases)} blocks that keep the grid, from 0.")
+    bias = biases[block]
+    if not isinstance(bias, AttentionBias):
+        raise ValueError("`model` is fused, which leaves no table of biases; pass the model that was fused.")
+    return bias.scale * np.asarray(bias.table)
+
+
+def _check_rank(name: str, array: Any, axes: tuple[str, ...]) -> None:
+    if array.ndim != len(axes):
+        raise ValueError(f"`{name}` has shape {array.shape}; expected the axes {', '.join(axes)}, of one image.")
+
+
+def _panels(rows: int, columns: int) -> tuple["Figure", np.ndarray]:
+    # Not of `pyplot`, which keeps figures and may want a screen.
+    figure = _matplotlib("figure").Figure(figsize=(1.4 * columns, 1.6 * rows), layout="constrained", facecolor="none")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    return figure, panels
+
+
+def _matplotlib(module: str) -> ModuleType:
+    return require(f"matplotlib.{module}", "`levitax.plot`", extra("plot"))
