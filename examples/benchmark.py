@@ -257,6 +257,7 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
     """Images a second by batch, and milliseconds an image by size, of the first model and dtype measured."""
     import matplotlib.pyplot as plt
 
+    plt.style.use(Path(__file__).with_name("any_ground.mplstyle"))
     folder.mkdir(parents=True, exist_ok=True)
     measured = [row for row in results if "seconds" in row and row["task"] == "inference"]
     if not measured:
@@ -281,7 +282,7 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
             axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := sorted({row[field] for row in measured}), labels=map(str, ticks))
         axes.legend(frameon=False)
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        figure.savefig(folder / f"{name}.png")
         plt.close(figure)
 
 

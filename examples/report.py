@@ -19,6 +19,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+plt.style.use(Path(__file__).with_name("any_ground.mplstyle"))
+
 Item = TypeVar("Item")
 
 
@@ -85,7 +87,7 @@ def plot_curves(path: Path, history: list[dict[str, float]]) -> None:
     errors.set_yticks(ticks, labels=map(str, ticks))
     errors.minorticks_off()
     errors.set(xlabel="epoch", ylabel="test error, %")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)
 
 
@@ -113,7 +115,7 @@ def plot_predictions(path: Path, classified: Iterable[tuple[Batch, np.ndarray]],
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(f"{(~wrong).mean():.1%} of {len(wrong):,} test pictures; the errors first", fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)
 
 
@@ -134,5 +136,5 @@ def plot_confusion(path: Path, result: Evaluation, classes: Sequence[str]) -> No
             axis.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
     axis.set(xlabel="taken for", ylabel="class", title=f"top-1 {result.accuracy:.1%}")
     figure.colorbar(image, shrink=0.8, label="share of the class")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)

@@ -95,7 +95,7 @@ def main() -> None:
 
     images, masks = place(test, jax.random.key(2))
     # `fuse` folds the LeViT inside, too.
-    found = eqx.filter_jit(jax.vmap(levitax.fuse(model, state)))(images) > 0
+    found = jax.jit(jax.vmap(levitax.fuse(model, state)))(images) > 0
     both, either = (found & masks).sum((1, 2)), (found | masks).sum((1, 2))
     print(f"intersection over union on {len(test)} unseen digits: {jnp.mean(both / either):.2f}")
 

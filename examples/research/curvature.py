@@ -15,16 +15,16 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import levitax
+from digits_levit import load_or_train
 from levitax import data
-from per_example_gradients import load
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one as it is made")
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    model, state = load(arguments.weights)
+    model, state = load_or_train(arguments.weights)
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images[::32]), jnp.asarray(digits.train_labels[::32])
 
@@ -42,6 +42,7 @@ def main() -> None:
 
     vector = jax.random.normal(jax.random.key(1), weights.shape)
     vector /= jnp.linalg.norm(vector)
+    eigenvalue = jnp.nan
     for step in range(arguments.steps):
         product = times_hessian(vector)
         eigenvalue = vector @ product

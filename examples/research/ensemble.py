@@ -1,6 +1,6 @@
 """An ensemble as one PyTree: several LeViTs made, trained and asked by one `jax.vmap` over models.
 
-    python examples/research/ensemble.py --members 4 --steps 150
+    python examples/research/ensemble.py --members 4
 
 Members differ in their initial weights and in the order in which they see the digits. Their mean is compared with each.
 """
@@ -13,11 +13,8 @@ import jax.numpy as jnp
 import optax
 
 import levitax
+from digits_levit import make
 from levitax import data
-
-
-SIZES = {"image_size": 28, "in_channels": 1, "num_classes": 10, "patch_size": 4, "stages": 2, "dim": (64, 96)}
-SIZES |= {"depth": 1, "heads": (2, 3), "key_dim": 16, "distillation": False}
 
 
 def main() -> None:
@@ -29,10 +26,9 @@ def main() -> None:
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     optimizer = optax.adamw(2e-3)
 
-    make = eqx.nn.make_with_state(lambda key: levitax.LeViT(**SIZES, key=key))
     keys = jax.random.split(jax.random.key(0), arguments.members)
     # Each array of the model gets an axis in front, one entry a member.
-    models, states = eqx.filter_vmap(make)(keys)
+    models, states = eqx.filter_vmap(lambda key: make(key=key))(keys)
     optimizer_states = eqx.filter_vmap(lambda model: optimizer.init(eqx.filter(model, eqx.is_inexact_array)))(models)
 
     def loss_of(model, state, images, labels):

@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import levitax
+from digits_levit import load_or_train
 from levitax import data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one as it is made")
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
     parser.add_argument("--examples", type=int, default=128)
     arguments = parser.parse_args()
-    model, state = load(arguments.weights)
+    model, state = load_or_train(arguments.weights)
     digits = data.digits()
     images = jnp.asarray(digits.train_images[:: len(digits.train_images) // arguments.examples][: arguments.examples])
     labels = jnp.asarray(digits.train_labels[:: len(digits.train_labels) // arguments.examples][: arguments.examples])
@@ -52,15 +52,6 @@ def main() -> None:
     signal = (count * of_mean - each.mean()) / (count - 1)
     noise = (each.mean() - of_mean) / (1 - 1 / count)
     print(f"noise scale: {noise / signal:.0f} examples")
-
-
-def load(weights: str | None) -> tuple[levitax.LeViT, eqx.nn.State]:
-    if weights is not None:
-        return levitax.load(weights)
-    return eqx.nn.make_with_state(levitax.LeViT)(
-        image_size=28, in_channels=1, num_classes=10, patch_size=4, stages=2, dim=(64, 96), depth=1, heads=(2, 3),
-        key_dim=16, distillation=False, key=jax.random.key(0),
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

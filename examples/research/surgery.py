@@ -1,69 +1,80 @@
-"""Surgery on a trained LeViT: another head, frozen weights, another layer.
+"""Surgery on a trained LeViT: another head, frozen parts, organs taken out.
 
-    python examples/research/probe.py --weights runs/digits/model.safetensors
+    python examples/research/surgery.py
+    python examples/research/surgery.py --weights runs/digits/model.safetensors
 
-A model is a PyTree, so what is trained is a filter, and a part is replaced by `eqx.tree_at`. Here the weights learn to
-tell even digits from odd ones: with the head alone, with the last stage too, and with all of it.
+A model is a PyTree, so what is trained is a filter, and a part is replaced by `eqx.tree_at`. The weights of ten digits
+learn to tell even from odd: with the head alone, which is a linear probe, with the last stage too, and with all of it.
+Then each stage loses its attention biases, which are all that the model knows of positions.
 """
 
 import argparse
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 
 import levitax
+from digits_levit import load_or_train
 from levitax import data
-from per_example_gradients import load
+from levitax.train import adamw, freeze_norms, head_only, make_step, trainable, TrainState
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one as it is made")
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
-    model, state = load(arguments.weights)
+    model, state = load_or_train(arguments.weights)
     # A head for two classes; all else is as it was.
     model, state = levitax.weights.adapt(model, state, num_classes=2, distillation=False, key=jax.random.key(0))
 
-    nothing = jax.tree.map(lambda _: False, model)
-    is_weight = jax.tree.map(eqx.is_inexact_array, model)
-    trained = {
-        "head": eqx.tree_at(lambda tree: tree.head, nothing, is_weight.head),
-        "head and last stage": eqx.tree_at(
-            lambda tree: (tree.head, tree.stages[-1]), nothing, (is_weight.head, is_weight.stages[-1])
-        ),
-        "all": is_weight,
+    # What is frozen keeps its running statistics as well.
+    ways = {
+        "head": (freeze_norms(model), head_only),
+        "head and last stage": (freeze_norms(model), head_and_last_stage),
+        "all": (model, trainable),
     }
-    for name, chosen in trained.items():
-        right = train(model, state, chosen, arguments.steps)
-        count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, chosen)))
-        print(f"{name}: {count:,} numbers trained, {right:.1%} right")
+    learnt = {}
+    for name, (start, parameters) in ways.items():
+        learnt[name] = train(start, state, parameters, arguments.steps)
+        count = sum(leaf.size for leaf in jax.tree.leaves(parameters(start)))
+        print(f"{name}: {count:,} numbers trained, {right(*learnt[name]):.1%} right")
+
+    model, state = learnt["all"]
+    for stage in range(model.config.stages):
+        blind = eqx.tree_at(partial(bias_tables, stage=stage), model, replace_fn=jnp.zeros_like)
+        print(f"all, without attention biases in stage {stage + 1}: {right(blind, state):.1%} right")
 
 
-def train(model, state, chosen, steps: int) -> float:
+def head_and_last_stage(model: levitax.LeViT) -> levitax.LeViT:
+    """The arrays to train, and `None` in place of all others."""
+    parts = lambda model: (model.head, model.stages[-1])
+    nothing = eqx.filter(model, False)
+    return eqx.tree_at(parts, nothing, trainable(parts(model)), is_leaf=lambda node: node is None)
+
+
+def bias_tables(model: levitax.LeViT, *, stage: int) -> list[jax.Array]:
+    return jax.tree.leaves([block.attention.bias for block in model.stages[stage].blocks])
+
+
+def train(model, state, parameters, steps: int) -> tuple[levitax.LeViT, eqx.nn.State]:
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels % 2)
-    optimizer = optax.adam(1e-3)
-    trained, frozen = eqx.partition(model, chosen)
-    optimizer_state = optimizer.init(trained)
-
-    def loss_of(trained, state, images, labels):
-        logits, state = levitax.batched(eqx.combine(trained, frozen))(images, state)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
-
-    @eqx.filter_jit
-    def step(trained, state, optimizer_state, images, labels):
-        (_, state), gradients = eqx.filter_value_and_grad(loss_of, has_aux=True)(trained, state, images, labels)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
-        return eqx.apply_updates(trained, updates), state, optimizer_state
-
+    optimizer = adamw(1e-3)
+    train_state = TrainState(model, state, optimizer, parameters=parameters, key=jax.random.key(0))
+    step = make_step(optimizer, parameters=parameters)
     for number in range(steps):
-        picked = jax.random.choice(jax.random.key(number), len(images), (64,), replace=False)
-        trained, state, optimizer_state = step(trained, state, optimizer_state, images[picked], labels[picked])
-    predict = levitax.fuse(eqx.combine(trained, frozen), state)
-    logits = eqx.filter_jit(jax.vmap(predict))(jnp.asarray(digits.test_images))
+        chosen = jax.random.choice(jax.random.key(number), len(images), (64,), replace=False)
+        train_state, _ = step(train_state, images[chosen], labels[chosen])
+    return train_state.model, train_state.state
+
+
+def right(model: levitax.LeViT, state: eqx.nn.State) -> float:
+    digits = data.digits()
+    predict = levitax.fuse(model, state)
+    logits = jax.jit(jax.vmap(predict))(jnp.asarray(digits.test_images))
     return float(jnp.mean(logits.argmax(-1) == digits.test_labels % 2))
 
 

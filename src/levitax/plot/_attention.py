@@ -84,7 +84,7 @@ def attention_maps(
     height, width, channels = picture.shape
     if channels not in (1, 3):
         raise ValueError(f"`image` has {channels} channels; pass what can be shown, with 1 or 3.")
-    if picture.min() < 0 or picture.max() > 1:
+    if not (picture.min() >= 0 and picture.max() <= 1):
         raise ValueError(
             f"`image` has values from {picture.min():.3g} to {picture.max():.3g}; pass it as it is to be shown, with "
             "values in [0, 1], before its normalisation."
@@ -121,7 +121,10 @@ def _bias_table(number: int, stage: Any, block: int) -> np.ndarray:
     biases = [layer.attention.bias for layer in stage.blocks if layer.attention.stride == 1]
     as_integer("block", block, minimum=-len(biases))
     if block >= len(biases):
-        raise ValueError(f"`block` is {block}; stage {number} has {len(biases)} blocks that keep the grid, from 0.")
+        raise ValueError(
+            f"`block` is {block}; expected less than {len(biases)}, the number of blocks in stage {number} that keep "
+            "the grid."
+        )
     bias = biases[block]
     if not isinstance(bias, AttentionBias):
         raise ValueError("`model` is fused, which leaves no table of biases; pass the model that was fused.")

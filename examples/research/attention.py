@@ -1,0 +1,52 @@
+"""What the attention sees: the maps of every head over an image, and the biases that stand in for positions.
+
+    python examples/research/attention.py --out pictures
+    python examples/research/attention.py --weights runs/digits/model.safetensors --image 3 --out pictures
+
+Draws into the folder `biases.png`, and for each block `stage1_block1.png` and so on: where its tokens look on average,
+or with `--at ROW COLUMN` the one at that pixel.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax.numpy as jnp
+
+import levitax
+from digits_levit import load_or_train
+from levitax import data, plot
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    parser.add_argument("--image", type=int, default=0, help="number of a test digit")
+    parser.add_argument("--at", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="a pixel; by default the mean")
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="a folder")
+    arguments = parser.parse_args()
+    model, state = load_or_train(arguments.weights)
+    image = jnp.asarray(data.digits().test_images[arguments.image])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    plot.attention_biases(model).savefig(arguments.out / "biases.png", dpi=120)
+
+    shown = (image - image.min()) / jnp.ptp(image)
+    for stage, blocks in enumerate(model.attention_maps(image, state)):
+        query = None if arguments.at is None else token_at(arguments.at, model.config, stage)
+        for block, weights in enumerate(blocks):
+            # A block that shrinks the grid looks at that of the stage before.
+            grid = model.config.grid(stage - 1 if stage > 0 and block == 0 else stage)
+            figure = plot.attention_maps(shown, weights, grid=grid, query=query)
+            figure.savefig(arguments.out / f"stage{stage + 1}_block{block + 1}.png", dpi=120)
+            entropy = -(weights * jnp.log(jnp.maximum(weights, 1e-9))).sum(-1)
+            effective = ", ".join(f"{number:.1f}" for number in jnp.exp(entropy).mean(-1))
+            print(f"stage {stage + 1}, block {block + 1}: tokens that a query attends to, by head: {effective}")
+
+
+def token_at(pixel: tuple[int, int], config: levitax.LeViTConfig, stage: int) -> int:
+    (row, column), (rows, columns), (height, width) = pixel, config.grid(stage), config.image_size
+    return row * rows // height * columns + column * columns // width
+
+
+if __name__ == "__main__":
+    main()

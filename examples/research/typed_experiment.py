@@ -1,0 +1,88 @@
+"""A typed experiment: how little has to change for a LeViT to take a digit for another one.
+
+    python examples/research/typed_experiment.py
+    python examples/research/typed_experiment.py --weights runs/digits/model.safetensors
+
+The attack is the fast gradient sign method of Goodfellow et al. 2015 (arXiv 1412.6572): a step of one size for every
+pixel, in the direction that raises the loss. Shapes are written in the signatures in jaxtyping's words and checked at
+each call by beartype, within a call by name: an `image` and what comes of it have the same height and width.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import optax
+from beartype import beartype
+from jaxtyping import Array, Float, Int, jaxtyped
+
+import levitax
+from digits_levit import load_or_train
+from levitax import data
+
+
+typed = jaxtyped(typechecker=beartype)
+
+
+@typed
+def attack(
+    predict: levitax.Predictor,
+    image: Float[Array, "height width channels"],
+    label: Int[Array, ""],
+    size: float | Float[Array, ""],
+) -> Float[Array, "height width channels"]:
+    """The image one step of `size`, in units of its pixels, towards a larger loss."""
+
+    def loss(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
+        return optax.softmax_cross_entropy_with_integer_labels(predict(image), label)
+
+    return image + size * jnp.sign(jax.grad(loss)(image))
+
+
+@typed
+def accuracy(
+    predict: levitax.Predictor,
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+) -> Float[Array, ""]:
+    return jnp.mean(jax.vmap(predict)(images).argmax(-1) == labels)
+
+
+@typed
+def accuracy_under_attack(
+    predict: levitax.Predictor,
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    sizes: Float[Array, " sizes"],
+) -> Float[Array, " sizes"]:
+    def at(size):
+        attacked = jax.vmap(attack, in_axes=(None, 0, 0, None))(predict, images, labels, size)
+        return accuracy(predict, attacked, labels)
+
+    return jax.lax.map(at, sizes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    arguments = parser.parse_args()
+    predict = levitax.fuse(*load_or_train(arguments.weights))
+    digits = data.digits()
+    images, labels = jnp.asarray(digits.test_images[::4]), jnp.asarray(digits.test_labels[::4])
+
+    # Pixels are in units of their standard deviation, and black and white 3.2 of them apart.
+    sizes = jnp.asarray([0.0, 0.05, 0.1, 0.2, 0.4])
+    found = jax.jit(lambda *arrays: accuracy_under_attack(predict, *arrays))(images, labels, sizes)
+    for size, value in zip(sizes, found, strict=True):
+        print(f"pixels changed by {size:.2f}: {value:.1%} right")
+
+    try:
+        attack(predict, images, labels[0], 0.1)
+    except TypeError as error:
+        # The rest lists the arguments.
+        told = str(error).split("\n---")[0]
+        print(f"\nA batch where one image belongs:\n{told}")
+
+
+if __name__ == "__main__":
+    main()
