@@ -1,5 +1,8 @@
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import equinox as eqx
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import levitax
 
@@ -79,6 +83,38 @@ def randomise() -> Callable[..., Any]:
         return model, state
 
     return randomise
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes the folder of a name, and has a function fill it: once for all processes that tests are run in."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trained(once) -> tuple[Path, str]:
+    """The folder of a default run of `examples/train.py`, not to be written to, and what it printed."""
+    script = Path(__file__).parents[1] / "examples" / "train.py"
+
+    def train(folder: Path) -> None:
+        result = subprocess.run([sys.executable, script, "--out", folder], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (folder / "printed.txt").write_text(result.stdout)
+
+    folder = once("digits", train)
+    return folder, (folder / "printed.txt").read_text()
 
 
 @pytest.fixture

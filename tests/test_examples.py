@@ -46,13 +46,6 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in ("seconds", "waiting")} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of a default run, and what it printed."""
-    folder = tmp_path_factory.mktemp("digits")
-    return folder, run("train.py", "--out", folder)
-
-
 def test_training_reads_digits_and_fusing_changes_nothing(trained):
     folder, output = trained
     accuracies = re.findall(r"test accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", output)

@@ -44,9 +44,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
+def cache(once) -> Path:
     """What is compiled in one run is ready for the next."""
-    return tmp_path_factory.mktemp("compiled")
+    return once("compiled", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,9 @@ def finish(start):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(begin, tmp_path_factory) -> Path:
+def undisturbed(begin, once) -> Path:
     """What training leaves that nothing came between. To be copied, not written to."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    ended(begin("train.py", *RECIPE, "--out", folder))
-    return folder
+    return once("undisturbed", lambda folder: ended(begin("train.py", *RECIPE, "--out", folder)))
 
 
 def ended(process: subprocess.Popen, code: int = 0) -> str:

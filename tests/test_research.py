@@ -1,0 +1,99 @@
+"""The research guides, run as their pages say: they print the lines that stand there, and find what is told."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+pytest.importorskip("tqdm", reason="needs the extra `examples`")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "examples" / "research"
+
+
+@pytest.fixture
+def weights(trained) -> Path:
+    return trained[0] / "model.safetensors"
+
+
+def run(script: str, *arguments: object) -> str:
+    """What the script prints, whose lines are those of its page but for their numbers."""
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
+    page = (ROOT / "docs" / "pages" / "research" / f"{script}.md").read_text()
+    (told,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert set(lines(result.stdout)) == set(lines(told))
+    return result.stdout
+
+
+def lines(text: str) -> list[str]:
+    """Its lines, with one # in place of a number or of several."""
+    number = r"\d+(?:[.,]\d+)*%?"
+    return re.sub(f"{number}(?:, {number})*", "#", text).splitlines()
+
+
+def percentages(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+)%", text)]
+
+
+def test_an_ensemble_is_better_than_its_members():
+    printed = run("ensemble", "--members", 3, "--steps", 100)
+    *alone, together = percentages(printed)
+    assert len(alone) == 3 and min(alone) > 50 and together > max(alone)
+
+
+def test_per_example_gradients(weights):
+    printed = run("per_example_gradients", "--weights", weights)
+    assert "norms of 128 gradients" in printed
+    median, largest = map(float, re.findall(r"median ([\d.]+), largest ([\d.]+)", printed)[0])
+    assert 0 < median < largest
+    assert int(re.findall(r"noise scale: (\d+)", printed)[0]) > 1
+
+
+def test_power_iteration_converges(weights):
+    found = re.findall(r": ([\d.]+) \(residual ([\d.]+)\)", run("curvature", "--weights", weights))
+    eigenvalues, residuals = zip(*[map(float, pair) for pair in found], strict=True)
+    assert residuals[-1] < 0.05 * eigenvalues[-1] and residuals[-1] < residuals[0]
+
+
+def test_what_is_frozen_need_not_move_to_learn_another_task(weights):
+    printed = run("surgery", "--weights", weights, "--steps", 60)
+    assert [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) numbers", printed)] == [
+        642,
+        467350,
+        864095,
+    ]
+    head, stage, all_, *_ = percentages(printed)
+    assert min(head, stage, all_) > 85
+
+
+def test_a_backbone_in_a_module_learns_to_mark_pixels():
+    printed = run("backbone", "--steps", 120)
+    assert float(re.findall(r"unseen digits: ([\d.]+)", printed)[0]) > 0.7
+
+
+def test_small_changes_of_the_pixels_cost_the_more_the_larger_they_are(weights):
+    right = percentages(run("typed_experiment", "--weights", weights))
+    assert len(right) == 5 and right == sorted(right, reverse=True) and right[0] > 80 and right[-1] < 40
+
+
+def test_attention_is_drawn(weights, tmp_path):
+    printed = run("attention", "--weights", weights, "--image", 640, "--at", 9, 14, "--out", tmp_path)
+    assert len(printed.splitlines()) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "biases.png", "stage1_block1.png", "stage2_block1.png", "stage2_block2.png", "stage3_block1.png",
+        "stage3_block2.png",
+    ]  # fmt: skip
+    with Image.open(tmp_path / "stage3_block1.png") as picture:
+        assert picture.width > 5 * picture.height
+
+
+def test_without_weights_a_small_model_is_trained_first():
+    # The shortest of them.
+    assert percentages(run("typed_experiment"))[0] > 80
