@@ -208,6 +208,19 @@ def test_a_batch_in_inference_is_its_images_one_by_one(make, randomise, images, 
     assert eqx.tree_equal(new, state)
 
 
+def test_other_biases_count_at_once(make, randomise, images):
+    """Others gather them once for inference, and are left with those of old weights."""
+    model, state = randomise(*make())
+    image = images(16, 16, 3)
+    biases = lambda model: [block.attention.bias for stage in model.stages for block in stage.blocks]
+    tables = lambda model: [bias.table for bias in biases(model)]
+    run = eqx.filter_jit(lambda model, image: eqx.nn.inference_mode(model)(image, state)[0])
+    before = run(model, image)
+    other = eqx.tree_at(tables, model, replace_fn=jnp.negative)
+    assert jnp.abs(run(other, image) - before).max() > 1e-2 * jnp.abs(before).max()
+    assert jnp.array_equal(run(eqx.tree_at(tables, other, replace_fn=jnp.negative), image), before)
+
+
 def test_training_moves_every_running_statistic(make, randomise, images):
     model, state = randomise(*make())
     _, new = eqx.filter_jit(lambda model: levitax.batched(model)(images(4, 16, 16, 3), state))(model)
