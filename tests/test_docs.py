@@ -1,5 +1,6 @@
 """README and docs: the code runs as a user pastes it, what is quoted is in the source, every name has its place."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -44,6 +45,26 @@ def test_the_code_runs_and_prints_what_is_told(page, tmp_path):
     assert "".join(re.findall(r"```text\n(.*?)```", page.read_text(), re.DOTALL)) in result.stdout
     # Those of JAX, Equinox and levitax; nncf forks.
     assert "UserWarning" not in result.stderr, result.stderr
+
+
+@functools.cache
+def options_of(script: str) -> set[str]:
+    help = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[a-z][\w-]*", help.stdout))
+
+
+@pytest.mark.slow
+def test_commands_have_options_that_the_scripts_have():
+    pytest.importorskip("tqdm", reason="needs the extra `examples`")
+    checked = 0
+    for page in [README, *PAGES.rglob("*.md")]:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                for script, arguments in re.findall(r"(examples/[\w/]+\.py)([^#&]*)", line):
+                    unknown = set(re.findall(r" (--[a-z][\w-]*)", arguments)) - options_of(script)
+                    assert not unknown, f"{page}: {line}"
+                    checked += 1
+    assert checked > 20
 
 
 @pages

@@ -40,7 +40,7 @@ def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
     figure, panels = _panels(len(tables), max(map(len, tables)))
     for row, (table, stage_panels) in enumerate(zip(tables, panels, strict=True), 1):
         reach = np.abs(table).max() or 1.0
-        # Stages have more heads from one to the next, and the rest of a row stays empty.
+        # A stage of fewer heads than others leaves the rest of its row empty.
         for head, (panel, offsets) in enumerate(zip(stage_panels, table, strict=False), 1):
             # Mirrored, since the table has absolute offsets.
             half = np.concatenate([offsets[:0:-1], offsets])
