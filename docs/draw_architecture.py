@@ -1,6 +1,6 @@
 """Draws LeViT-256, from its configuration: `python docs/draw_architecture.py`.
 
-Boxes have grounds of their own and all else is grey, to be read on light and dark pages.
+Boxes have colours of their own and all else is grey, readable on light and dark pages.
 """
 
 from pathlib import Path

@@ -257,7 +257,7 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
     """Images a second by batch, and milliseconds an image by size, of the first model and dtype measured."""
     import matplotlib.pyplot as plt
 
-    plt.style.use(Path(__file__).with_name("any_ground.mplstyle"))
+    plt.style.use(Path(__file__).with_name("transparent.mplstyle"))
     folder.mkdir(parents=True, exist_ok=True)
     measured = [row for row in results if "seconds" in row and row["task"] == "inference"]
     if not measured:

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-plt.style.use(Path(__file__).with_name("any_ground.mplstyle"))
+plt.style.use(Path(__file__).with_name("transparent.mplstyle"))
 
 Item = TypeVar("Item")
 

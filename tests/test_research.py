@@ -13,7 +13,7 @@ pytest.importorskip("tqdm", reason="needs the extra `examples`")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "examples" / "research"
+SCRIPTS, PAGES = ROOT / "examples" / "research", ROOT / "docs" / "pages" / "research"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(script: str, *arguments: object) -> str:
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
-    page = (ROOT / "docs" / "pages" / "research" / f"{script}.md").read_text()
+    page = (PAGES / f"{script}.md").read_text()
     (told,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
     assert set(lines(result.stdout)) == set(lines(told))
     return result.stdout
@@ -50,10 +50,11 @@ def test_an_ensemble_is_better_than_its_members():
 
 def test_per_example_gradients(weights):
     printed = run("per_example_gradients", "--weights", weights)
-    assert "norms of 128 gradients" in printed
+    assert "norms of 4000 gradients" in printed
     median, largest = map(float, re.findall(r"median ([\d.]+), largest ([\d.]+)", printed)[0])
     assert 0 < median < largest
-    assert int(re.findall(r"noise scale: (\d+)", printed)[0]) > 1
+    signal, noise = map(float, re.findall(r"gradient: ([\d.]+), of the noise of one example: ([\d.]+)", printed)[0])
+    assert noise > signal > 0
 
 
 def test_power_iteration_converges(weights):
@@ -80,7 +81,7 @@ def test_a_backbone_in_a_module_learns_to_mark_pixels():
 
 def test_small_changes_of_the_pixels_cost_the_more_the_larger_they_are(weights):
     right = percentages(run("typed_experiment", "--weights", weights))
-    assert len(right) == 5 and right == sorted(right, reverse=True) and right[0] > 80 and right[-1] < 40
+    assert len(right) == 5 and right == sorted(right, reverse=True) and right[0] > 80 and right[-1] < right[0] - 30
 
 
 def test_attention_is_drawn(weights, tmp_path):

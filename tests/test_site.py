@@ -22,15 +22,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(once) -> Path:
     """The folder of a site that was built from a copy."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("site", ".cache"))
-    (folder / "src").symlink_to(ROOT / "src")
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "docs/mkdocs.yml"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "docs" / "site"
+
+    def build(folder: Path) -> None:
+        shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("site", ".cache"))
+        (folder / "src").symlink_to(ROOT / "src")
+        command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "docs/mkdocs.yml"]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return once("site", build) / "docs" / "site"
 
 
 class Page(HTMLParser):
@@ -65,7 +67,8 @@ def test_every_link_inside_the_site_leads_somewhere(site):
             followed += 1
             if not file.exists() or (file in parsed and unquote(place) not in parsed[file].places):
                 broken.append(f"{path.relative_to(site)}: {link}")
-    assert followed > 1000 and not broken
+    assert followed > 1000
+    assert not broken
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +98,5 @@ def test_a_browser_opens_every_page_without_an_error(site, address, tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0 and "</article>" in result.stdout, result.stderr
         told[name] = [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
-    assert len(told) > 25 and not any(told.values()), told
+    assert len(told) > 25
+    assert not any(told.values()), told

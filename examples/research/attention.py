@@ -10,6 +10,7 @@ or with `--at ROW COLUMN` the one at that pixel.
 import argparse
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 import levitax
@@ -25,6 +26,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="a folder")
     arguments = parser.parse_args()
     model, state = load_or_train(arguments.weights)
+    height, width = model.config.image_size
+    row, column = arguments.at or (0, 0)
+    if not (0 <= row < height and 0 <= column < width):
+        parser.error(f"--at is {row} {column}; expected a pixel of an image of {height}x{width}")
     image = jnp.asarray(data.digits().test_images[arguments.image])
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -38,7 +43,7 @@ def main() -> None:
             grid = model.config.grid(stage - 1 if stage > 0 and block == 0 else stage)
             figure = plot.attention_maps(shown, weights, grid=grid, query=query)
             figure.savefig(arguments.out / f"stage{stage + 1}_block{block + 1}.png", dpi=120)
-            entropy = -(weights * jnp.log(jnp.maximum(weights, 1e-9))).sum(-1)
+            entropy = jax.scipy.special.entr(weights).sum(-1)
             effective = ", ".join(f"{number:.1f}" for number in jnp.exp(entropy).mean(-1))
             print(f"stage {stage + 1}, block {block + 1}: tokens that a query attends to, by head: {effective}")
 

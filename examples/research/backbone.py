@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 import levitax
 from levitax import data
@@ -52,10 +52,12 @@ class Segmenter(eqx.Module):
         return pixels.reshape(rows, columns, 4, 4).transpose(0, 2, 1, 3).reshape(4 * rows, 4 * columns), state
 
 
-def place(digits: Float[Array, "batch 28 28 1"], key: PRNGKeyArray) -> tuple[Array, Array]:
+def place(
+    digits: Float[Array, "batch 28 28 1"], key: PRNGKeyArray
+) -> tuple[Float[Array, "batch 56 56 1"], Bool[Array, "batch 56 56"]]:
     """Each digit somewhere on a canvas of noise, and where its ink is."""
     place_key, noise_key = jax.random.split(key)
-    corners = jax.random.randint(place_key, (len(digits), 2), 0, CANVAS - 28)
+    corners = jax.random.randint(place_key, (len(digits), 2), 0, CANVAS - 28 + 1)
     put = lambda digit, corner: jax.lax.dynamic_update_slice(
         jnp.full((CANVAS, CANVAS, 1), digits.min()), digit, (corner[0], corner[1], 0)
     )

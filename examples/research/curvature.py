@@ -1,9 +1,9 @@
-"""The largest curvature of the loss, from products of its Hessian with vectors, by forward over reverse.
+"""The sharpest direction of the loss, from products of its Hessian with vectors, by forward over reverse.
 
     python examples/research/curvature.py --steps 20
 
-A Hessian-vector product is the derivative of the gradient along a vector: `jax.jvp` of `jax.grad`, at about the cost of
-two gradients, with no Hessian in memory. Power iteration on it gives the largest eigenvalue.
+A Hessian-vector product is the derivative of the gradient along a vector, at about the cost of another gradient, with
+no Hessian in memory. Power iteration on it gives the eigenvalue of largest magnitude.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import argparse
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
 import levitax
 from digits_levit import load_or_train
 from levitax import data
+from levitax.train import cross_entropy
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     def loss(weights):
         # In training mode: the curvature that the optimiser meets, through the statistics of the batch.
         logits, _ = levitax.batched(eqx.combine(unravel(weights), rest))(images, state)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return cross_entropy(logits, labels)
 
     @jax.jit
     def times_hessian(vector):
@@ -50,7 +50,8 @@ def main() -> None:
         vector = product / jnp.linalg.norm(product)
         if step % 5 == 4:
             print(f"step {step + 1}: {eigenvalue:.3f} (residual {residual:.3f})")
-    print(f"a plain gradient descent is stable below a learning rate of {2 / abs(eigenvalue):.3g}")
+    if eigenvalue > 0:
+        print(f"along it, gradient descent is stable below a learning rate of {2 / eigenvalue:.3g}")
 
 
 if __name__ == "__main__":

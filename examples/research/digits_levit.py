@@ -22,13 +22,13 @@ def load_or_train(weights: str | None, *, steps: int = 150) -> tuple[levitax.LeV
     """The model of a file, or a small one trained on batches of 128 digits: 90 % of unseen ones right after 150."""
     if weights is not None:
         return levitax.load(weights)
-    key = jax.random.key(0)
+    init_key, step_key, data_key = jax.random.split(jax.random.key(0), 3)
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     optimizer = adamw(optax.cosine_decay_schedule(5e-3, decay_steps=steps))
-    train_state = TrainState(*make(key=key), optimizer, key=key)
+    train_state = TrainState(*make(key=init_key), optimizer, key=step_key)
     step = make_step(optimizer)
     for number in range(steps):
-        chosen = jax.random.choice(jax.random.key(number), len(images), (128,), replace=False)
+        chosen = jax.random.choice(jax.random.fold_in(data_key, number), len(images), (128,), replace=False)
         train_state, _ = step(train_state, images[chosen], labels[chosen])
     return train_state.model, train_state.state

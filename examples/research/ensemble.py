@@ -1,4 +1,4 @@
-"""An ensemble as one PyTree: several LeViTs made, trained and asked by one `jax.vmap` over models.
+"""An ensemble as one PyTree: several LeViTs created, trained and evaluated by one `vmap` over models.
 
     python examples/research/ensemble.py --members 4
 
@@ -26,7 +26,8 @@ def main() -> None:
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     optimizer = optax.adamw(2e-3)
 
-    keys = jax.random.split(jax.random.key(0), arguments.members)
+    init_key, data_key = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(init_key, arguments.members)
     # Each array of the model gets an axis in front, one entry a member.
     models, states = eqx.filter_vmap(lambda key: make(key=key))(keys)
     optimizer_states = eqx.filter_vmap(lambda model: optimizer.init(eqx.filter(model, eqx.is_inexact_array)))(models)
@@ -45,7 +46,7 @@ def main() -> None:
         return eqx.apply_updates(model, updates), state, optimizer_state, loss
 
     for number in range(arguments.steps):
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        step_keys = jax.random.split(jax.random.fold_in(data_key, number), arguments.members)
         models, states, optimizer_states, loss = step(models, states, optimizer_states, step_keys)
         if number % 50 == 0 or number == arguments.steps - 1:
             print(f"step {number}: losses {', '.join(f'{value:.2f}' for value in loss)}")

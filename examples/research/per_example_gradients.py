@@ -4,8 +4,8 @@
     python examples/research/per_example_gradients.py --weights runs/digits/model.safetensors
 
 With running statistics an example's loss depends on that example alone, so its gradient is well defined; with those of
-the batch it would not be. The norm of a mean gradient and the mean of the norms give the noise scale of McCandlish et
-al. 2018 (arXiv 1812.06162): about how large a batch may be before larger ones stop helping.
+the batch it would not be. The squared norm of the mean gradient and the mean of the squared norms give the noise scale
+of McCandlish et al. 2018 (arXiv 1812.06162): about how large a batch may be before larger ones stop helping.
 """
 
 import argparse
@@ -22,12 +22,11 @@ from levitax import data
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
-    parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=100, help="gradients that are in memory together")
     arguments = parser.parse_args()
     model, state = load_or_train(arguments.weights)
     digits = data.digits()
-    images = jnp.asarray(digits.train_images[:: len(digits.train_images) // arguments.examples][: arguments.examples])
-    labels = jnp.asarray(digits.train_labels[:: len(digits.train_labels) // arguments.examples][: arguments.examples])
+    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
 
     weights, rest = eqx.partition(eqx.nn.inference_mode(model), eqx.is_inexact_array)
 
@@ -36,22 +35,28 @@ def main() -> None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
     @jax.jit
-    def squared_norms(weights, images, labels):
+    def squared_norms_and_sum(weights, images, labels):
         gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(weights, images, labels)
-        squares = lambda gradient: sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient))
-        mean = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
-        return jax.vmap(squares)(gradients), squares(mean)
+        squared_norms = jax.vmap(lambda gradient: optax.tree.norm(gradient, squared=True))(gradients)
+        return squared_norms, jax.tree.map(lambda leaf: leaf.sum(0), gradients)
 
-    each, of_mean = squared_norms(weights, images, labels)
-    norms = jnp.sqrt(each)
-    order = norms.argsort()
-    print(f"norms of {len(images)} gradients: median {jnp.median(norms):.3f}, largest {norms.max():.3f}")
+    each, total = [], optax.tree.zeros_like(weights)
+    for start in range(0, len(images), arguments.batch):
+        chosen = slice(start, start + arguments.batch)
+        squared_norms, part = squared_norms_and_sum(weights, images[chosen], labels[chosen])
+        each.append(squared_norms)
+        total = optax.tree.add(total, part)
+    each, count = jnp.concatenate(each), len(images)
+    of_mean = optax.tree.norm(optax.tree.scale(1 / count, total), squared=True)
+
+    print(f"norms of {count} gradients: median {jnp.median(jnp.sqrt(each)):.3f}, largest {jnp.sqrt(each.max()):.3f}")
+    order = each.argsort()
     print(f"most ordinary digits: {labels[order[:5]].tolist()}, most surprising ones: {labels[order[-5:]].tolist()}")
-    # Both from batches of 1 and of all: the mean's square has the noise divided by their number in it.
-    count = len(images)
+    # A mean over `count` examples has their noise, divided by `count`, in its squared norm.
     signal = (count * of_mean - each.mean()) / (count - 1)
-    noise = (each.mean() - of_mean) / (1 - 1 / count)
-    print(f"noise scale: {noise / signal:.0f} examples")
+    noise = (each.mean() - of_mean) * count / (count - 1)
+    print(f"squared norm of the gradient: {signal:.3g}, of the noise of one example: {noise:.3g}")
+    print(f"noise scale: {noise / signal:.0f} examples" if signal > 0 else "the gradient is lost in the noise")
 
 
 if __name__ == "__main__":

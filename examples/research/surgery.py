@@ -1,11 +1,11 @@
-"""Surgery on a trained LeViT: another head, frozen parts, organs taken out.
+"""Surgery on a trained LeViT: another head, frozen parts, parts removed.
 
     python examples/research/surgery.py
     python examples/research/surgery.py --weights runs/digits/model.safetensors
 
 A model is a PyTree, so what is trained is a filter, and a part is replaced by `eqx.tree_at`. The weights of ten digits
 learn to tell even from odd: with the head alone, which is a linear probe, with the last stage too, and with all of it.
-Then each stage loses its attention biases, which are all that the model knows of positions.
+Then each stage loses its attention biases, the only explicit positions in the model.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     # A head for two classes; all else is as it was.
     model, state = levitax.weights.adapt(model, state, num_classes=2, distillation=False, key=jax.random.key(0))
 
-    # What is frozen keeps its running statistics as well.
+    # Running statistics move without gradients, so frozen parts would drift: normalise with those of the weights.
     ways = {
         "head": (freeze_norms(model), head_only),
         "head and last stage": (freeze_norms(model), head_and_last_stage),
@@ -39,8 +39,8 @@ def main() -> None:
     learnt = {}
     for name, (start, parameters) in ways.items():
         learnt[name] = train(start, state, parameters, arguments.steps)
-        count = sum(leaf.size for leaf in jax.tree.leaves(parameters(start)))
-        print(f"{name}: {count:,} numbers trained, {right(*learnt[name]):.1%} right")
+        count = levitax.count_parameters(parameters(start))
+        print(f"{name}: {count:,} parameters trained, {right(*learnt[name]):.1%} right")
 
     model, state = learnt["all"]
     for stage in range(model.config.stages):
@@ -60,13 +60,14 @@ def bias_tables(model: levitax.LeViT, *, stage: int) -> list[jax.Array]:
 
 
 def train(model, state, parameters, steps: int) -> tuple[levitax.LeViT, eqx.nn.State]:
+    step_key, data_key = jax.random.split(jax.random.key(1))
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels % 2)
     optimizer = adamw(1e-3)
-    train_state = TrainState(model, state, optimizer, parameters=parameters, key=jax.random.key(0))
+    train_state = TrainState(model, state, optimizer, parameters=parameters, key=step_key)
     step = make_step(optimizer, parameters=parameters)
     for number in range(steps):
-        chosen = jax.random.choice(jax.random.key(number), len(images), (64,), replace=False)
+        chosen = jax.random.choice(jax.random.fold_in(data_key, number), len(images), (64,), replace=False)
         train_state, _ = step(train_state, images[chosen], labels[chosen])
     return train_state.model, train_state.state
 

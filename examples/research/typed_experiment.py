@@ -9,6 +9,7 @@ each call by beartype, within a call by name: an `image` and what comes of it ha
 """
 
 import argparse
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,15 @@ def attack(
     image: Float[Array, "height width channels"],
     label: Int[Array, ""],
     size: float | Float[Array, ""],
+    bounds: tuple[float, float],
 ) -> Float[Array, "height width channels"]:
-    """The image one step of `size`, in units of its pixels, towards a larger loss."""
+    """The image one step of `size`, in units of its pixels, towards a larger loss, within `bounds`."""
 
     def loss(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
         return optax.softmax_cross_entropy_with_integer_labels(predict(image), label)
 
-    return image + size * jnp.sign(jax.grad(loss)(image))
+    # Clipped: a pixel that is blacker than black is in no picture.
+    return (image + size * jnp.sign(jax.grad(loss)(image))).clip(*bounds)
 
 
 @typed
@@ -54,12 +57,13 @@ def accuracy_under_attack(
     images: Float[Array, "batch height width channels"],
     labels: Int[Array, " batch"],
     sizes: Float[Array, " sizes"],
+    bounds: tuple[float, float],
 ) -> Float[Array, " sizes"]:
     def at(size):
-        attacked = jax.vmap(attack, in_axes=(None, 0, 0, None))(predict, images, labels, size)
-        return accuracy(predict, attacked, labels)
+        attack_each = jax.vmap(attack, in_axes=(None, 0, 0, None, None))
+        return accuracy(predict, attack_each(predict, images, labels, size, bounds), labels)
 
-    return jax.lax.map(at, sizes)
+    return jax.vmap(at)(sizes)
 
 
 def main() -> None:
@@ -72,12 +76,13 @@ def main() -> None:
 
     # Pixels are in units of their standard deviation, and black and white 3.2 of them apart.
     sizes = jnp.asarray([0.0, 0.05, 0.1, 0.2, 0.4])
-    found = jax.jit(lambda *arrays: accuracy_under_attack(predict, *arrays))(images, labels, sizes)
+    bounds = float(images.min()), float(images.max())
+    found = jax.jit(partial(accuracy_under_attack, predict, bounds=bounds))(images, labels, sizes)
     for size, value in zip(sizes, found, strict=True):
         print(f"pixels changed by {size:.2f}: {value:.1%} right")
 
     try:
-        attack(predict, images, labels[0], 0.1)
+        attack(predict, images, labels[0], 0.1, bounds)
     except TypeError as error:
         # The rest lists the arguments.
         told = str(error).split("\n---")[0]

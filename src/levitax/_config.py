@@ -140,7 +140,7 @@ class LeViTConfig:
                 )
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of tokens in stage `stage`, counted from 0.
+        """Rows and columns of tokens in a stage; `stage` counts from 0.
 
         Each convolution of the stem and each shrinking attention takes `size` to `ceil(size / 2)`.
         """

@@ -188,7 +188,7 @@ class LeViT(eqx.Module):
         return tuple(maps), state
 
     def classify(self, features: Float[Array, "rows columns dim"], state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
-        """What a call returns, from the last of the maps of `features`: for who wants both.
+        """What a call returns, from the last of the maps of `features`: for those who want both.
 
         **Arguments:**
 

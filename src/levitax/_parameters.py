@@ -7,7 +7,8 @@ from . import nn
 
 
 def count_parameters(tree: PyTree) -> int:
-    """How many numbers are learnt in `tree`, a model or any PyTree of layers: those of its floating-point arrays.
+    """The number of learnable parameters in `tree`, a model or any PyTree of layers: the sizes of its floating-point
+    arrays.
 
     Running statistics are none, and an `eqx.nn.State` counts for nothing. An attention bias that [`levitax.fuse`][] has
     written out counts as the table it came from: as many numbers a head as there are tokens. The result of

@@ -14,7 +14,7 @@ from ._model import LeViT
 class Overrides(TypedDict, total=False):
     """What may be chosen in a published variant.
 
-    **Arguments:** those of the same names of [`levitax.LeViT`][].
+    **Arguments:** each as in [`levitax.LeViT`][].
     """
 
     image_size: PerStage

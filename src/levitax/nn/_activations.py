@@ -17,28 +17,28 @@ Activation: TypeAlias = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
 def hard_swish(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x * min(max(x + 3, 0), 6) / 6` of each element of `x`, `(...)`: the paper's activation throughout (section 4.2,
+    """`x * min(max(x + 3, 0), 6) / 6` of `x`, element by element: the paper's activation throughout (section 4.2,
     "Normalization layers and activations")."""
     return _in_float32(jax.nn.hard_swish, x)
 
 
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x * sigmoid(x)` of each element of `x`, `(...)`: timm's larger variants have it."""
+    """`x * sigmoid(x)` of `x`, element by element: timm's larger variants have it."""
     return _in_float32(jax.nn.silu, x)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU of each element of `x`, `(...)`, as `torch.nn.GELU()`; JAX's default is an approximation."""
+    """The exact GELU of `x`, element by element, as `torch.nn.GELU()`; JAX's default is an approximation."""
     return _in_float32(partial(jax.nn.gelu, approximate=False), x)
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`max(x, 0)` of each element of `x`, `(...)`."""
+    """`max(x, 0)` of `x`, element by element."""
     return jax.nn.relu(x)
 
 
 def identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` itself, `(...)`: no activation."""
+    """`x` itself: no activation."""
     return x
 
 

@@ -186,7 +186,8 @@ class Attention(eqx.Module):
         **Returns:** `(queries, out_dim)`, of `ceil(rows / stride) * ceil(columns / stride)` queries in row-major order,
         in the dtype of `x`; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
+        its normalisations raise.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)

@@ -28,10 +28,10 @@ class DropPath(eqx.Module):
     def __call__(self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
         """**Arguments:**
 
-        - `x`: the branch of one image, `(...)`.
+        - `x`: the branch of one image, of any shape.
         - `key`: needed in training where `rate` is above 0.
 
-        **Returns:** `(...)`: `x` scaled, or zeros; in inference `x`.
+        **Returns:** `x` scaled, or zeros; in inference `x`.
 
         **Raises:** `ValueError` if a key is missing.
         """

@@ -57,7 +57,8 @@ class MLP(eqx.Module):
 
         **Returns:** `(tokens, dim)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, or if a key is missing.
+        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what
+        its normalisations raise.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         hidden_key, output_key = split_key(key, 2)

@@ -159,8 +159,9 @@ class NormLinear(eqx.Module):
 
         - `in_features`, `out_features`: sizes of the last axis, before and after.
         - `use_norm`: normalise.
-        - `key`: draws the weight with a standard deviation of 0.02, and the bias is 0; without normalisation, draws
-            both from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the vit-pytorch network does.
+        - `key`: draws the weight from a normal distribution of standard deviation 0.02, and the bias is 0; without
+            normalisation, draws both from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the
+            vit-pytorch network does.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """

@@ -37,7 +37,8 @@ class Block(eqx.Module):
 
         **Returns:** `(new_tokens, out_dim)`, as the attention gives it, and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
+        its normalisations raise.
         """
         attention_key, attention_drop_key, mlp_key, mlp_drop_key = split_key(key, 4)
         y, state = self.attention(x, state, key=attention_key)
@@ -73,7 +74,8 @@ class Stage(eqx.Module):
 
         **Returns:** `(new_tokens, out_dim)`, as the last block gives it, and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
+        its normalisations raise.
         """
         policy = None if self.remat else keep_marked
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):

@@ -56,7 +56,7 @@ class Stem(eqx.Module):
         **Returns:** a map of tokens `(grid_height, grid_width, dim)`, of `ceil(size / 2**len(widths))` a side, in the
         dtype of `image`; and the new state.
 
-        **Raises:** `ValueError` for another number of channels.
+        **Raises:** `ValueError` for another number of channels, and what its normalisations raise.
         """
         del key
         return eqx.filter_checkpoint(self._embed, policy=keep_marked)(image, state)

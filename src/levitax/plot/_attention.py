@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from .._checks import as_integer, as_integers
 from .._extras import extra, require
 from .._model import check_levit, LeViT
-from ..nn import AttentionBias
+from ..nn import AttentionBias, Stage
 
 
 if TYPE_CHECKING:
@@ -19,18 +19,18 @@ GREY = "#808080"
 
 
 def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
-    """Draws the attention biases of a block of each stage, as the paper's appendix shows them.
+    """Draws the attention biases of a block of each stage, the maps of the paper's appendix B.
 
-    A row is a stage and a panel a head: the bias by where a token lies as seen from the query, which is in the middle.
-    Red is more attention, blue less, white none; the strongest colour is a stage's largest magnitude. Only distances
-    count, so panels are symmetric. Needs `pip install "levitax[plot]"`.
+    A row is a stage and a panel a head: the bias by where a token lies as seen from the query. Offsets are absolute, so
+    the maps are mirrored, and the query is in the middle. Red is more attention, blue less, white none; the strongest
+    colour is a stage's largest magnitude. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 
     - `model`: a [`levitax.LeViT`][], not fused.
     - `block`: which of the blocks of each stage that keep the grid, from 0; -1 is the last.
 
-    **Returns:** a Matplotlib figure without a ground, to be read on light and dark: `figure.savefig("biases.png")`.
+    **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
 
     **Raises:** `TypeError` for what is no LeViT; `ValueError` for a fused one, whose tables are gone, and where a stage
     has no such block; `ModuleNotFoundError` without Matplotlib.
@@ -59,8 +59,10 @@ def attention_maps(
     """Draws what each head of a block attends to, over the image. Needs `pip install "levitax[plot]"`.
 
     ```python
+    from levitax import plot
+
     weights = model.attention_maps(image, state)[0][-1]  # the last block of the first stage
-    figure = levitax.plot.attention_maps(pixels, weights, grid=model.config.grid(0), query=90)
+    figure = plot.attention_maps(pixels, weights, grid=model.config.grid(0), query=90)
     ```
 
     **Arguments:**
@@ -72,8 +74,8 @@ def attention_maps(
     - `query`: the token that attends, by its number in row-major order; it is framed. By default all of them on
         average, as their mean is what the heads of a LeViT classify.
 
-    **Returns:** a Matplotlib figure without a ground, to be read on light and dark. The brightest colour is the panel's
-    largest weight.
+    **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages. The brightest
+    colour is the panel's largest weight.
 
     **Raises:** `ValueError` if the image has other channels, the grid another number of tokens, or there is no such
     query; `ModuleNotFoundError` without Matplotlib.
@@ -116,7 +118,7 @@ def attention_maps(
     return figure
 
 
-def _bias_table(number: int, stage: Any, block: int) -> np.ndarray:
+def _bias_table(number: int, stage: Stage, block: int) -> np.ndarray:
     """That of a block which keeps the grid, of stage `number`, as it is added to the scores."""
     biases = [layer.attention.bias for layer in stage.blocks if layer.attention.stride == 1]
     as_integer("block", block, minimum=-len(biases))

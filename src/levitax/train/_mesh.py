@@ -117,8 +117,14 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_rows ..."]:
-    """Of the `(rows, ...)` of `array`, the `(local_rows, ...)` that lie on the devices of this process, in order: what
-    [`levitax.train.shard_batch`][] was given."""
+    """The rows that lie on the devices of this process, in order: what [`levitax.train.shard_batch`][] was given.
+
+    **Arguments:**
+
+    - `array`: `(rows, ...)`, spread over devices.
+
+    **Returns:** `(local_rows, ...)`.
+    """
     # Where several devices have the same rows, once.
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

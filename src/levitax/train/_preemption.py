@@ -27,7 +27,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self, step: int) -> bool:
-        """Whether to leave after step `step`, a number that all processes must pass."""
+        """Whether to leave after this `step`, a number that all processes must pass."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signalled
