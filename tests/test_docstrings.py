@@ -10,10 +10,11 @@ The form, where each part that is there comes in this order:
 - `**Raises:**`, which names exceptions.
 
 The shape of an array is that of its annotation, as code: `(height, width, channels)`, `(classes,)`, `()` for a scalar,
-and `(..., channels)` where the annotation says `*tokens channels`; none where it says `...` alone. It stands in the list or behind `**Returns:**`, or
-where there is no list, anywhere. What is stated there are those shapes, each once and in the order of the annotations,
-and no other. Every array is annotated with a shape; random keys do not count as arrays. A class with an `__init__` of
-its own lists those of its fields that are arrays, and others as it likes, under `**Attributes:**`.
+and `(..., channels)` where the annotation says `*tokens channels`; none where it says `...` alone. It stands in the
+list or behind `**Returns:**`, or where there is no list, anywhere. What is stated there are those shapes, each once and
+in the order of the annotations, and no other. Every array is annotated with a shape; random keys do not count as
+arrays. A class with an `__init__` of its own lists those of its fields that are arrays, and others as it likes, under
+`**Attributes:**`.
 
 Aliases and constants have theirs below them.
 """
@@ -238,7 +239,7 @@ def test_they_are_counted():
     entries = documented().values()
     assert len(entries) >= 180
     assert sum(len(entry.arguments) for entry in entries) >= 540
-    assert sum(len(arrays_of(entry)) for entry in entries) >= 140
+    assert sum(len(arrays_of(entry)) for entry in entries) >= 130
     # As they stand in the docstrings, where what is the same is stated once.
     assert sum(len(set(stated(entry.text)) & set(arrays_of(entry))) for entry in entries) >= 110
     assert sum("Raises" in entry.parts() for entry in entries) >= 70
