@@ -10,6 +10,7 @@ the files in the output folder.
 """
 
 import argparse
+from pathlib import Path
 
 import jax
 
@@ -35,6 +36,8 @@ def main() -> None:
             model, state = levitax.weights.adapt(model, state, num_classes=0)
         sizes = overrides(arguments, recipe, data)
         model, state = levitax.weights.adapt(model, state, **sizes, key=jax.random.key(arguments.seed))
+        # Apart from what `train.py` leaves of the same data.
+        arguments.out = arguments.out or Path("runs", f"{Path(arguments.data).name}-finetuned")
         run(data, model, state, recipe, arguments)
 
 

@@ -124,7 +124,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other fields of the recipe")
     parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits of `evaluate.py --logits`")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="by default a folder in `runs`, named after script and data")
+    parser.add_argument("--out", type=Path, help="a folder, by default in `runs` and named after the data")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="beside once an epoch")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several processes")
     parser.add_argument("--processes", type=int, metavar="NUMBER")
@@ -216,7 +216,7 @@ def run(
     """Trains a model, or goes on where the checkpoints in the output folder end."""
     teacher = make_teacher(arguments.teacher)
     check_teacher(teacher, recipe, data)
-    out = arguments.out or Path("runs", f"{Path(sys.argv[0]).stem}-{Path(arguments.data).name}")
+    out = arguments.out or Path("runs", Path(arguments.data).name)
     mesh, shard, is_first = make_mesh(), Shard(jax.process_index(), jax.process_count()), jax.process_index() == 0
     steps = steps_per_epoch(data.train, recipe.batch_size)
     step_key, prepare_key = jax.random.split(jax.random.fold_in(jax.random.key(arguments.seed), 1))

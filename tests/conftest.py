@@ -109,12 +109,12 @@ def trained(once) -> tuple[Path, str]:
     script = Path(__file__).parents[1] / "examples" / "train.py"
 
     def train(folder: Path) -> None:
-        result = subprocess.run([sys.executable, script, "--out", folder], capture_output=True, text=True)
+        result = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         (folder / "printed.txt").write_text(result.stdout)
 
     folder = once("digits", train)
-    return folder, (folder / "printed.txt").read_text()
+    return folder / "runs" / "digits", (folder / "printed.txt").read_text()
 
 
 @pytest.fixture
