@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import levitax
+from beside import read_pictures
 from report import plot_confusion
 from train import add_data_arguments, classify, mistakes_in_a_line, open_pictures, validation
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="runs/digits/model.safetensors", help="whatever `levitax.load` takes")
     add_data_arguments(parser)
-    parser.add_argument("--crop-ratio", type=float, help="by default 0.875, and 1 for the digits")
+    parser.add_argument("--crop-ratio", type=float, help="by default as in training, else 0.875, and 1 for the digits")
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
     parser.add_argument("--out", type=Path, default=Path("confusion.png"), help="picture of the confusion")
     parser.add_argument("--logits", type=Path, metavar="FILE.npy", help="write the logits of the training pictures")
@@ -35,7 +36,10 @@ def main() -> None:
                 f"The weights know {model.config.num_classes} classes, and the data have {len(data.classes)}."
             )
         predict = levitax.fuse(model, state) if arguments.fused else levitax.Predictor(model, state)
-        crop_ratio = arguments.crop_ratio or (1.0 if arguments.data == "digits" else 0.875)
+        told = read_pictures(arguments.weights)
+        if told is not None:
+            data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
+        crop_ratio = arguments.crop_ratio or (told.crop_ratio if told else 1.0 if arguments.data == "digits" else 0.875)
         if arguments.logits is not None:
             logits = np.zeros((len(data.train.labels), len(data.classes)), np.float16)
             classified = classify(data.train, data, crop_ratio, predict, arguments.workers)

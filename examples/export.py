@@ -13,20 +13,25 @@ apart the results are, how often the likeliest class is the same, how often it i
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 import levitax
+from beside import read_pictures
 from levitax import data, export
 
 
+# With it, openvino forks a process at each call to tell its makers, which may deadlock beside the threads of JAX.
+sys.modules["openvino_telemetry"] = cast(Any, None)
+
 try:
-    # Before JAX has threads: when it is imported, it forks, to tell its makers so (`opt_in_out --opt_out`).
     import openvino
 except ModuleNotFoundError:
     openvino = None
@@ -53,7 +58,7 @@ def main() -> None:
         parser.error("--int8 needs an --out that ends in .xml, and --data")
     try:
         run(arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
 
 
@@ -71,11 +76,15 @@ def run(arguments: argparse.Namespace) -> None:
     predict = levitax.fuse(model, state)
     config = model.config
     found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
-    normalisation = {} if found is None else {"mean": found.mean, "std": found.std}
+    known = read_pictures(arguments.weights)
+    told = known or found
+    normalisation = {} if told is None else {"mean": told.mean, "std": told.std}
+    crop_ratio = 0.875 if known is None else known.crop_ratio
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8}
     options |= normalisation if arguments.uint8 else {}
+    options |= {} if known is None else {"class_names": known.classes}
 
     def as_taken(pixels: np.ndarray) -> np.ndarray:
         """Pixels, channels last, as the file takes them."""
@@ -84,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     if arguments.int8 and found is not None:
-        images, _ = pictures(found.train, CALIBRATION, config.image_size)
+        images, _ = pictures(found.train, CALIBRATION, config.image_size, crop_ratio)
         export.to_openvino_int8(predict, arguments.out, as_taken(images), **options)
     else:
         WRITE[arguments.out.suffix](predict, arguments.out, **options)
@@ -97,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
     random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"random": (random, None)}
     if found is not None:
-        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size)
+        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size, crop_ratio)
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
     here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
     ways = [("levitax", lambda images: np.asarray(here(images)), lambda pixels: normalise(pixels, normalisation))]
@@ -141,11 +150,14 @@ def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarra
             yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
 
 
-def pictures(split: data.Split, count: int, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def pictures(
+    split: data.Split, count: int, image_size: tuple[int, int], crop_ratio: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of some pictures of a set, as the model sees them, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
     # Normalised by what leaves them pixels.
-    pixels = [data.preprocess(split.read(int(index)), image_size, mean=0.0, std=1 / 255) for index in chosen]
+    as_pixels = partial(data.preprocess, image_size=image_size, crop_ratio=crop_ratio, mean=0.0, std=1 / 255)
+    pixels = [as_pixels(split.read(int(index))) for index in chosen]
     return np.stack(pixels).round().astype(np.uint8), split.labels[chosen]
 
 

@@ -16,7 +16,7 @@ import jax
 
 import levitax
 from levitax.train import start_distributed
-from train import add_common_arguments, make_recipe, mistakes_in_a_line, open_pictures, overrides, run
+from train import add_common_arguments, fitted, make_recipe, mistakes_in_a_line, open_pictures, overrides, run
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
         recipe = make_recipe(arguments, arguments.preset or "finetune")
         model, state = levitax.load(arguments.weights)
         data = open_pictures(arguments, model.config.in_channels)
+        recipe = fitted(recipe, arguments, data)
         if arguments.new_head:
             model, state = levitax.weights.adapt(model, state, num_classes=0)
         sizes = overrides(arguments, recipe, data)

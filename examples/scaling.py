@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -67,7 +68,8 @@ def changes(published: levitax.LeViTConfig, batch: int):
 
 def prepared(name: str, batch: int, **overrides: Any) -> tuple[Callable[[], Any], float]:
     """A call of a folded model, and the operations it takes."""
-    model, state = levitax.create_model(name, key=jax.random.key(0), **overrides)
+    keywords = {**levitax.VARIANTS[name], **overrides}
+    model, state = eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (batch, *model.config.image_size, 3), jnp.float32)
     run, arrays = compiled(levitax.fuse(model, state))
     cost = run.lower(arrays, images).cost_analysis()

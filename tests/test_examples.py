@@ -115,6 +115,24 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
     assert changed and all(name.startswith("head.") for name in changed)
 
 
+def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
+    options = ("--mean", 0.1307, "--std", 0.3081, "--epochs", 2, "--set", "warmup_epochs=0", "--set", "crop_ratio=1")
+    weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
+    printed = run("finetune.py", "--data", parity, *weights, *options)
+    assert "400 pictures: batches of 32, not 256; `--batch-size` sets it" in printed
+    assert json.loads((tmp_path / "run" / "pictures.json").read_text()) == {
+        "mean": [0.1307], "std": [0.3081], "crop_ratio": 1, "classes": ["even", "odd"],
+    }  # fmt: skip
+    # Numbers and names are told by what lies beside the weights.
+    weights = ("--weights", tmp_path / "run" / "model.safetensors")
+    pictures = sorted((parity / "val" / "odd").glob("*.png"))[:20]
+    printed = run("predict.py", *pictures, *weights, "--top", 1, "--out", tmp_path / "out.png")
+    names = re.findall(r"% +(\w+)$", printed, re.MULTILINE)
+    assert len(names) == 20 and names.count("odd") > 14
+    accuracy = float(re.findall(r"top-1 ([\d.]+)%", run("evaluate.py", *weights, "--data", parity))[0])
+    assert accuracy == pytest.approx(100 * metrics(tmp_path / "run")[-1]["test_accuracy"], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -124,6 +142,7 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
         ("train.py", ["--batch-size", 5000], "`batch_size` is 5000, and there are 4000 pictures"),
         ("train.py", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
         ("train.py", ["--set", "mixup=much"], "`mixup` is 'much'"),
+        ("train.py", ["--set", "mixup=much", "--set", "cutmix=0"], "`mixup` is 'much'"),
         ("train.py", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
         ("train.py", ["--set", "distillation=hard"], "there is no teacher: pass `--teacher`"),
         ("train.py", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),

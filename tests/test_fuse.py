@@ -195,3 +195,14 @@ def test_an_ensemble_is_fused_in_one_call(make, randomise, images, error):
     exact = run(levitax.Predictor(models, states))
     assert fused.shape == (2, 3, 5) and not jnp.allclose(exact[0], exact[1])
     assert error(fused, exact) < TOLERANCE
+
+
+def test_compiling_a_predictor_by_jax_alone_tells_the_way_out(make, images):
+    predict = levitax.fuse(*make())
+    with pytest.raises(TypeError, match=r"use `eqx.filter_jit\(predict\)`, or `jax.jit\(jax.vmap\(predict\)\)`"):
+        jax.jit(predict)(images(16, 16, 3))
+    # Both of which are as told, and so is a predictor inside another module.
+    batch = images(2, 16, 16, 3)
+    logits = jax.jit(jax.vmap(predict))(batch)
+    assert jnp.allclose(eqx.filter_jit(predict)(batch[0]), logits[0], atol=1e-6)
+    assert jnp.allclose(eqx.filter_jit(eqx.filter_vmap(predict))(batch), logits, atol=1e-6)

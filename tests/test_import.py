@@ -6,10 +6,6 @@ import sys
 import pytest
 
 import levitax
-import levitax.data
-import levitax.nn
-import levitax.train
-import levitax.weights
 
 
 OPTIONAL = (
@@ -22,7 +18,11 @@ OPTIONAL = (
     "safetensors",
     "huggingface_hub",
     "transformers",
+    "onnx",
+    "openvino",
     "levitax.data",
+    "levitax.export",
+    "levitax.plot",
     "levitax.train",
 )
 
@@ -33,29 +33,17 @@ def test_importing_needs_no_optional_package():
     assert result.stdout.split() == []
 
 
+def test_parts_are_imported_when_they_are_asked_for():
+    code = "import levitax; print(levitax.train.adamw.__name__, levitax.export.to_onnx.__name__, levitax.plot.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["adamw", "to_onnx", "levitax.plot"]
+    with pytest.raises(AttributeError, match="module 'levitax' has no attribute 'trian'"):
+        _ = levitax.trian
+
+
 def test_the_version_is_that_of_the_package():
     assert levitax.__version__ == importlib.metadata.version("levitax")
 
 
 def test_types_are_shipped():
     assert importlib.resources.files("levitax").joinpath("py.typed").is_file()
-
-
-# Tables and types, which cannot have a docstring; and jaxtyping's hook leaves its own name in what it has checked.
-WITHOUT = (
-    *("VARIANTS", "RECIPES", "ACTIVATIONS", "IMAGENET_MEAN", "IMAGENET_STD"),
-    *("Activation", "Loss", "Parameters", "LayoutName", "Source"),
-    "jaxtyping",
-)
-PUBLIC = [
-    pytest.param(value, id=f"{module.__name__}.{name}")
-    for module in (levitax, levitax.nn, levitax.weights, levitax.train, levitax.data)
-    for name, value in vars(module).items()
-    if not name.startswith("_") and name not in WITHOUT
-]
-
-
-@pytest.mark.parametrize("value", PUBLIC)
-def test_every_public_name_has_a_docstring(value):
-    # Named tuples and dataclasses without one get their signature for a docstring.
-    assert value.__doc__ and not value.__doc__.startswith(f"{value.__name__}(")

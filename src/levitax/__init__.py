@@ -1,6 +1,8 @@
 """LeViT for JAX: immutable Equinox PyTrees, explicit state, shapes in the signatures."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any, TYPE_CHECKING as _TYPE_CHECKING
 
 from . import nn as nn, weights as weights
 from ._batched import batched as batched
@@ -26,4 +28,15 @@ from ._variants import (
 from .weights import load as load, save as save
 
 
+if _TYPE_CHECKING:
+    from . import data as data, export as export, plot as plot, train as train
+
+
 __version__ = _version("levitax")
+
+
+def __getattr__(name: str) -> _Any:
+    # Imported when first used, since they take further packages, or time.
+    if name in ("data", "export", "plot", "train"):
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

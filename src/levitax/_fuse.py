@@ -37,6 +37,13 @@ class Predictor(eqx.Module, Generic[Model]):
         self.model = eqx.nn.inference_mode(model)
         self.state = state
 
+    def __hash__(self) -> int:
+        # What `jax.jit` asks of a function, of which else comes "unhashable type: ArrayImpl".
+        raise TypeError(
+            "A `Predictor` holds arrays and has no hash: in place of `jax.jit(predict)` use `eqx.filter_jit(predict)`, "
+            "or `jax.jit(jax.vmap(predict))` for a batch."
+        )
+
     def __call__(self, *inputs: Any) -> Any:
         """The model's output for one example; use `jax.vmap(predict)` for a batch.
 

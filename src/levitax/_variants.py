@@ -84,13 +84,16 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
 
     **Returns:** the model, in training mode, and its state.
 
-    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name, with the nearest ones; and what
+    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name or keyword, with the nearest
+    ones; and what
     [`levitax.LeViT`][] raises.
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
     canonical = name.lower().replace("-", "_")
     check_choice("name", canonical, VARIANTS)
+    for override in overrides:
+        check_choice("keyword", override, Overrides.__annotations__)
     return eqx.nn.make_with_state(LeViT)(**{**VARIANTS[canonical], **overrides}, key=key)
 
 

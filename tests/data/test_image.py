@@ -126,7 +126,7 @@ def test_of_several_frames_the_first_is_taken(picture, written):
 def test_damaged_files(picture, written, tmp_path):
     path = written(Image.fromarray(picture), "x.png")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"x\.png` is damaged, or no picture that Pillow reads"):
         read_image(path)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(OSError, match=r"text\.jpg` is damaged, or no picture that Pillow reads"):

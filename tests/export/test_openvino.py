@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -70,3 +71,22 @@ def test_without_the_extra(missing, fused, drawn, tmp_path, monkeypatch):
     predict = fused()
     with pytest.raises(ModuleNotFoundError, match=rf'needs {missing}: run `pip install "levitax\[export\]"`'):
         export.to_openvino_int8(predict, tmp_path / "levit.xml", drawn(predict, 32))
+
+
+# In a process of its own, as the telemetry is switched off in this one.
+QUIET = """
+import sys, warnings
+warnings.simplefilter("error", RuntimeWarning)
+import jax, levitax, numpy as np
+model, state = levitax.levit_128s(image_size=64, num_classes=2, key=jax.random.key(0))
+predict = levitax.fuse(model, state)
+levitax.export.to_openvino(predict, "levit.xml")
+images = np.random.default_rng(0).normal(size=(32, 64, 64, 3)).astype(np.float32)
+levitax.export.to_openvino_int8(predict, "eight.xml", images)
+assert "openvino_telemetry" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_no_process_is_forked_beside_the_threads_of_jax(tmp_path):
+    subprocess.run([sys.executable, "-c", QUIET], cwd=tmp_path, check=True, capture_output=True)

@@ -51,3 +51,9 @@ def test_platforms_that_there_are_not(fused, unchecked, tmp_path):
     with pytest.raises(TypeError, match=r'`platforms` is "cuda"; expected a sequence of names: `\("cuda",\)`'):
         export.to_stablehlo(fused(), tmp_path / "levit.stablehlo", platforms="cuda")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_flatbuffers(fused, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs flatbuffers: run `pip install "levitax\[export\]"`'):
+        export.to_stablehlo(fused(), tmp_path / "levit.stablehlo")

@@ -53,11 +53,10 @@ def read_image(
                 white = pillow.new("RGBA", image.size, "white")
                 image = pillow.alpha_composite(white, image)
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    # All that Pillow has been seen to raise for damaged files, but for an `OSError` that says it already.
-    except (
-        *(pillow.UnidentifiedImageError, pillow.DecompressionBombError),
-        *(SyntaxError, ValueError, TypeError, EOFError),
-    ) as error:
+    # All that Pillow has been seen to raise for damaged files.
+    except (OSError, pillow.DecompressionBombError, SyntaxError, ValueError, TypeError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # Of the file system, which names the file.
         raise OSError(f"`{path}` is damaged, or no picture that Pillow reads: {error}.") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -1,7 +1,9 @@
 import io
 import os
+import sys
 from pathlib import Path
-from typing import Any, Unpack
+from types import ModuleType
+from typing import Any, cast, Unpack
 
 from .._extras import extra, require
 from .._files import replacing
@@ -30,10 +32,23 @@ def to_openvino(
     another ending; `ModuleNotFoundError` without `openvino`.
     """
     path = check_xml(path)
-    openvino = require("openvino", "`levitax.export.to_openvino`", extra("export"))
+    openvino = require_quiet("openvino", "`levitax.export.to_openvino`")
     model = openvino_model(openvino, endpoint(predict, options), batch)
     save(openvino, model, path)
     return path
+
+
+def require_quiet(module: str, user: str) -> ModuleType:
+    """Imports one of OpenVINO's packages without its telemetry, which forks a process at every call: beside the threads
+    of JAX that may deadlock."""
+    telemetry = "openvino_telemetry"
+    if telemetry in sys.modules:
+        return require(module, user, extra("export"))
+    sys.modules[telemetry] = cast(Any, None)
+    try:
+        return require(module, user, extra("export"))
+    finally:
+        del sys.modules[telemetry]
 
 
 def check_xml(path: str | os.PathLike[str]) -> Path:

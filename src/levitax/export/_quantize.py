@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._checks import as_integer
-from .._extras import extra, require
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
-from ._openvino import check_xml, openvino_model, save
+from ._openvino import check_xml, openvino_model, require_quiet, save
 
 
 # Below this, the ranges of activations depend more on which images were drawn than on the model.
@@ -45,8 +44,8 @@ def to_openvino_int8(
     than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
     """
     path = check_xml(path)
-    openvino = require("openvino", "`levitax.export.to_openvino_int8`", extra("export"))
-    nncf = require("nncf", "`levitax.export.to_openvino_int8`", extra("export"))
+    openvino = require_quiet("openvino", "`levitax.export.to_openvino_int8`")
+    nncf = require_quiet("nncf", "`levitax.export.to_openvino_int8`")
     served = endpoint(predict, options)
     images = np.asarray(images)
     if images.shape[1:] != served.shape or images.dtype != served.dtype:

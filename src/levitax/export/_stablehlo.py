@@ -7,6 +7,7 @@ import jax
 from jax import export as jax_export
 
 from .._checks import check_choice
+from .._extras import extra, require
 from .._files import replacing
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
@@ -36,8 +37,10 @@ def to_stablehlo(
     **Returns:** the path.
 
     **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
-    and another platform; `OSError` if the file cannot be written, and what was there stays.
+    and another platform; `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError`
+    without `flatbuffers`, with which JAX writes and reads such files.
     """
+    require("flatbuffers", "`levitax.export.to_stablehlo`", extra("export"))
     path = Path(path)
     if isinstance(platforms, str):
         raise TypeError(f'`platforms` is "{platforms}"; expected a sequence of names: `("{platforms}",)`.')

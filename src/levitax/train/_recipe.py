@@ -210,8 +210,8 @@ class Recipe:
         for name in fields:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-                hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise ValueError(f"A recipe has no field {name!r}.{hint}")
+                hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {', '.join(known)}."
+                raise ValueError(f"A recipe has no field {name!r}. {hint}")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }

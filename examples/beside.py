@@ -1,0 +1,30 @@
+"""What a training run knows of its pictures, kept beside its weights for the scripts that use them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+NAME = "pictures.json"
+
+
+class Pictures(NamedTuple):
+    """How pictures are prepared in inference, and what their classes are called."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop_ratio: float
+    classes: Sequence[str]
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / f".{NAME}.tmp"
+        temporary.write_text(json.dumps(self._asdict(), indent=1))
+        temporary.replace(folder / NAME)
+
+
+def read_pictures(weights: str) -> Pictures | None:
+    """Of the run that the weights are of; `None` where they come from elsewhere."""
+    path = Path(weights).expanduser()
+    path = (path if path.is_dir() else path.parent) / NAME
+    return Pictures(**json.loads(path.read_text())) if path.exists() else None
