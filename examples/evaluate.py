@@ -50,7 +50,8 @@ def main() -> None:
             print(f"see {arguments.logits}")
             return
         result = validation(data, crop_ratio, arguments.workers, predict)
-    print(f"top-1 {result.accuracy:.2%}, top-5 {result.top5:.2%}, cross-entropy {result.loss:.4f}")
+    top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
+    print(f"top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}")
     for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):
         print(f"{accuracy:7.1%} of {count:5} {name}")
     plot_confusion(arguments.out, result, data.classes)

@@ -35,7 +35,7 @@ class Log:
             self.file = folder / "metrics.jsonl"
             told = len(self.file.read_text().splitlines()) if self.file.exists() else 0
             if told:
-                print(f"going on after {len(history)} epochs, as the newest checkpoint has them, of {told} told before")
+                print(f"going on after epoch {len(history)} of the newest checkpoint; metrics were told up to {told}")
             folder.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint that training goes on from will come again.
             temporary = folder / ".metrics.jsonl.tmp"
@@ -107,7 +107,7 @@ def plot_predictions(path: Path, classified: Iterable[tuple[Batch, np.ndarray]],
     shown = np.concatenate([np.flatnonzero(wrong), right[:: max(1, len(right) // 24)]])[:40]
     figure, axes = plt.subplots(4, 10, figsize=(9, 4.2), layout="constrained")
     for axis, index in zip(axes.flat, shown, strict=False):
-        axis.imshow(pictures[index].squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        axis.imshow(pictures[index].squeeze(), cmap="gray", vmin=0, vmax=255)
         guess, label = classes[guesses[index]], classes[labels[index]]
         axis.set_title(
             f"{guess}, not {label}" if wrong[index] else guess, color="C3" if wrong[index] else "C2", fontsize=9

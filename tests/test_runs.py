@@ -183,7 +183,7 @@ def test_a_spoilt_checkpoint_costs_no_more_than_what_came_after_the_one_before(s
     newest = max(int(path.name) for path in checkpoints.iterdir())
     spoil(checkpoints / str(newest))
     output = finish("spoilt")
-    assert "going on after 5 epochs, as the newest checkpoint has them, of 6 told before" in output
+    assert "going on after epoch 5 of the newest checkpoint; metrics were told up to 6" in output
     assert ("damaged" in output) == (spoil is spoil_truncate)
     assert_same(tmp_path / "spoilt", undisturbed)
 
@@ -198,7 +198,7 @@ def test_one_device_eight_and_two_processes_of_four_train_alike(start, finish, t
     for name, other in (("one", "pair"), ("pair", "eight")):
         shutil.copytree(tmp_path / other, tmp_path / f"{name}-after")
         shutil.rmtree(tmp_path / f"{name}-after" / "checkpoints" / "6")
-        assert "going on after 5 epochs" in layouts[name](f"{name}-after", *steps)
+        assert "going on after epoch 5 " in layouts[name](f"{name}-after", *steps)
     losses = lambda name: [line["train_loss"] for line in metrics(tmp_path / name)]
     checkpoints = lambda name: {path.name for path in (tmp_path / name / "checkpoints").iterdir()}
     for name in ("eight", "pair", "one-after", "pair-after"):

@@ -299,12 +299,12 @@ def test_folders_of_different_classes_are_named(folder):
     where = folder("train/cat/0.png", "train/dog/1.png", "train/owl/1.png", "val/cat/2.png", "val/elk/3.png")
     with pytest.raises(ValueError, match=f"Training and validation of `{where}` have different classes: ") as refusal:
         open_data(where)
-    assert "only in the one 'dog', 'owl', only in the other 'elk'. Their numbers would" in str(refusal.value)
+    assert "only in training 'dog', 'owl', only in validation 'elk'. Their numbers would" in str(refusal.value)
 
 
 def test_a_class_that_validation_lacks(folder):
     where = folder("train/cat/0.png", "train/dog/1.png", "val/cat/2.png")
-    with pytest.raises(ValueError, match="only in the one 'dog', only in the other none"):
+    with pytest.raises(ValueError, match="only in training 'dog', only in validation none"):
         open_data(where)
 
 

@@ -257,8 +257,8 @@ def _split(table, where, channels):
 def _different(where, train, validation):
     only = lambda ours, theirs: _listed([name for name in ours if name not in theirs][:8]) or "none"
     return (
-        f"Training and validation of `{where}` have different classes: only in the one {only(train, validation)}, "
-        f"only in the other {only(validation, train)}. Their numbers would not mean the same."
+        f"Training and validation of `{where}` have different classes: only in training {only(train, validation)}, "
+        f"only in validation {only(validation, train)}. Their numbers would not mean the same."
     )
 
 
