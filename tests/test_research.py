@@ -65,11 +65,9 @@ def test_power_iteration_converges(weights):
 
 def test_what_is_frozen_need_not_move_to_learn_another_task(weights):
     printed = run("surgery", "--weights", weights, "--steps", 60)
-    assert [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) numbers", printed)] == [
-        642,
-        467350,
-        864095,
-    ]
+    count = re.compile(r"([\d,]+) parameters")
+    counts = count.findall(printed)
+    assert len(set(counts)) == 3 and counts == count.findall((PAGES / "surgery.md").read_text())
     head, stage, all_, *_ = percentages(printed)
     assert min(head, stage, all_) > 85
 
