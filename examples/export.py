@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
     batch = arguments.batch or 16
     shape = (batch, *config.image_size, config.in_channels)
     random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"random": (random, None)}
+    # Not in 8 bits, whose ranges are those of real images.
+    sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if arguments.int8 else {"random": (random, None)}
     if found is not None:
         sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size, crop_ratio)
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits

@@ -153,7 +153,7 @@ def open_pictures(arguments: argparse.Namespace, channels: int) -> DataSet:
 
 @contextlib.contextmanager
 def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Tells what these scripts and levitax refuse in a line; all else comes with its traceback."""
+    """Tells what these scripts and levitax refuse in a line; all else, but for Ctrl-C, comes with its traceback."""
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -161,6 +161,8 @@ def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
         if frame.f_globals["__name__"].split(".")[0] not in ("__main__", __name__, "levitax"):
             raise
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:

@@ -127,3 +127,8 @@ def test_inputs_may_be_any_pytree_of_arrays(model_and_state, x):
     ours, _ = run(pair, {"a": x, "b": jnp.ones_like(x)}, state, group_size=3)
     expected, _ = run(model, x + 1, state, group_size=3)
     assert eqx.tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_predictor_is_sent_to_vmap(make):
+    with pytest.raises(TypeError, match=r"`Predictor`, which takes no state: for a batch use `jax.vmap\(predict\)"):
+        levitax.batched(levitax.fuse(*make()))

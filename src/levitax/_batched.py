@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from ._checks import as_integer
+from ._fuse import Predictor
 from ._keys import is_one_key
 
 
@@ -30,10 +31,11 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
     key, which is split over the batch, or an array of keys, one for each example. It returns the outputs with a leading
     axis, and one new state.
 
-    **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer; the function, `ValueError` for a
-    batch that `group_size` does not divide.
+    **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer, `TypeError` for a
+    [`levitax.Predictor`][]; the function, `ValueError` for a batch that `group_size` does not divide.
     """
-
+    if isinstance(model, Predictor):
+        raise TypeError("`model` is a `Predictor`, which takes no state: for a batch use `jax.vmap(predict)(images)`.")
     if group_size is not None:
         as_integer("group_size", group_size)
 
