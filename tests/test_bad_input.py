@@ -210,9 +210,13 @@ def test_an_unknown_variant(name, near, key):
         levitax.create_model(name, key=key)
 
 
-def test_a_variant_with_a_keyword_that_is_not_there(key):
-    with fails(TypeError, "num_class"):
-        levitax.levit_256(num_class=10, key=key)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("keyword", "near"),
+    (("img_size", "'image_size'"), ("num_class", "'num_classes'"), ("key_dim", "expected one of 'image_size', ")),
+)
+def test_a_variant_with_a_keyword_that_is_not_there(keyword, near, key):
+    with fails(ValueError, f"`keyword` is '{keyword}'", near):
+        levitax.levit_256(key=key, **{keyword: 16})  # type: ignore[reportArgumentType]
 
 
 def test_a_name_that_resembles_nothing_gets_no_suggestion(key):

@@ -112,14 +112,6 @@ def test_overrides_go_into_the_model():
     assert {name: fields[name] for name in overrides} == overrides | {"image_size": [200, 225]}
 
 
-@pytest.mark.parametrize(
-    ("keyword", "near"), (("img_size", "'image_size'"), ("num_class", "'num_classes'"), ("key_dim", "expected one of"))
-)
-def test_a_keyword_that_a_variant_does_not_have_is_refused(keyword, near, key):
-    with pytest.raises(ValueError, match=f"`keyword` is '{keyword}'.*{near}"):
-        levitax.levit_256(key=key, **{keyword: 16})  # type: ignore[reportArgumentType]
-
-
 def test_the_default_model_is_levit_256():
     assert levitax.LeViTConfig() == levitax.LeViTConfig(**levitax.VARIANTS["levit_256"])
 
