@@ -78,7 +78,7 @@ def test_up_and_down_again_returns_smooth_tables(trained):
 def test_a_resized_model_runs_and_knows_its_offsets(trained, images):
     resized, state = adapt(*trained, image_size=(20, 48))
     predict = levitax.Predictor(resized, state)
-    assert jax.vmap(predict)(images(2, 20, 48, 3)).shape == (2, 5)
+    assert jax.jit(jax.vmap(predict))(images(2, 20, 48, 3)).shape == (2, 5)
     matrix = resized.stages[0].blocks[0].attention.bias()
     assert jnp.array_equal(matrix[:, 0, 12 + 2], tables(resized)[0][:, 1, 2])
 
@@ -99,8 +99,8 @@ def test_no_classes_leave_the_backbone(trained, images):
     model, state = adapt(*trained, num_classes=0)
     assert model.head is None
     batch = images(2, 32, 32, 3)
-    maps, _ = levitax.batched(eqx.nn.inference_mode(trained[0]).features)(batch, trained[1])
-    pooled = jax.vmap(levitax.Predictor(model, state))(batch)
+    maps, _ = eqx.filter_jit(levitax.batched(eqx.nn.inference_mode(trained[0]).features))(batch, trained[1])
+    pooled = jax.jit(jax.vmap(levitax.Predictor(model, state)))(batch)
     assert jnp.allclose(pooled, maps[-1].mean((1, 2)), atol=1e-6)
 
 
@@ -118,10 +118,10 @@ def test_two_heads_are_merged_into_the_mean_of_their_logits(make, randomise, ima
     merged, merged_state = adapt(model, state, distillation=False)
     assert isinstance(merged.head, levitax.nn.NormLinear)
     batch = images(4, 16, 16, 3)
-    ours = jax.vmap(levitax.Predictor(merged, merged_state))(batch)
-    assert error(ours, jax.vmap(levitax.Predictor(model, state))(batch)) < 1e-6
+    ours = jax.jit(jax.vmap(levitax.Predictor(merged, merged_state)))(batch)
+    assert error(ours, jax.jit(jax.vmap(levitax.Predictor(model, state)))(batch)) < 1e-6
     # And it is a model like any other: it trains.
-    logits, _ = levitax.batched(merged)(batch, merged_state)
+    logits, _ = eqx.filter_jit(levitax.batched(merged))(batch, merged_state)
     assert jnp.isfinite(logits).all()
 
 
@@ -129,16 +129,16 @@ def test_one_head_becomes_two_that_say_the_same(make, randomise, images):
     model, state = randomise(*make(distillation=False))
     double, double_state = adapt(model, state, distillation=True)
     batch = images(2, 16, 16, 3)
-    ours = jax.vmap(levitax.Predictor(double, double_state))(batch)
-    assert jnp.array_equal(ours, jax.vmap(levitax.Predictor(model, state))(batch))
+    ours = jax.jit(jax.vmap(levitax.Predictor(double, double_state)))(batch)
+    assert jnp.array_equal(ours, jax.jit(jax.vmap(levitax.Predictor(model, state)))(batch))
 
 
 @pytest.mark.parametrize("channels", (1, 2, 3, 4, 6, 7))
 def test_pictures_of_equal_channels_give_what_they_gave(trained, images, error, channels):
     model, state = adapt(*trained, in_channels=channels)
     grey = images(2, 32, 32, 1)
-    ours = jax.vmap(levitax.Predictor(model, state))(grey.repeat(channels, -1))
-    assert error(ours, jax.vmap(levitax.Predictor(*trained))(grey.repeat(3, -1))) < 2e-6
+    ours = jax.jit(jax.vmap(levitax.Predictor(model, state)))(grey.repeat(channels, -1))
+    assert error(ours, jax.jit(jax.vmap(levitax.Predictor(*trained)))(grey.repeat(3, -1))) < 2e-6
 
 
 def test_colours_are_told_apart_by_their_old_filters(trained):

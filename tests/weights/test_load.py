@@ -32,9 +32,9 @@ def test_configuration_comes_with_a_file_of_ours(make, tmp_path):
 def test_a_loaded_model_computes_what_the_saved_one_did(file, trained, images):
     batch = images(3, 16, 16, 3)
     for mode in (lambda model: model, eqx.nn.inference_mode):
-        ours, new = levitax.batched(mode(trained[0]))(batch, trained[1])
+        ours, new = eqx.filter_jit(levitax.batched(mode(trained[0])))(batch, trained[1])
         model, state = load(file)
-        theirs, other = levitax.batched(mode(model))(batch, state)
+        theirs, other = eqx.filter_jit(levitax.batched(mode(model)))(batch, state)
         assert eqx.tree_equal((ours, new), (theirs, other))
 
 
@@ -121,20 +121,20 @@ def test_weights_go_into_a_levit_inside_a_users_module(trained, small, tmp_path,
     save(tmp_path / "model.safetensors", *trained, layout=layout)
     expected_model, expected_state = load(tmp_path / "model.safetensors", **HEADLESS)
     batch = images(2, 16, 16, 3)
-    expected = jax.vmap(levitax.Predictor(expected_model, expected_state))(batch)
+    expected = jax.jit(jax.vmap(levitax.Predictor(expected_model, expected_state)))(batch)
     make_module = eqx.nn.make_with_state(Classifier)
 
     # After the state was split off.
     module, state = make_module(levitax.LeViT(**small | HEADLESS, key=key), key=key)
     backbone, loaded = load_into(module.backbone, state, tmp_path / "model.safetensors")
-    assert jnp.array_equal(jax.vmap(levitax.Predictor(backbone, loaded))(batch), expected)
+    assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(backbone, loaded)))(batch), expected)
     assert loaded.get(module.calls) == 7
     assert state.get(module.calls) == 7  # The old one can still be used.
 
     # Before.
     raw = load_initial(levitax.LeViT(**small | HEADLESS, key=key), tmp_path / "model.safetensors")
     module, state = make_module(raw, key=key)
-    assert jnp.array_equal(jax.vmap(levitax.Predictor(module.backbone, state))(batch), expected)
+    assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(module.backbone, state)))(batch), expected)
     assert state.get(module.calls) == 7
 
 
@@ -161,7 +161,7 @@ def test_a_fused_model_is_saved_and_loaded(trained, tmp_path, images):
     loaded = levitax.Predictor(*load(tmp_path / "fused.safetensors"))
     assert eqx.tree_equal(loaded, predict, typematch=True)
     batch = images(2, 16, 16, 3)
-    assert jnp.array_equal(jax.vmap(loaded)(batch), jax.vmap(predict)(batch))
+    assert jnp.array_equal(jax.jit(jax.vmap(loaded))(batch), jax.jit(jax.vmap(predict))(batch))
 
 
 def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):

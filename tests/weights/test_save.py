@@ -47,8 +47,8 @@ def test_a_levit_inside_a_module_is_saved_with_the_modules_state(small, randomis
     save(tmp_path / "second.safetensors", pair.second, state)
     model, loaded = load(tmp_path / "second.safetensors")
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    expected = jax.vmap(levitax.Predictor(pair.second, state))(images)
-    assert jnp.array_equal(jax.vmap(levitax.Predictor(model, loaded))(images), expected)
+    expected = jax.jit(jax.vmap(levitax.Predictor(pair.second, state)))(images)
+    assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(model, loaded)))(images), expected)
 
 
 def test_the_file_can_be_read_by_whom_the_user_lets(make, tmp_path):
