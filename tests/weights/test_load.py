@@ -78,7 +78,8 @@ else:
     )
     run("save", large)
     other.write_bytes(large.read_bytes())
-    peak = int(run("load", large, other))
+    # The largest of three: memory that was there before is now and then given back meanwhile, and hides some.
+    peak = max(int(run("load", large, other)) for _ in range(3))
     assert 0.9 * large.stat().st_size < peak < 2 * large.stat().st_size
 
 
