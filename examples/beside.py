@@ -18,9 +18,7 @@ class Pictures(NamedTuple):
     classes: Sequence[str]
 
     def write(self, folder: Path) -> None:
-        temporary = folder / f".{NAME}.tmp"
-        temporary.write_text(json.dumps(self._asdict(), indent=1))
-        temporary.replace(folder / NAME)
+        write_whole(folder / NAME, json.dumps(self._asdict(), indent=1))
 
 
 def read_pictures(weights: str) -> Pictures | None:
@@ -28,3 +26,10 @@ def read_pictures(weights: str) -> Pictures | None:
     path = Path(weights).expanduser()
     path = (path if path.is_dir() else path.parent) / NAME
     return Pictures(**json.loads(path.read_text())) if path.exists() else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that readers see the old one of, or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

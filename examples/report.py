@@ -11,6 +11,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from beside import write_whole
 from levitax.data import Batch
 from levitax.train import Evaluation
 
@@ -38,9 +39,7 @@ class Log:
                 print(f"going on after epoch {len(history)} of the newest checkpoint; metrics were told up to {told}")
             folder.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint that training goes on from will come again.
-            temporary = folder / ".metrics.jsonl.tmp"
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
-            temporary.replace(self.file)
+            write_whole(self.file, "".join(json.dumps(line) + "\n" for line in history))
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
 
     def add(self, **metrics: float) -> None:

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 import levitax
-from digits_levit import load_or_train
+from digits_levit import add_weights_argument, load_or_train
 from levitax import data, plot
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    add_weights_argument(parser)
     parser.add_argument("--image", type=int, default=0, help="number of a test digit")
     parser.add_argument("--at", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="a pixel; by default the mean")
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="a folder")

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import levitax
-from digits_levit import load_or_train
+from digits_levit import add_weights_argument, load_or_train
 from levitax import data
 from levitax.train import cross_entropy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    add_weights_argument(parser)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     model, state = load_or_train(arguments.weights)

@@ -1,5 +1,7 @@
 """What the guides here share: a small LeViT of the digits, made, read from a file or trained for some seconds."""
 
+import argparse
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import optax
 
 import levitax
 from levitax import data
-from levitax.train import adamw, make_step, TrainState
+from levitax.train import adamw, make_step, Parameters, trainable, TrainState
 
 
 def make(*, key: jax.Array) -> tuple[levitax.LeViT, eqx.nn.State]:
@@ -16,6 +18,11 @@ def make(*, key: jax.Array) -> tuple[levitax.LeViT, eqx.nn.State]:
         image_size=28, in_channels=1, num_classes=10, patch_size=4, stages=2, dim=(64, 96), depth=1, heads=(2, 3),
         key_dim=16, distillation=False, key=key,
     )  # fmt: skip
+
+
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """What `load_or_train` takes."""
+    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
 
 
 def load_or_train(weights: str | None, *, steps: int = 150) -> tuple[levitax.LeViT, eqx.nn.State]:
@@ -27,8 +34,23 @@ def load_or_train(weights: str | None, *, steps: int = 150) -> tuple[levitax.LeV
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     optimizer = adamw(optax.cosine_decay_schedule(5e-3, decay_steps=steps))
     train_state = TrainState(*make(key=init_key), optimizer, key=step_key)
-    step = make_step(optimizer)
+    return train(train_state, optimizer, images, labels, batch_size=128, steps=steps, key=data_key)
+
+
+def train(
+    train_state: TrainState,
+    optimizer: optax.GradientTransformation,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    parameters: Parameters = trainable,
+    batch_size: int,
+    steps: int,
+    key: jax.Array,
+) -> tuple[levitax.LeViT, eqx.nn.State]:
+    """The model after so many steps, each on other digits, which `key` draws."""
+    step = make_step(optimizer, parameters=parameters)
     for number in range(steps):
-        chosen = jax.random.choice(jax.random.fold_in(data_key, number), len(images), (128,), replace=False)
+        chosen = jax.random.choice(jax.random.fold_in(key, number), len(images), (batch_size,), replace=False)
         train_state, _ = step(train_state, images[chosen], labels[chosen])
     return train_state.model, train_state.state

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from digits_levit import load_or_train
+from digits_levit import add_weights_argument, load_or_train
 from levitax import data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    add_weights_argument(parser)
     parser.add_argument("--batch", type=int, default=100, help="gradients that are in memory together")
     arguments = parser.parse_args()
     model, state = load_or_train(arguments.weights)

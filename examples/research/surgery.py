@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 import levitax
-from digits_levit import load_or_train
+from digits_levit import add_weights_argument, load_or_train, train
 from levitax import data
-from levitax.train import adamw, freeze_norms, head_only, make_step, trainable, TrainState
+from levitax.train import adamw, freeze_norms, head_only, trainable, TrainState
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    add_weights_argument(parser)
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     model, state = load_or_train(arguments.weights)
@@ -36,16 +36,24 @@ def main() -> None:
         "head and last stage": (freeze_norms(model), head_and_last_stage),
         "all": (model, trainable),
     }
+    digits = data.digits()
+    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels % 2)
+    step_key, data_key = jax.random.split(jax.random.key(1))
+    optimizer = adamw(1e-3)
     learnt = {}
     for name, (start, parameters) in ways.items():
-        learnt[name] = train(start, state, parameters, arguments.steps)
+        train_state = TrainState(start, state, optimizer, parameters=parameters, key=step_key)
+        learnt[name] = train(
+            train_state, optimizer, images, labels, parameters=parameters, batch_size=64, steps=arguments.steps,
+            key=data_key,
+        )  # fmt: skip
         count = levitax.count_parameters(parameters(start))
-        print(f"{name}: {count:,} parameters trained, {right(*learnt[name]):.1%} right")
+        print(f"{name}: {count:,} parameters trained, {right(digits, *learnt[name]):.1%} right")
 
     model, state = learnt["all"]
     for stage in range(model.config.stages):
         blind = eqx.tree_at(partial(bias_tables, stage=stage), model, replace_fn=jnp.zeros_like)
-        print(f"all, without attention biases in stage {stage + 1}: {right(blind, state):.1%} right")
+        print(f"all, without attention biases in stage {stage + 1}: {right(digits, blind, state):.1%} right")
 
 
 def head_and_last_stage(model: levitax.LeViT) -> levitax.LeViT:
@@ -59,21 +67,7 @@ def bias_tables(model: levitax.LeViT, *, stage: int) -> list[jax.Array]:
     return jax.tree.leaves([block.attention.bias for block in model.stages[stage].blocks])
 
 
-def train(model, state, parameters, steps: int) -> tuple[levitax.LeViT, eqx.nn.State]:
-    step_key, data_key = jax.random.split(jax.random.key(1))
-    digits = data.digits()
-    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels % 2)
-    optimizer = adamw(1e-3)
-    train_state = TrainState(model, state, optimizer, parameters=parameters, key=step_key)
-    step = make_step(optimizer, parameters=parameters)
-    for number in range(steps):
-        chosen = jax.random.choice(jax.random.fold_in(data_key, number), len(images), (64,), replace=False)
-        train_state, _ = step(train_state, images[chosen], labels[chosen])
-    return train_state.model, train_state.state
-
-
-def right(model: levitax.LeViT, state: eqx.nn.State) -> float:
-    digits = data.digits()
+def right(digits: data.Digits, model: levitax.LeViT, state: eqx.nn.State) -> float:
     predict = levitax.fuse(model, state)
     logits = jax.jit(jax.vmap(predict))(jnp.asarray(digits.test_images))
     return float(jnp.mean(logits.argmax(-1) == digits.test_labels % 2))

@@ -18,7 +18,7 @@ from beartype import beartype
 from jaxtyping import Array, Float, Int, jaxtyped
 
 import levitax
-from digits_levit import load_or_train
+from digits_levit import add_weights_argument, load_or_train
 from levitax import data
 
 
@@ -68,7 +68,7 @@ def accuracy_under_attack(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of a model of the digits; by default a small one is trained first")
+    add_weights_argument(parser)
     arguments = parser.parse_args()
     predict = levitax.fuse(*load_or_train(arguments.weights))
     digits = data.digits()

@@ -29,6 +29,12 @@ class Overrides(TypedDict, total=False):
     dtype: DTypeLike
 
 
+def check_overrides(overrides: Overrides) -> None:
+    """Raises unless all keywords are those that may be chosen, naming the nearest ones."""
+    for name in overrides:
+        check_choice("keyword", name, Overrides.__annotations__)
+
+
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "levit_128s": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 6, 8), "depth": (2, 3, 4)},
@@ -92,8 +98,7 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
     canonical = name.lower().replace("-", "_")
     check_choice("name", canonical, VARIANTS)
-    for override in overrides:
-        check_choice("keyword", override, Overrides.__annotations__)
+    check_overrides(overrides)
     return eqx.nn.make_with_state(LeViT)(**{**VARIANTS[canonical], **overrides}, key=key)
 
 

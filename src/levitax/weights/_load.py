@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_choice, check_state
+from .._checks import check_state
 from .._config import LeViTConfig
 from .._model import check_levit, LeViT, make_head
-from .._variants import Overrides
+from .._variants import check_overrides, Overrides
 from . import _tree
 from ._adapt import adapted
 from ._open import open_weights, Source, Weights
@@ -170,8 +170,7 @@ def adapt(
 
 
 def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
-    for name in overrides:
-        check_choice("keyword", name, Overrides.__annotations__)
+    check_overrides(overrides)
     return dataclasses.replace(config, **overrides)
 
 
