@@ -90,6 +90,8 @@ def test_lines_of_the_source_are_quoted_as_they_are(page):
 @pages
 def test_files_and_tests_that_are_named_exist(page):
     text = page.read_text()
+    # Links that only the site understands, and that show their brackets where the page is read as it is.
+    assert not re.findall(r"\]\[\]", text)
     for link in re.findall(r"\]\(([^)#\s]+)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
         if "://" not in link:
             assert (page.parent / link).exists(), link
