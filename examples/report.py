@@ -1,28 +1,57 @@
 """What the scripts here leave behind: metrics, curves and pictures."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import matplotlib
 import numpy as np
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from beside import write_whole
+from command_line import needs_examples
 from levitax.data import Batch
 from levitax.train import Evaluation
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+with needs_examples():
+    import matplotlib
+    from filelock import FileLock, Timeout
+    from tensorboardX import SummaryWriter
+    from tqdm import tqdm
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
 
 plt.style.use(Path(__file__).with_name("transparent.mplstyle"))
 
 Item = TypeVar("Item")
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, until this one ends, however it does; on Ctrl-C it says how to go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OSError(f"Another run writes to `{folder}`: wait for its end, or pass another `--out`.") from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the newest checkpoint in `{folder}`, or begins anew")
+        raise
+    finally:
+        lock.release()
+
+
+def progress_bar(total: int, *, done: int = 0, shown: bool = True) -> tqdm:
+    """Of so many images."""
+    # `None`: not where the output goes into a file.
+    return tqdm(total=total, initial=done, unit="img", disable=None if shown else True)
 
 
 class Log:

