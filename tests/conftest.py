@@ -19,6 +19,9 @@ import levitax
 # With it, importing openvino or nncf forks a process that tells their makers, and JAX has threads by then.
 sys.modules["openvino_telemetry"] = cast(Any, None)
 
+# With jax 0.10 half of the time of all that is compiled without optimisations; others have no choice of emitters.
+if jax.__version_info__[:2] == (0, 10):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 # A third of the time goes into compiling; what is compared with the references is compiled as for a user.
@@ -104,7 +107,16 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(once) -> tuple[Path, str]:
+def scripts_share_compilations(once) -> Iterator[None]:
+    """What one script compiles is ready for the next, as most of the time of short runs goes into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(once("compiled", lambda folder: None)))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(once, scripts_share_compilations) -> tuple[Path, str]:
     """The folder of a default run of `examples/train.py`, not to be written to, and what it printed."""
     script = Path(__file__).parents[1] / "examples" / "train.py"
 

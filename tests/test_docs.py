@@ -32,6 +32,7 @@ def code_of(page: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("scripts_share_compilations")
 @pages
 def test_the_code_runs_and_prints_what_is_told(page, tmp_path):
     code = code_of(page)

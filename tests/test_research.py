@@ -10,7 +10,7 @@ from PIL import Image
 
 
 pytest.importorskip("tqdm", reason="needs the extra `examples`")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations")]
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS, PAGES = ROOT / "examples" / "research", ROOT / "docs" / "pages" / "research"

@@ -13,6 +13,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,11 +24,11 @@ import levitax
 
 
 pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations")]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES, BATCH = 48, 16
-RECIPE = ("--preset", "digits", "--model", "digits", "--batch-size", BATCH, "--epochs", 6)
+RECIPE = ("--preset", "digits", "--batch-size", BATCH, "--epochs", 6)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(once) -> Path:
-    """What is compiled in one run is ready for the next."""
-    return once("compiled", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def begin(folder, cache):
+def begin(folder, once):
     """Starts one of the examples on the pictures."""
+    cache = once("datasets", lambda folder: None)
 
     def begin(script: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
         command = [sys.executable, EXAMPLES / script, "--data", folder, *arguments]
@@ -59,8 +56,6 @@ def begin(folder, cache):
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "HF_HOME": str(cache),
         }
         return subprocess.Popen(
@@ -75,12 +70,32 @@ def begin(folder, cache):
     return begin
 
 
+@pytest.fixture(scope="module")
+def train(begin, once):
+    """Starts training into a folder, with the options of `train.py`, from a model that takes less time to compile than
+    those it can make."""
+
+    def save(folder: Path) -> None:
+        sizes = {"image_size": 16, "patch_size": 4, "stages": 2, "dim": (16, 24), "depth": 1, "heads": (1, 2)}
+        made = eqx.nn.make_with_state(levitax.LeViT)(
+            **sizes, key_dim=8, num_classes=2, distillation=False, key=jax.random.key(0)
+        )
+        levitax.save(folder / "model.safetensors", *made)
+
+    weights = once("small", save) / "model.safetensors"
+
+    def train(out: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
+        return begin("finetune.py", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
+
+    return train
+
+
 @pytest.fixture
-def start(begin, tmp_path):
+def start(train, tmp_path):
     """Starts training into a folder of this name."""
 
     def start(name: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
-        return begin("train.py", *RECIPE, "--out", tmp_path / name, *arguments, devices=devices)
+        return train(tmp_path / name, *arguments, devices=devices)
 
     return start
 
@@ -96,9 +111,9 @@ def finish(start):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(begin, once) -> Path:
+def undisturbed(train, once) -> Path:
     """What training leaves that nothing came between. To be copied, not written to."""
-    return once("undisturbed", lambda folder: ended(begin("train.py", *RECIPE, "--out", folder)))
+    return once("undisturbed", lambda folder: ended(train(folder)))
 
 
 def ended(process: subprocess.Popen, code: int = 0) -> str:
@@ -171,6 +186,32 @@ def test_sigterm_saves_before_leaving(start, finish, undisturbed, tmp_path):
     assert_same(tmp_path / "stopped", undisturbed)
 
 
+def test_two_runs_at_once_into_one_folder_are_refused(start, finish, undisturbed, tmp_path):
+    process = start("run")
+    wait_for(process, lambda: (tmp_path / "run" / "checkpoints").exists())
+    told = finish("run", code=2)
+    assert f"Another run writes to `{tmp_path / 'run'}`" in told and "Traceback" not in told
+    # The other one is none the worse for it.
+    ended(process)
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_damaged_picture_is_told_in_a_line(finish, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "dark" / "00.png").write_bytes(b"no picture")
+    told = finish("run", "--data", tmp_path / "pictures")
+    assert re.search(r"^finetune.py: `.*00.png` is damaged and skipped; 1 so far.$", told, re.MULTILINE)
+    assert "Warning" not in told
+
+
+def test_ctrl_c_ends_a_run_in_a_line(start, tmp_path):
+    process = start("run")
+    wait_for(process, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGINT)
+    told = ended(process, 128 + signal.SIGINT)
+    assert "the same command goes on from the newest checkpoint" in told and "Traceback" not in told
+
+
 def spoil_truncate(checkpoint: Path) -> None:
     largest = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
@@ -236,7 +277,7 @@ def test_a_teacher_is_asked_each_time_or_once_and_for_all(begin, finish, undistu
 
 
 def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
-    levitax.save(tmp_path / "five.safetensors", *make(image_size=28))
+    levitax.save(tmp_path / "five.safetensors", *make())
     told = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
     assert "the teacher must see the same images and know the same classes" in told and "Traceback" not in told
 
