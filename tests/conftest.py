@@ -19,7 +19,8 @@ import levitax
 # With it, importing openvino or nncf forks a process that tells their makers, and JAX has threads by then.
 sys.modules["openvino_telemetry"] = cast(Any, None)
 
-# With jax 0.10 half of the time of all that is compiled without optimisations; others have no choice of emitters.
+# With jax 0.10, emitting fusions is half of the time of what is compiled without optimisations. Newer ones have no such
+# choice; `XLA_FLAGS="" pytest` compiles as they do.
 if jax.__version_info__[:2] == (0, 10):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_numpy_rank_promotion", "raise")
