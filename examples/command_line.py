@@ -34,7 +34,7 @@ def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
     warnings.formatwarning = format_warning
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         if not isinstance(error, OSError) and not _is_ours(error):
             raise
         # Not `parser.error`, which shows all options before it.

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 import levitax
+from beside import read_pictures
 from command_line import mistakes_in_a_line
 from levitax.train import start_distributed
 from train import add_common_arguments, fitted, make_recipe, open_pictures, overrides, run
@@ -33,6 +34,9 @@ def main() -> None:
         recipe = make_recipe(arguments, arguments.preset or "finetune")
         model, state = levitax.load(arguments.weights)
         data = open_pictures(arguments, model.config.in_channels)
+        # The weights know pictures as their own training normalised them.
+        if (told := read_pictures(arguments.weights)) is not None:
+            data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
         recipe = fitted(recipe, arguments, data)
         if arguments.new_head:
             model, state = levitax.weights.adapt(model, state, num_classes=0)

@@ -7,6 +7,7 @@ that `train.py` or `finetune.py` wrote have beside them how pictures are prepare
 """
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,14 +50,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error("--top must be at least 1")
-    for path in arguments.images:
-        if not path.exists():
-            parser.error(f"there is no {path}")
     with mistakes_in_a_line(parser):
         run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    for path in arguments.images:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}")
     model, state = levitax.load(arguments.weights, **size_of(arguments))
     config = model.config
     if config.num_classes == 0:
@@ -65,7 +66,15 @@ def run(arguments: argparse.Namespace) -> None:
     names = class_names(arguments.labels, told.classes, config.num_classes)
     predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
 
-    pictures = [read_image(path, channels=config.in_channels) for path in arguments.images]
+    paths, pictures = [], []
+    for path in arguments.images:
+        try:
+            pictures.append(read_image(path, channels=config.in_channels))
+            paths.append(path)
+        except OSError as error:
+            warnings.warn(f"{error} It is left out.", stacklevel=1)
+    if not pictures:
+        raise OSError("there is no picture left to classify")
     prepared = [
         preprocess(
             picture,
@@ -79,11 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
     probabilities = np.asarray(jax.nn.softmax(predict(jnp.asarray(np.stack(prepared)))))
     top = np.argsort(-probabilities, axis=-1)[:, : arguments.top]
 
-    for path, likely, row in zip(arguments.images, top, probabilities, strict=True):
+    for path, likely, row in zip(paths, top, probabilities, strict=True):
         print(path)
         for index in likely:
             print(f"  {row[index]:6.1%}  {names[index]}")
-    plot(arguments.out, arguments.images, pictures, top, probabilities, names)
+    plot(arguments.out, paths, pictures, top, probabilities, names)
     print(f"\n{arguments.out}")
 
 

@@ -33,6 +33,8 @@ Item = TypeVar("Item")
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, until this one ends, however it does; on Ctrl-C it says how to go on."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"`{folder}` is a file; `--out` must be a folder, or a path where one can be made.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", blocking=False)
     try:

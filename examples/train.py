@@ -139,13 +139,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What evaluation has as well."""
     parser.add_argument("--data", default="digits", help="'digits', a folder, or a data set on the hub")
-    parser.add_argument("--mean", type=float, nargs="+", help="of each channel, in [0, 1]; by default ImageNet's")
+    told = "by default as in the training of the weights, else ImageNet's"
+    parser.add_argument("--mean", type=float, nargs="+", help=f"of each channel's pixels in [0, 1]; {told}")
     parser.add_argument("--std", type=float, nargs="+", help="likewise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures; 0 reads in this one")
 
 
 def open_pictures(arguments: argparse.Namespace, channels: int) -> DataSet:
     """The data set that the command line asks for."""
+    if arguments.data != "digits" and not Path(arguments.data).expanduser().exists() and jax.process_index() == 0:
+        print(
+            f"there is no folder {arguments.data} here; looking for a data set of that name on the hub", file=sys.stderr
+        )
     data = open_data(arguments.data, channels=channels)
     return data._replace(mean=arguments.mean or data.mean, std=arguments.std or data.std)
 
@@ -172,7 +177,10 @@ def fitted(recipe: Recipe, arguments: argparse.Namespace, data: DataSet) -> Reci
         return recipe
     batch_size = 2 ** max(3, (pictures // 8).bit_length() - 1)
     if jax.process_index() == 0:
-        print(f"{pictures} pictures: batches of {batch_size}, not {recipe.batch_size}; `--batch-size` sets it")
+        print(
+            f"{pictures} pictures: batches of {batch_size}, not {recipe.batch_size}, and the learning rate goes down "
+            "with them; `--batch-size` and `--set learning_rate=...` set both"
+        )
     return dataclasses.replace(recipe, batch_size=batch_size)
 
 
@@ -258,7 +266,10 @@ def run(
     validate = partial(validation, data, recipe.crop_ratio, arguments.workers)
     if is_first:
         pictures, devices = len(data.train.labels), jax.device_count()
-        print(f"{levitax.count_parameters(model):,} parameters, {pictures:,} training images, {devices} device(s)")
+        print(
+            f"{levitax.count_parameters(model):,} parameters, {pictures:,} training images, {recipe.epochs} epochs of "
+            f"{steps} steps, {devices} device(s)"
+        )
     alone = only_run_in(out) if is_first else contextlib.nullcontext()
     opened = partial(Checkpoints, out / "checkpoints", description=describe(data, model, recipe, arguments))
     with alone, Preemption() as preemption, opened() as checkpoints:

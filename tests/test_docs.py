@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 ROOT = Path(__file__).parents[1]
@@ -34,10 +35,14 @@ def code_of(page: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("scripts_share_compilations")
 @pages
-def test_the_code_runs_and_prints_what_is_told(page, tmp_path):
+def test_the_code_runs_and_prints_what_is_told(page, tmp_path, request):
     code = code_of(page)
     if not code:
         pytest.skip("a page without code of its own")
+    if "runs/digits" in code:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "digits").symlink_to(request.getfixturevalue("trained")[0])
+        Image.new("L", (40, 40)).save(tmp_path / "digit.png")
     # As a user would who knows to import it before JAX.
     code = "import openvino\n" * ("openvino" in code) + code
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

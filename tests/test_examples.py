@@ -117,11 +117,12 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
 
 
 def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
-    options = ("--mean", 0.1307, "--std", 0.3081, "--epochs", 2, "--set", "warmup_epochs=0", "--set", "crop_ratio=1")
+    options = ("--epochs", 2, "--set", "warmup_epochs=0", "--set", "crop_ratio=1")
     weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
     printed = run("finetune.py", "--data", parity, *weights, *options)
-    assert "400 pictures: batches of 32, not 256; `--batch-size` sets it" in printed
+    assert "400 pictures: batches of 32, not 256, and the learning rate goes down with them" in printed
     assert json.loads((tmp_path / "run" / "pictures.json").read_text()) == {
+        # Of the weights' own training.
         "mean": [0.1307], "std": [0.3081], "crop_ratio": 1, "classes": ["even", "odd"],
     }  # fmt: skip
     # Numbers and names are told by what lies beside the weights.
@@ -143,6 +144,8 @@ def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(tr
         ("train.py", ["--batch-size", 5000], "`batch_size` is 5000, and there are 4000 pictures"),
         ("train.py", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
         ("train.py", ["--set", "mixup=much"], "`mixup` is 'much'"),
+        ("train.py", ["--set", "epochs=three"], "`epochs` is 'three'; expected an integer"),
+        ("train.py", ["--out", __file__], "is a file; `--out` must be a folder"),
         ("train.py", ["--set", "mixup=much", "--set", "cutmix=0"], "`mixup` is 'much'"),
         ("train.py", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
         ("train.py", ["--set", "distillation=hard"], "there is no teacher: pass `--teacher`"),
@@ -151,7 +154,8 @@ def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(tr
     ],
 )
 def test_what_a_run_cannot_be_made_of_is_told_in_a_line(script, arguments, message, tmp_path):
-    assert message in refuse(script, *arguments, *(["--out", tmp_path] if script != "evaluate.py" else []))
+    out = ["--out", tmp_path] if script != "evaluate.py" and "--out" not in arguments else []
+    assert message in refuse(script, *arguments, *out)
 
 
 @pytest.fixture
@@ -178,7 +182,10 @@ def test_pictures_of_all_kinds_are_classified(pictures, tmp_path):
     heads = lambda model: (model.head.classification.weight, model.head.distillation.weight)
     model = eqx.tree_at(heads, model, replace_fn=lambda weight: 20 * weight)
     levitax.save(tmp_path / "model.safetensors", model, state)
-    output = run("predict.py", *pictures, "--weights", tmp_path, "--out", tmp_path / "out.png")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    damaged = tmp_path / "damaged.png"
+    output = run("predict.py", *pictures, damaged, "--weights", tmp_path, "--out", tmp_path / "out.png")
+    assert str(damaged) not in output
     predict = levitax.Predictor(model, state)
     for path in pictures:
         shown = output.split(f"{path}\n")[1].splitlines()[:5]

@@ -115,6 +115,11 @@ def check_image(image: Any, expected: tuple[int, int, int]) -> None:
         way_out = "the axis of channels is missing: use `image[:, :, None]` for grey images"
     elif shape[:2] == expected[:2]:
         way_out = f"make the model with `in_channels={shape[-1]}`, or bring the image to {channels} channels"
-    else:
+    elif shape[2] == channels:
         way_out = f"make the model with `image_size={shape[:2]}`, or resize the image"
+    else:
+        way_out = (
+            f"make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or bring the image to the "
+            f"model's shape, as `levitax.data.read_image(path, channels={channels})` and `preprocess` do"
+        )
     raise ValueError(f"{message}. To mend it, {way_out}.")

@@ -156,7 +156,7 @@ class Recipe:
             (
                 self.warmup_epochs >= self.epochs,
                 f"`warmup_epochs` is {self.warmup_epochs} of {self.epochs} `epochs`: nothing would be left to train. "
-                "Take fewer of the one or more of the other.",
+                "Set a smaller `warmup_epochs`, or more `epochs`.",
             ),
             (
                 self.late and not self.by_epoch,
