@@ -51,7 +51,7 @@ def main() -> None:
             return
         result = validation(data, crop_ratio, arguments.workers, predict)
     top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
-    print(f"top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}")
+    print(f"{'fused: ' if arguments.fused else ''}top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}")
     for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):
         print(f"{accuracy:7.1%} of {count:5} {name}")
     plot_confusion(arguments.out, result, data.classes)

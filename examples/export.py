@@ -7,8 +7,10 @@
 
 What is written follows from the ending: .onnx for ONNX Runtime and others, .xml (with a .bin beside it) for OpenVINO,
 .stablehlo for JAX without levitax. Then images go through the model here and through the file, in each runtime that is
-installed and reads it: random ones, and with `--data`, a set as `train.py` takes it, real ones. The table says how far
-apart the results are, how often the likeliest class is the same, how often it is right, and how many images a second.
+installed and reads it: random ones, and with `--data`, a set as `train.py` takes it, real ones, 1,000 or as many of
+them as fill batches. The table says how far apart the results are (the largest difference over the largest result), how
+often the likeliest class is the same, how often it is right, and how many images a second. Beside OpenVINO stands what
+it computes in, but for the parts that are in 8 bits.
 """
 
 import argparse
