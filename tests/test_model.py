@@ -112,8 +112,9 @@ def test_residual_branches_of_a_fresh_model_are_zero(make, images):
     model, state = make()
     shrinking = lambda stage: tuple(block for block in stage.blocks if block.attention.stride == 2)
     bare = eqx.tree_at(lambda model: [stage.blocks for stage in model.stages], model, [*map(shrinking, model.stages)])
-    run = eqx.filter_jit(lambda model: levitax.batched(model)(images(3, 16, 16, 3), state)[0])
-    np.testing.assert_allclose(run(model).classification, run(bare).classification, rtol=1e-6)
+    # Not compiled, where the same sums may be rounded in another order.
+    run = lambda model: levitax.batched(model)(images(3, 16, 16, 3), state)[0]
+    np.testing.assert_array_equal(run(model).classification, run(bare).classification)
 
 
 def loss(model, state, x, key):
