@@ -30,15 +30,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):
         model, state = levitax.load(arguments.weights)
-        data = open_pictures(arguments, model.config.in_channels)
+        told = read_pictures(arguments.weights)
+        data = open_pictures(arguments, model.config.in_channels, told)
         if model.config.num_classes != len(data.classes):
             raise ValueError(
                 f"The weights know {model.config.num_classes} classes, and the data have {len(data.classes)}."
             )
         predict = levitax.fuse(model, state) if arguments.fused else levitax.Predictor(model, state)
-        told = read_pictures(arguments.weights) or pictures_of(arguments.data, data)
-        data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
-        crop_ratio = arguments.crop_ratio or told.crop_ratio
+        crop_ratio = arguments.crop_ratio or (told or pictures_of(arguments.data, data)).crop_ratio
         if arguments.logits is not None:
             logits = np.zeros((len(data.train.labels), len(data.classes)), np.float16)
             with progress_bar(total=len(logits)) as bar:

@@ -33,10 +33,8 @@ def main() -> None:
         start_distributed(arguments.coordinator, arguments.processes, arguments.process)
         recipe = make_recipe(arguments, arguments.preset or "finetune")
         model, state = levitax.load(arguments.weights)
-        data = open_pictures(arguments, model.config.in_channels)
         # The weights know pictures as their own training normalised them.
-        if (told := read_pictures(arguments.weights)) is not None:
-            data = data._replace(mean=arguments.mean or told.mean, std=arguments.std or told.std)
+        data = open_pictures(arguments, model.config.in_channels, read_pictures(arguments.weights))
         recipe = fitted(recipe, arguments, data)
         if arguments.new_head:
             model, state = levitax.weights.adapt(model, state, num_classes=0)

@@ -68,7 +68,6 @@ class Log:
             told = len(self.file.read_text().splitlines()) if self.file.exists() else 0
             if told:
                 print(f"going on after epoch {len(history)} of the newest checkpoint; metrics were told up to {told}")
-            folder.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint that training goes on from will come again.
             write_whole(self.file, "".join(json.dumps(line) + "\n" for line in history))
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)

@@ -145,14 +145,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures; 0 reads in this one")
 
 
-def open_pictures(arguments: argparse.Namespace, channels: int) -> DataSet:
-    """The data set that the command line asks for."""
+def open_pictures(arguments: argparse.Namespace, channels: int, told: Pictures | None = None) -> DataSet:
+    """The data set that the command line asks for, to be normalised as it says, else as is told, else as the set is."""
     if arguments.data != "digits" and not Path(arguments.data).expanduser().exists() and jax.process_index() == 0:
         print(
             f"there is no folder {arguments.data} here; looking for a data set of that name on the hub", file=sys.stderr
         )
     data = open_data(arguments.data, channels=channels)
-    return data._replace(mean=arguments.mean or data.mean, std=arguments.std or data.std)
+    normalised = told or data
+    return data._replace(mean=arguments.mean or normalised.mean, std=arguments.std or normalised.std)
 
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
@@ -270,9 +271,11 @@ def run(
             f"{levitax.count_parameters(model):,} parameters, {pictures:,} training images, {recipe.epochs} epochs of "
             f"{steps} steps, {devices} device(s)"
         )
-    alone = only_run_in(out) if is_first else contextlib.nullcontext()
-    opened = partial(Checkpoints, out / "checkpoints", description=describe(data, model, recipe, arguments))
-    with alone, Preemption() as preemption, opened() as checkpoints:
+    with (
+        only_run_in(out) if is_first else contextlib.nullcontext(),
+        Preemption() as preemption,
+        Checkpoints(out / "checkpoints", description=describe(data, model, recipe, arguments)) as checkpoints,
+    ):
         progress: dict[str, Any] = {"history": [], "losses": []}
         if restored := checkpoints.restore(train_state):
             train_state, progress = restored

@@ -29,12 +29,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
     """The sizes of a model of two small stages with one block each."""
     return {
@@ -49,7 +49,7 @@ def small() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
     """Makes a small model and its state; keywords override."""
 

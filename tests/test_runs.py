@@ -13,8 +13,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import equinox as eqx
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,18 +69,11 @@ def begin(folder, once):
 
 
 @pytest.fixture(scope="module")
-def train(begin, once):
+def train(begin, once, make):
     """Starts training into a folder, with the options of `train.py`, from a model that takes less time to compile than
     those it can make."""
-
-    def save(folder: Path) -> None:
-        sizes = {"image_size": 16, "patch_size": 4, "stages": 2, "dim": (16, 24), "depth": 1, "heads": (1, 2)}
-        made = eqx.nn.make_with_state(levitax.LeViT)(
-            **sizes, key_dim=8, num_classes=2, distillation=False, key=jax.random.key(0)
-        )
-        levitax.save(folder / "model.safetensors", *made)
-
-    weights = once("small", save) / "model.safetensors"
+    small = make(num_classes=2, distillation=False)
+    weights = once("small", lambda folder: levitax.save(folder / "model.safetensors", *small)) / "model.safetensors"
 
     def train(out: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
         return begin("finetune.py", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
