@@ -1,3 +1,5 @@
+import itertools
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -51,6 +53,60 @@ def test_training_follows_pytorch_for_several_steps(offset):
         np.testing.assert_allclose(y.reshape(-1, 3), expected, rtol=0, atol=tolerance * np.abs(expected).max())
         np.testing.assert_allclose(running.mean, mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(running.var, var, rtol=tolerance)
+
+
+ROWS, COLUMNS, CHANNELS = 7, 8, 3
+
+# Sets values of a batch of maps that are unlike all others, given a random generator.
+OUTLIERS = {
+    "the first token": lambda x, far, rng: x[:, 0, 0].fill(far),
+    "the first token of one image": lambda x, far, rng: x[rng.integers(len(x)), 0, 0].fill(far),
+    "the last token": lambda x, far, rng: x[:, -1, -1].fill(far),
+    "a few tokens": lambda x, far, rng: np.put(x, rng.integers(x.size, size=5), far),
+    "a row": lambda x, far, rng: x[:, rng.integers(ROWS)].fill(far),
+    "a column": lambda x, far, rng: x[:, :, rng.integers(COLUMNS)].fill(far),
+    "every seventh token": lambda x, far, rng: x.reshape(len(x), -1, CHANNELS)[:, ::7].fill(far),
+    "a corner": lambda x, far, rng: x[:, :2, :2].fill(far),
+    "a border": lambda x, far, rng: (x[:, [0, -1]].fill(far), x.__setitem__(np.s_[:, :, [0, -1]], far)),
+    "an image": lambda x, far, rng: x[rng.integers(len(x))].fill(far),
+    "all images but one": lambda x, far, rng: x[1:].fill(far),
+    "nowhere": lambda x, far, rng: None,
+}
+
+
+@pytest.mark.parametrize("where", OUTLIERS)
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_statistics_are_exact_wherever_outliers_stand(where, dtype):
+    layer, state = make(weight=(1.0, 1.0, 1.0), bias=(0.0, 0.0, 0.0), momentum=1.0)
+    step = jax.jit(levitax.batched(layer))
+    rng = np.random.default_rng(0)
+    for far, offset, spread in itertools.product((3.0, 1e3, -1e6), (0.0, 10.0, 1e3), (0.0, 1.0)):
+        x = (spread * rng.normal(size=(5, ROWS, COLUMNS, CHANNELS)) + offset).astype(np.float32)
+        OUTLIERS[where](x, far, rng)
+        x = jnp.asarray(x, dtype)
+        y, new = step(x, state)
+        exact = np.asarray(x, np.float64).reshape(-1, CHANNELS)
+        mean, var = exact.mean(0), exact.var(0)
+        expected = (exact - mean) / np.sqrt(var + EPS)
+        close = partial(np.testing.assert_allclose, rtol=0, err_msg=f"{far}, {offset}, {spread}")
+        rounded = 0 if dtype == "float32" else 2**-8
+        close(np.asarray(y, np.float64).reshape(-1, CHANNELS), expected, atol=(1e-5 + rounded) * abs(expected).max())
+        running = layer.running(new)
+        close(running.mean, mean, atol=1e-6 * abs(exact).max())
+        # The running variance moves there from 1, whose last digit it keeps.
+        unbiased = exact.var(0, ddof=1)
+        close(running.var, unbiased, atol=2e-7 + 1e-5 * unbiased.max())
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("value", (1000.0, 1001.7, -7e4, 0.1))
+def test_a_constant_channel_becomes_the_bias(value, dtype):
+    # What is left of a mean that is rounded differently in two places is multiplied by 1 / sqrt(eps), 316. Some sizes
+    # of loops were right, others not.
+    for shape in ((8, 3136, 16), (3, 49, 5), (7, 1, 16)):
+        layer, state = eqx.nn.make_with_state(BatchNorm)(shape[-1])
+        y, _ = jax.jit(levitax.batched(layer))(jnp.full(shape, value, dtype), state)
+        np.testing.assert_allclose(np.asarray(y, np.float32), 0, atol=1e-6)
 
 
 def test_eps_and_momentum_are_settable():

@@ -4,6 +4,7 @@
 timm is imported only where it is used: it needs a torchvision that fits torch.
 """
 
+import copy
 import importlib.util
 import sys
 import types
@@ -234,6 +235,14 @@ def train(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tup
         optimizer.step()
     final = {name: value.numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
     return gradients, final, {"losses": np.array(losses), "logits": evaluate(model, images)["logits"]}
+
+
+def training_outputs(model: torch.nn.Module, images: np.ndarray, dtype: Any) -> tuple[np.ndarray, Arrays]:
+    """The logits of each head in training, computed in `dtype`, and all parameters and buffers after it in float32."""
+    model = copy.deepcopy(model).to(torch.float64 if dtype == np.float64 else torch.float32).train()
+    outputs = heads(model(_nchw(images.astype(dtype))))
+    after = {name: value.float().numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
+    return torch.stack(outputs).detach().numpy(), after
 
 
 def _nchw(images: np.ndarray) -> torch.Tensor:

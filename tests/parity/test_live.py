@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import levitax
-from levitax.data import preprocess
+from levitax.data import IMAGENET_MEAN, IMAGENET_STD, preprocess
 
 from . import cases, numbers, ours, records
 
@@ -165,3 +165,41 @@ def test_fused_model_equals_transformers():
     logits = eqx.filter_jit(eqx.filter_vmap(predict))(jnp.asarray(images))
     theirs = {"logits": references.evaluate(reference, images)["logits"]}
     cases.check_forward(records.errors({"logits": np.asarray(logits)}, theirs))
+
+
+# Values from 0 to 1 of images `(batch, height, width, channels)`, and what is unlike the rest of them.
+OUTLIERS = {
+    "a white pixel on grey": (0.5, np.s_[:, 0, 0]),
+    "a white corner on black": (0.0, np.s_[:, :8, :8]),
+    "a white border on black": (0.0, np.s_[:, :16]),
+    "a white image among grey ones": (0.5, np.s_[2]),
+}
+
+
+@needs_transformers
+def test_batch_statistics_are_as_exact_as_in_transformers_wherever_outliers_stand():
+    reference = references.transformers("levit_128s", teacher=True)
+    references.replace_activation(reference, references.torch.nn.SiLU())
+    keywords = {**levitax.VARIANTS["levit_128s"], "activation": "silu"}
+    model, state = ours.load(references.fill(reference), **keywords)
+    train = eqx.filter_jit(levitax.batched(model))
+
+    def by_path(after):
+        found = ours.by_path(after, **keywords)
+        return {name: array for name, array in found.items() if name.endswith((".norm.mean", ".norm.var"))}
+
+    for grey, white in OUTLIERS.values():
+        pixels = grey + np.random.default_rng(0).normal(size=(4, 224, 224, 3)) / 255
+        pixels[white] = 1
+        images = ((pixels - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+        exact_logits, exact = references.training_outputs(reference, images, np.float64)
+        their_logits, theirs = references.training_outputs(reference, images, np.float32)
+        outputs, new = train(jnp.asarray(images), state)
+        our_logits = np.stack([np.asarray(head) for head in outputs])
+        exact, theirs = by_path(exact), by_path(theirs)
+        statistics = levitax.weights.state_dict(model, new, layout="levitax")
+        statistics = {name: statistics[name] for name in exact}
+        # Which of the two is closer is chance, as the rest of the error is that of products and is as large.
+        worst = lambda found, of: max(records.errors(found, of).values())
+        assert worst({"": our_logits}, {"": exact_logits}) < 4 * worst({"": their_logits}, {"": exact_logits})
+        assert worst(statistics, exact) < 4 * worst(theirs, exact)
