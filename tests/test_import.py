@@ -20,7 +20,6 @@ OPTIONAL = (
     "transformers",
     "onnx",
     "openvino",
-    "levitax.data",
     "levitax.export",
     "levitax.plot",
     "levitax.train",

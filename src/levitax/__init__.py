@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any, TYPE_CHECKING as _TYPE_CHECKING
 
-from . import nn as nn, weights as weights
+from . import data as data, nn as nn, weights as weights
 from ._batched import batched as batched
 from ._config import LeViTConfig as LeViTConfig
 from ._fuse import fuse as fuse, Predictor as Predictor
@@ -25,11 +25,11 @@ from ._variants import (
     Overrides as Overrides,
     VARIANTS as VARIANTS,
 )
-from .weights import load as load, save as save
+from .weights import load as load, load_preprocessing as load_preprocessing, save as save
 
 
 if _TYPE_CHECKING:
-    from . import data as data, export as export, plot as plot, train as train
+    from . import export as export, plot as plot, train as train
 
 
 __version__ = _version("levitax")
@@ -37,6 +37,6 @@ __version__ = _version("levitax")
 
 def __getattr__(name: str) -> _Any:
     # Imported when first used, since they take further packages, or time.
-    if name in ("data", "export", "plot", "train"):
+    if name in ("export", "plot", "train"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,5 @@
 import difflib
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -43,6 +44,33 @@ def as_rate(name: str, value: Any) -> float:
     if not 0 <= rate < 1:
         raise ValueError(f"`{name}` is {value}; expected a rate in [0, 1), where 0 turns it off.")
     return rate
+
+
+def as_number(name: str, value: Any, low: float, high: float, *, optional: bool = False) -> Any:
+    """`value` as a finite `float` from `low` to `high`, or `None` if it is `optional`; or an error that names `name`."""
+    if value is None and optional:
+        return None
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or math.isinf(number):
+        either = " or None" if optional else ""
+        raise ValueError(f"`{name}` is {value!r}; expected a number from {low:g} to {high:g}{either}.")
+    return number
+
+
+def as_crop_scale(value: Any) -> tuple[float, float] | None:
+    """`value`, the limits of a random crop's area, as two numbers, or `None`; or an error."""
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"`crop_scale` is {value!r}; expected the smallest and the largest share of an image, "
+            "0 < smallest <= largest <= 1, or None."
+        )
+    return low, high
 
 
 def as_flag(name: str, value: Any) -> bool:
@@ -120,6 +148,6 @@ def check_image(image: Any, expected: tuple[int, int, int]) -> None:
     else:
         way_out = (
             f"make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or bring the image to the "
-            f"model's shape, as `levitax.data.read_image(path, channels={channels})` and `preprocess` do"
+            "model's shape, as a `levitax.data.Preprocessing` does"
         )
     raise ValueError(f"{message}. To mend it, {way_out}.")

@@ -1,14 +1,9 @@
-"""Pictures to train on and to classify: reading, augmenting, batching. Needs `pip install "levitax[data]"`."""
+"""Images to train on and to classify: reading, preprocessing, augmenting, batching. Needs `pip install "levitax[data]"`."""
 
 from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits
 from ._erase import random_erase as random_erase
-from ._image import (
-    IMAGENET_MEAN as IMAGENET_MEAN,
-    IMAGENET_STD as IMAGENET_STD,
-    preprocess as preprocess,
-    read_image as read_image,
-)
+from ._image import read_image as read_image
 from ._loader import (
     Batch as Batch,
     eval_batches as eval_batches,
@@ -16,6 +11,12 @@ from ._loader import (
     steps_per_epoch as steps_per_epoch,
     train_batches as train_batches,
 )
+from ._preprocessing import (
+    IMAGENET_MEAN as IMAGENET_MEAN,
+    IMAGENET_STD as IMAGENET_STD,
+    Interpolation as Interpolation,
+    Preprocessing as Preprocessing,
+)
 from ._rand_augment import rand_augment as rand_augment
 from ._sets import Arrays as Arrays, DataSet as DataSet, open_data as open_data, Pictures as Pictures, Split as Split
-from ._transforms import EvalTransform as EvalTransform, TrainTransform as TrainTransform, Transform as Transform
+from ._transforms import TrainTransform as TrainTransform, Transform as Transform

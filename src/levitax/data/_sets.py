@@ -1,3 +1,4 @@
+import dataclasses
 import glob
 import io
 import os
@@ -10,8 +11,9 @@ from jaxtyping import Int, UInt8
 
 from .._checks import check_choice
 from .._extras import extra, require
-from ._digits import digit_pixels, DIGITS_MEAN, DIGITS_STD
-from ._image import IMAGENET_MEAN, IMAGENET_STD, read_image
+from ._digits import digit_pixels, DIGITS
+from ._image import read_image
+from ._preprocessing import grey, Preprocessing
 
 
 # What the part to validate with may be called, the most telling name first.
@@ -95,22 +97,68 @@ class Pictures(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """Pictures in classes, to train on and to validate with.
+    """Images in classes, to train on and to validate with.
 
     **Attributes:**
 
     - `train`, `validation`: a [`levitax.data.Split`][] each.
-    - `classes`: the names of the classes, in the order of their numbers.
-    - `channels`: of the pictures, 3 or 1.
-    - `mean`, `std`: of each channel's pixels in [0, 1], to normalise with.
+    - `preprocessing`: how to prepare the images for a model that is trained on them from scratch. Its `class_names` are
+        in the order of the labels, and its `channels` are those of the images.
     """
 
     train: Split
     validation: Split
-    classes: tuple[str, ...]
-    channels: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    preprocessing: Preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return self.preprocessing.class_names
+
+    def in_order_of(self, class_names: Sequence[str]) -> "DataSet":
+        """The same images, with labels that number the classes in the order of a model's.
+
+        **Arguments:**
+
+        - `class_names`: those of the model, such as `levitax.load_preprocessing(source).class_names`.
+
+        **Returns:** the data set, as it is if the order is the same.
+
+        **Raises:** `ValueError` if the two have different classes, with those that only one of them has.
+        """
+        ours, names = self.classes, tuple(class_names)
+        if ours == names:
+            return self
+        if set(ours) != set(names):
+            only = lambda one, other: _listed([name for name in one if name not in other][:8]) or "none"
+            raise ValueError(
+                f"The classes of the data differ from those of the model: only in the data {only(ours, names)}, only "
+                f"in the model {only(names, ours)}. Their numbers would not mean the same."
+            )
+        numbers = np.array([names.index(name) for name in ours], np.int32)
+        train, validation = (Relabelled(split, numbers[split.labels]) for split in (self.train, self.validation))
+        return DataSet(train, validation, dataclasses.replace(self.preprocessing, class_names=names))
+
+
+class Relabelled(NamedTuple):
+    """A [`levitax.data.Split`][] with other labels.
+
+    **Arguments:**
+
+    - `split`: the images.
+    - `labels`: `(images,)`, the class of each image, from 0.
+    """
+
+    split: Split
+    labels: Int[np.ndarray, " images"]
+
+    def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        """The image of number `index`, `(height, width, channels)`, pixels from 0 to 255."""
+        return self.split.read(index)
+
+    def name(self, index: int) -> str:
+        """The source of the image of number `index`, for messages."""
+        return self.split.name(index)
 
 
 def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
@@ -133,7 +181,7 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
     if where == "digits":
         pixels = digit_pixels()
         splits = Arrays(pixels.train_images, pixels.train_labels), Arrays(pixels.test_images, pixels.test_labels)
-        return DataSet(*splits, tuple("0123456789"), 1, DIGITS_MEAN, DIGITS_STD)
+        return DataSet(*splits, DIGITS)
     tables = _load(where)
     name = next((name for name in _VALIDATION if name in tables), None)
     if "train" not in tables or name is None:
@@ -147,10 +195,8 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
         raise ValueError(_different(where, classes or (), others or ()))
     if classes is None:
         classes = tuple(map(str, range(int(max(train.labels.max(), validation.labels.max())) + 1)))
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD)
-    if channels == 1:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    return DataSet(train, validation, classes, channels, mean, std)
+    preprocessing = Preprocessing(class_names=classes)
+    return DataSet(train, validation, preprocessing if channels == 3 else grey(preprocessing))
 
 
 def _load(where):

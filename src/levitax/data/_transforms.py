@@ -5,39 +5,43 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from .._checks import as_crop_scale, as_integers, as_number
 from .._extras import extra, require
-from ._image import IMAGENET_MEAN, resize_and_crop, to_array, to_pillow
+from ._preprocessing import IMAGENET_MEAN, to_array, to_pillow
 from ._rand_augment import rand_augment
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """Brings pictures of any size to one, in bytes; normalisation is left to the accelerator."""
+    """Brings images of any size to one size, in bytes: [`levitax.data.TrainTransform`][], or for evaluation
+    [`levitax.data.Preprocessing.resize`][]. Normalisation is left to the accelerator."""
 
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator, /
     ) -> UInt8[np.ndarray, "height width channels"]:
         """**Arguments:**
 
-        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
+        - `image`: one image, `(old_height, old_width, channels)`, pixels from 0 to 255.
         - `rng`: draws whatever is random.
 
-        **Returns:** `(height, width, channels)`, of the same size for every picture.
+        **Returns:** `(height, width, channels)`, of the same size for every image.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """The paper's augmentation of single pictures: a random crop, mirrored, RandAugment.
+    """The paper's augmentation of single images: random crop, mirroring, RandAugment.
 
     **Arguments:**
 
-    - `image_size`: height and width of the result.
-    - `crop_scale`: smallest and largest area of the crop over that of the picture; its width is 3/4 to 4/3 of its
-        height. It is resized with a bicubic filter. `None` takes all of the picture.
+    - `image_size`: height and width of the result; one number for both.
+    - `crop_scale`: smallest and largest area of the crop over that of the image; its width is 3/4 to 4/3 of its
+        height. It is resized with a bicubic filter. `None` takes the whole image.
     - `flip_probability`: of mirroring left and right.
     - `rand_augment`: the magnitude, from 0 to 10; 0 for none.
+
+    **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -45,12 +49,19 @@ class TrainTransform:
     flip_probability: float = 0.5
     rand_augment: float = 9.0
 
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)
+        put("image_size", as_integers("image_size", self.image_size, 2, "height and width"))
+        put("crop_scale", as_crop_scale(self.crop_scale))
+        put("flip_probability", as_number("flip_probability", self.flip_probability, 0, 1))
+        put("rand_augment", as_number("rand_augment", self.rand_augment, 0, 10))
+
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "height width channels"]:
         """**Arguments:**
 
-        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
+        - `image`: one image, `(old_height, old_width, channels)`, pixels from 0 to 255.
         - `rng`: draws everything.
 
         **Returns:** `(height, width, channels)`, of `image_size`.
@@ -64,7 +75,7 @@ class TrainTransform:
         flips = rng.random() < self.flip_probability
         if image.shape[:2] == self.image_size and not self.rand_augment:
             return np.ascontiguousarray(image[:, ::-1] if flips else image)
-        pillow = require("PIL.Image", "Augmenting pictures", extra("data"))
+        pillow = require("PIL.Image", "Augmenting images", extra("data"))
         picture = to_pillow(np.ascontiguousarray(image)).resize(self.image_size[::-1], pillow.Resampling.BICUBIC)
         if flips:
             picture = picture.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
@@ -75,41 +86,12 @@ class TrainTransform:
         return to_array(picture)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalTransform:
-    """[`levitax.data.preprocess`][] without the normalisation.
-
-    **Arguments:**
-
-    - `image_size`: height and width of the result.
-    - `crop_ratio`: 0.875 in the paper and in transformers, 0.9 in timm.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    crop_ratio: float = 0.875
-
-    def __call__(
-        self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator | None = None
-    ) -> UInt8[np.ndarray, "height width channels"]:
-        """**Arguments:**
-
-        - `image`: one picture, `(old_height, old_width, channels)`, pixels from 0 to 255.
-        - `rng`: ignored; for interchange with other transforms.
-
-        **Returns:** `(height, width, channels)`, of `image_size`.
-
-        **Raises:** what [`levitax.data.preprocess`][] raises.
-        """
-        del rng
-        return resize_and_crop(image, self.image_size, crop_ratio=self.crop_ratio)
-
-
 def random_crop(
     height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a picture, as torchvision draws it.
+    """Top, left, height and width of a random part of an image, as torchvision draws it.
 
-    Where ten draws have not given one that fits, it is the middle, as much of it as the limits of the shape allow.
+    If ten draws do not fit, falls back to the largest centre crop within the aspect-ratio limits.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):

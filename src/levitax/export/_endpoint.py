@@ -15,7 +15,8 @@ from .. import nn
 from .._checks import as_flag, as_integer, as_integers, check_choice
 from .._fuse import Predictor
 from .._model import LeViT
-from ..data import IMAGENET_MEAN, IMAGENET_STD
+from ..data import Preprocessing
+from ..data._preprocessing import check_fits
 from ..nn._attention import softmax_of_last_axis
 
 
@@ -31,25 +32,21 @@ class Options(TypedDict, total=False):
         channels by default. A [`levitax.LeViT`][] knows them.
     - `channels_first`: images are `(batch, channels, height, width)`, and so are feature maps. By default channels are
         last, as everywhere in levitax.
-    - `uint8`: images are pixels from 0 to 255, as [`levitax.data.read_image`][] gives them, and are scaled and
-        normalised in the graph. By default they are float32, normalised already.
-    - `mean`, `std`: of `uint8` pixels scaled to [0, 1], for each channel or for all; by default ImageNet's, as in
-        [`levitax.data.preprocess`][].
+    - `preprocessing`: how the model's images are prepared, kept in the metadata of the file with its class names.
+    - `uint8`: images are pixels from 0 to 255, resized and cropped, and `preprocessing` normalises them in the graph. By
+        default they are float32, normalised already.
     - `probabilities`: the output is called "probabilities" and is the softmax of the logits. By default "logits".
     - `features`: further outputs "features_0", "features_1", ...: the map that each stage ends with,
         `(batch, rows, columns, dim)`.
-    - `class_names`: for each class its name, kept in the metadata of the file.
     """
 
     image_size: int | Sequence[int]
     channels: int
     channels_first: bool
     uint8: bool
-    mean: float | Sequence[float]
-    std: float | Sequence[float]
     probabilities: bool
     features: bool
-    class_names: Sequence[str]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,12 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
     if probabilities and not _classes(predict):
         raise ValueError("`probabilities` is True, and the model has no classes; leave it out.")
     metadata = {"levitax": version("levitax"), "input": _described(shape, channels_first, uint8)}
-    if (names := options.get("class_names")) is not None:
-        metadata["class_names"] = json.dumps(_checked_names(predict, names), ensure_ascii=False)
-    scale, shift = _normalisation(options, shape[-1], uint8)
+    preprocessing = options.get("preprocessing")
+    if preprocessing is not None:
+        classes = _classes(predict) or len(preprocessing.class_names)
+        check_fits(preprocessing, image_size=shape[:2], channels=shape[2], num_classes=classes)
+        metadata["preprocessing"] = json.dumps(preprocessing.to_dict(), ensure_ascii=False)
+    scale, shift = _normalisation(preprocessing, shape[-1], uint8)
     return Endpoint(
         predict=predict,
         shape=(shape[2], *shape[:2]) if channels_first else shape,
@@ -156,17 +156,6 @@ def _classes(predict) -> int:
     return predict.model.config.num_classes if isinstance(predict.model, LeViT) else 0
 
 
-def _checked_names(predict, names: Sequence[str]) -> list[str]:
-    if isinstance(names, str):
-        raise TypeError(f'`class_names` is "{names}"; expected a sequence of names.')
-    names = [str(name) for name in names]
-    if not (classes := _classes(predict)):
-        raise ValueError("`class_names` is given, and the model has no classes that this could know; leave it out.")
-    if len(names) != classes:
-        raise ValueError(f"`class_names` has {len(names)} names; expected {classes}, one for each class.")
-    return names
-
-
 def _check_fused(predict: Any) -> None:
     if not isinstance(predict, Predictor):
         raise TypeError(
@@ -196,26 +185,14 @@ def _described(shape: tuple[int, ...], channels_first: bool, uint8: bool) -> str
     return f"{order}, {'pixels from 0 to 255' if uint8 else 'normalised'}"
 
 
-def _normalisation(options: Options, channels: int, uint8: bool) -> tuple[np.ndarray, np.ndarray]:
+def _normalisation(preprocessing: Preprocessing | None, channels: int, uint8: bool) -> tuple[np.ndarray, np.ndarray]:
     """What pixels from 0 to 255 are multiplied with, and what is added, for each channel."""
     if not uint8:
-        if given := [name for name in ("mean", "std") if name in options]:
-            raise ValueError(f"`{given[0]}` is of pixels from 0 to 255, which `uint8=True` asks for; pass that too.")
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)
-    values = []
-    for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        given = options.get(name, default if channels == 3 else np.mean(default))
-        try:
-            value = np.asarray(given, np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            value = np.array([np.nan])
-        # Not above 1, as of pixels in [0, 1]: those of pixels up to 255 are a common mistake.
-        fits = np.isfinite(value) & (value <= 1) & ((value > 0) | (name == "mean"))
-        if value.size not in (1, channels) or not fits.all():
-            raise ValueError(
-                f"`{name}` is {given}; expected one number, or one for each of {channels} channels, of pixels scaled "
-                f"to [0, 1]{', above 0' if name == 'std' else ''}. Divide what is of pixels up to 255 by 255."
-            )
-        values.append(np.broadcast_to(value, channels))
-    mean, std = values
+    if preprocessing is None:
+        raise ValueError(
+            "`uint8` is True, and `preprocessing` is missing, which normalises the pixels: pass that of the weights, "
+            "`preprocessing=levitax.load_preprocessing(source)`, or a `levitax.data.Preprocessing`."
+        )
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

@@ -35,7 +35,7 @@ try:
         warmup_cosine as warmup_cosine,
     )
     from ._preemption import Preemption as Preemption
-    from ._prepare import normalise as normalise, prepare as prepare
+    from ._prepare import prepare as prepare
     from ._recipe import Recipe as Recipe, RECIPES as RECIPES
     from ._state import TrainState as TrainState
     from ._step import make_step as make_step, Metrics as Metrics

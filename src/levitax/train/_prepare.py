@@ -1,11 +1,10 @@
-from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from ..data import random_affine, random_erase
+from ..data import Preprocessing, random_affine, random_erase
 from ._mixing import mix
 from ._recipe import Recipe
 
@@ -15,14 +14,13 @@ def prepare(
     targets: PyTree[Float[Array, "batch ..."]],
     recipe: Recipe,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """What a recipe does to a batch on its way into the model: shifts and turns it, normalises, erases, mixes.
 
     It takes pixels as bytes, which are a quarter of what floats would be to send, and is meant to be compiled, for the
-    accelerator to do it: `jax.jit(partial(prepare, recipe=recipe, mean=mean, std=std))`.
+    accelerator to do it: `jax.jit(partial(prepare, recipe=recipe, preprocessing=preprocessing))`.
 
     **Arguments:**
 
@@ -31,13 +29,12 @@ def prepare(
         over the classes, as [`levitax.train.one_hot`][] makes them of labels.
     - `recipe`: the fields from `max_shift` to `switch_probability` apply here, and `group_size`: each group is mixed
         among itself, by a draw of its own.
-    - `mean`, `std`: of each channel's pixels in [0, 1].
+    - `preprocessing`: its mean and standard deviation apply here.
     - `key`: draws everything.
 
     **Returns:** images `(batch, height, width, channels)` in float32, and targets `(batch, ...)`.
 
-    **Raises:** `ValueError` where `group_size` does not divide the batch, or `mean` or `std` have not a number for each
-    channel.
+    **Raises:** `ValueError` if `group_size` does not divide the batch, or `preprocessing` is for other channels.
     """
     affine_key, erase_key, mix_key = jax.random.split(key, 3)
     pixels = images.astype(jnp.float32)
@@ -46,7 +43,7 @@ def prepare(
             random_affine, max_shift=recipe.max_shift, max_rotation=recipe.max_rotation, max_scale=recipe.max_scale
         )
         pixels = _each(move, pixels, affine_key)
-    pixels = normalise(pixels, mean, std)
+    pixels = preprocessing.normalise(pixels)
     if recipe.erase_probability:
         pixels = _each(partial(random_erase, probability=recipe.erase_probability), pixels, erase_key)
     mix_group = partial(
@@ -66,29 +63,6 @@ def prepare(
     each = jax.vmap(lambda pixels, targets, key: mix_group(pixels, targets, key=key))
     mixed = each(pixels, targets, jax.random.split(mix_key, groups))
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), mixed)
-
-
-def normalise(
-    images: UInt8[Array, "batch height width channels"] | Float[Array, "batch height width channels"],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Float[Array, "batch height width channels"]:
-    """Pixels as a model takes them: divided by 255, minus `mean`, over `std`.
-
-    **Arguments:**
-
-    - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
-    - `mean`, `std`: of each channel's pixels in [0, 1].
-
-    **Returns:** `(batch, height, width, channels)` in float32.
-
-    **Raises:** `ValueError` where `mean` or `std` have not a number for each channel.
-    """
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != images.shape[-1]:
-            raise ValueError(f"`{name}` is {values}; expected a number for each of {images.shape[-1]} channels.")
-    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
-    return (images.astype(jnp.float32) / 255 - per_channel(mean)) / per_channel(std)
 
 
 def _each(augment, images, key):

@@ -64,14 +64,19 @@ def from_mapping(tensors: Mapping[str, Any], where: str) -> Archive:
     return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {})
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a file that whoever reads it sees whole: the one that was there before, or the new one.
+def write_safetensors(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], companions: Mapping[Path, str]
+) -> None:
+    """Writes a file of arrays, and the texts that belong next to it. Whoever reads one of them sees it whole: the one
+    that was there before, or the new one.
 
     **Raises:** `OSError` if it cannot be written; what was there stays.
     """
     safetensors = require("safetensors", "Writing weights", _INSTALL)
     numpy = require("safetensors.numpy", "Writing weights", _INSTALL)
-    with replacing(path, errors=(OSError, safetensors.SafetensorError)) as (temporary,):
+    with replacing(*companions, path, errors=(OSError, safetensors.SafetensorError)) as (*beside, temporary):
+        for file, text in zip(beside, companions.values(), strict=True):
+            file.write_text(text, "utf-8")
         numpy.save_file(dict(arrays), temporary, dict(metadata))
 
 

@@ -6,6 +6,7 @@ from typing import cast, NamedTuple
 
 from .._checks import check_choice
 from .._config import LeViTConfig
+from ..data import Preprocessing
 from ._layouts import LayoutName, LAYOUTS
 
 
@@ -19,15 +20,19 @@ class Header(NamedTuple):
     layout: LayoutName
     config: LeViTConfig
     fused: bool
+    preprocessing: Preprocessing | None
 
     def to_metadata(self) -> dict[str, str]:
         """The entries of a safetensors header."""
-        return {
+        entries = {
             "levitax.format_version": str(VERSION),
             "levitax.layout": self.layout,
             "levitax.config": json.dumps(self.config.to_dict()),
             "levitax.fused": json.dumps(self.fused),
         }
+        if self.preprocessing is not None:
+            entries["levitax.preprocessing"] = json.dumps(self.preprocessing.to_dict(), ensure_ascii=False)
+        return entries
 
 
 def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
@@ -49,6 +54,12 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
         layout = metadata["levitax.layout"]
         check_choice("layout", layout, LAYOUTS)
         config = LeViTConfig.from_dict(json.loads(metadata["levitax.config"]))
-        return Header(cast(LayoutName, layout), config, bool(json.loads(metadata["levitax.fused"])))
+        preprocessing = json.loads(metadata.get("levitax.preprocessing", "null"))
+        return Header(
+            cast(LayoutName, layout),
+            config,
+            bool(json.loads(metadata["levitax.fused"])),
+            None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+        )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"The header of {where} makes no model: {error}") from error

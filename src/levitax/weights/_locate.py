@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._extras import extra, require
+from ._companions import CONFIG, PROCESSOR
 from ._files import PICKLES, SAFETENSORS
 
 
@@ -14,10 +15,10 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Location(NamedTuple):
-    """A file of weights, and what the `config.json` beside it says."""
+    """A file of weights, and the content of the JSON files that belong to it, by name."""
 
     path: Path
-    config: Mapping[str, Any]
+    companions: Mapping[str, Mapping[str, Any]]
 
 
 def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
@@ -33,10 +34,10 @@ def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
         )
     path = Path(source).expanduser()
     if path.is_dir():
-        return Location(_in_folder(path), read_config(path / "config.json"))
+        return Location(_in_folder(path), _companions(path))
     if path.exists():
         # The name that it has where a `config.json` belongs to it.
-        return Location(path, read_config(path.parent / "config.json") if path.name in HUB_FILES else {})
+        return Location(path, _companions(path.parent) if path.name in HUB_FILES else {})
     is_name = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source)
     if is_name and path.suffix not in SAFETENSORS + PICKLES:
         return _on_hub(str(source), revision)
@@ -90,8 +91,8 @@ def _on_hub(name: str, revision: str | None) -> Location:
         path = fetch(filename)
         if path is not None:
             # Without it the size of the images could be told wrongly, so to be without it is no small matter.
-            config = fetch("config.json")
-            return Location(path, {} if config is None else read_config(config))
+            files = {name: fetch(name) for name in (CONFIG, PROCESSOR)}
+            return Location(path, {name: read_json(file) for name, file in files.items() if file is not None})
     raise FileNotFoundError(f"The repository {name!r} on the hub holds none of {', '.join(HUB_FILES)}.")
 
 
@@ -104,7 +105,12 @@ def _out_of_reach(hub: Any, name: str, filename: str, revision: str | None, what
     )
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
+def _companions(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    return {name: read_json(folder / name) for name in (CONFIG, PROCESSOR)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What is in a JSON file that others wrote; empty if it is not there or no dictionary."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

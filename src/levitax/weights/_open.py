@@ -9,10 +9,12 @@ import numpy as np
 
 from .._checks import as_integers
 from .._config import LeViTConfig
+from ..data import Preprocessing
 from . import _tree
+from ._companions import CONFIG, read_preprocessing
 from ._entries import entries, Entry, Shape
 from ._files import Archive, from_mapping, open_archive
-from ._format import read_header
+from ._format import Header, read_header
 from ._hints import read_hints
 from ._layouts import LayoutName, LAYOUTS
 from ._locate import locate
@@ -35,14 +37,19 @@ class Weights:
         config: LeViTConfig,
         kept: Mapping[str, Entry],
         *,
+        layout: LayoutName,
         fused: bool,
-        has_header: bool,
+        header: Header | None,
+        companions: Mapping[str, Mapping[str, Any]],
     ):
         self.where = archive.where
         self.config = config
+        self.layout: LayoutName = layout
         self.fused = fused
         # Without, activation and drop path are guessed.
-        self.has_header = has_header
+        self.has_header = header is not None
+        self._header = header
+        self._companions = companions
         self._archive = archive
         self._kept = kept
         self._nonfinite: list[str] = []
@@ -61,6 +68,12 @@ class Weights:
                 self._nonfinite.append(name)
             pieces.append(piece)
         return entry.read(pieces)
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How the images of the model are prepared, if the source says so."""
+        if self._header is not None and self._header.preprocessing is not None:
+            return self._header.preprocessing
+        return read_preprocessing(self._companions, self.where)
 
     def check_finite(self) -> None:
         """Raises if something that was read is NaN or infinite."""
@@ -93,7 +106,7 @@ def open_weights(
                 raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
             name, config, fused = header.layout, header.config, header.fused
         else:
-            told = read_hints(beside, f"the `config.json` beside {archive.where}")
+            told = read_hints(beside.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
             try:
                 name, config = recognise(_relevant(archive.shapes), told.image_sizes, _asked(image_size))
             except ValueError as error:
@@ -106,7 +119,7 @@ def open_weights(
         else:
             kept = entries(LAYOUTS[name], config, shapes)
         _check_arrays(archive, name, config, kept)
-        weights = Weights(archive, config, kept, fused=fused, has_header=header is not None)
+        weights = Weights(archive, config, kept, layout=name, fused=fused, header=header, companions=beside)
         yield weights
         if not allow_nonfinite:
             weights.check_finite()

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -8,11 +9,15 @@ import numpy as np
 
 from .._checks import check_choice, check_state
 from .._model import check_levit, LeViT
+from ..data import Preprocessing
+from ..data._preprocessing import check_fits
 from . import _tree
+from ._companions import companions
 from ._entries import entries, places
 from ._files import SAFETENSORS, write_safetensors
 from ._format import Header
 from ._layouts import LayoutName, LAYOUTS
+from ._locate import read_json
 
 
 def save(
@@ -20,6 +25,7 @@ def save(
     model: LeViT,
     state: eqx.nn.State,
     *,
+    preprocessing: Preprocessing | None = None,
     layout: LayoutName = "levitax",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
@@ -32,12 +38,19 @@ def save(
     - `path`: ends in `.safetensors`; a file that is there is replaced.
     - `model`, `state`: a [`levitax.LeViT`][] and its state, or those of the module it is in. Of a fused one,
         `predict.model` and `predict.state`; only our own layout has it.
+    - `preprocessing`: how the model's images are prepared and what its classes are called, for
+        [`levitax.load_preprocessing`][]. Without, the file does not say.
     - `layout`: our own, which [`levitax.load`][] reads with every keyword of the model; or one that others read, see
         [`levitax.weights.state_dict`][].
     - `dtype`: of the arrays in the file. "bfloat16" halves it.
 
+    timm and transformers keep preprocessing in JSON files, and look for weights called `model.safetensors`. If `path`
+    has that name and `layout` is one of theirs, their files are written next to it: `config.json`, and for transformers
+    `preprocessor_config.json`. Entries of existing files that are not among those written stay.
+
     **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
-    layout or dtype, for a model that is not as its configuration makes it, and for one that the layout cannot hold.
+    layout or dtype, for a model that is not as its configuration makes it, for one that the layout cannot hold, and for
+    a `preprocessing` of another model.
     `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; `ModuleNotFoundError` without
     safetensors.
     """
@@ -50,15 +63,24 @@ def save(
         )
     check_choice("dtype", dtype, ("float32", "bfloat16"))
     check_state(state)
+    config = model.config
+    if preprocessing is not None:
+        sizes = {"image_size": config.image_size, "channels": config.in_channels, "num_classes": config.num_classes}
+        check_fits(preprocessing, **sizes)
     if layout == "levitax":
         arrays = _tree.checked_arrays(model, state, allow_fused=True)
-        metadata = Header(layout, model.config, _tree.is_fused(model)).to_metadata()
+        metadata = Header(layout, config, _tree.is_fused(model), preprocessing).to_metadata()
     else:
         arrays = state_dict(model, state, layout=layout)
         # What transformers wants to see; and for our own reading, what the layout cannot say.
-        metadata = {"format": "pt", **Header(layout, model.config, fused=False).to_metadata()}
+        metadata = {"format": "pt", **Header(layout, config, False, preprocessing).to_metadata()}
+    texts = {}
+    if preprocessing is not None and path.name == "model.safetensors":
+        for name, content in companions(layout, config, preprocessing).items():
+            file = path.with_name(name)
+            texts[file] = json.dumps(read_json(file) | content, indent=2, ensure_ascii=False)
     cast = lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
-    write_safetensors(path, {name: np.asarray(cast(array)) for name, array in arrays.items()}, metadata)
+    write_safetensors(path, {name: np.asarray(cast(array)) for name, array in arrays.items()}, metadata, texts)
 
 
 def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict[str, np.ndarray]:

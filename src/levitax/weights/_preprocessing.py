@@ -1,0 +1,75 @@
+import dataclasses
+import warnings
+
+from .._config import LeViTConfig, PerStage
+from .._variants import VARIANTS
+from ..data import Preprocessing
+from ..data._preprocessing import check_fits
+from ._layouts import LayoutName
+from ._open import open_weights, Source
+from ._recognise import ARCHITECTURE
+
+
+# The variants for which there are published weights.
+_PUBLISHED = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
+
+
+def load_preprocessing(
+    source: Source, *, image_size: PerStage | None = None, revision: str | None = None
+) -> Preprocessing:
+    """Reads how the images of weights are prepared, and what their classes are called, whoever wrote them.
+
+    ```python
+    model, state = levitax.load("timm/levit_256.fb_dist_in1k")
+    preprocessing = levitax.load_preprocessing("timm/levit_256.fb_dist_in1k")
+    ```
+
+    Read from the header of a file that [`levitax.save`][] wrote with `preprocessing`; from timm's `config.json`; or from
+    transformers' `preprocessor_config.json` and `config.json`. If none of them says, weights of a published variant, for
+    1,000 classes and 224x224 pixels, get the preprocessing of the published weights in their layout, with a warning.
+
+    **Arguments:**
+
+    - `source`, `revision`: as in [`levitax.load`][].
+    - `image_size`: that of the model, where [`levitax.load`][] was given one.
+
+    **Returns:** a [`levitax.data.Preprocessing`][].
+
+    **Raises:** what [`levitax.load`][] raises of files; `ValueError` if nothing says how images are prepared and the
+    weights are of no published variant, or if what is said does not fit the weights.
+    """
+    with open_weights(source, revision, image_size) as weights:
+        config = weights.config
+        preprocessing = weights.preprocessing() or _published(weights.layout, config, weights.where)
+        try:
+            check_fits(
+                preprocessing,
+                image_size=config.image_size,
+                channels=config.in_channels,
+                num_classes=config.num_classes,
+            )
+        except ValueError as error:
+            raise ValueError(f"Of {weights.where}: {error}") from None
+    return preprocessing if image_size is None else dataclasses.replace(preprocessing, image_size=image_size)
+
+
+def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preprocessing:
+    published = [LeViTConfig(**VARIANTS[name]) for name in _PUBLISHED]
+    compared = (*ARCHITECTURE, "image_size", "in_channels", "num_classes")
+    if not any(all(getattr(one, name) == getattr(config, name) for name in compared) for one in published):
+        raise ValueError(
+            f"{where} does not say how its images are prepared, and is of no published variant for 1,000 classes and "
+            "224x224 pixels. Pass what it was trained with: `levitax.data.Preprocessing(image_size=..., mean=..., "
+            "std=..., crop_ratio=...)`, and keep it in the file with `levitax.save(..., preprocessing=...)`."
+        )
+    if layout.startswith("timm"):
+        preprocessing = Preprocessing(crop_ratio=0.9)
+    else:
+        preprocessing = Preprocessing(crop_offset="floor" if layout.startswith("transformers") else "round")
+    warnings.warn(
+        f"{where} does not say how its images are prepared. Taking the preprocessing of the published weights: "
+        f"ImageNet's mean and standard deviation, `crop_ratio` {preprocessing.crop_ratio}. If it was trained "
+        "otherwise, use a `levitax.data.Preprocessing` of your own.",
+        stacklevel=3,
+    )
+    return preprocessing
