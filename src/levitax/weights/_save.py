@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 from typing import Literal
 
 import equinox as eqx
@@ -7,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_choice, check_state
+from .._files import as_path
 from .._model import check_levit, LeViT
 from . import _tree
 from ._entries import entries, places
@@ -42,7 +42,7 @@ def save(
     safetensors.
     """
     check_levit(model)
-    path = Path(path).expanduser()
+    path = as_path("path", path)
     if path.suffix.lower() not in SAFETENSORS:
         raise ValueError(
             f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "
