@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 from typing import Any, cast
 
 import equinox as eqx
@@ -23,6 +24,26 @@ IMAGES = {
     "channels": ((16, 20, 4), "(16, 20, 4)", "expected (16, 20, 3)", "in_channels=4"),
     "grey": ((16, 20), "(16, 20)", "expected (16, 20, 3)", "image[:, :, None]"),
     "batch": ((2, 16, 20, 3), "(2, 16, 20, 3)", "expected (16, 20, 3)", "levitax.batched(model)"),
+    "batch with channels first": (
+        (2, 3, 16, 20),
+        "expected (16, 20, 3)",
+        "jnp.moveaxis(images, 1, -1)",
+        "batched(model)",
+    ),
+    "batches": ((4, 2, 16, 20, 3), "(4, 2, 16, 20, 3)", "images.reshape(-1, 16, 20, 3)", "levitax.batched(model)"),
+    "six axes": ((1, 1, 1, 16, 20, 3), "(1, 1, 1, 16, 20, 3)", "images.reshape(-1, 16, 20, 3)", "batched(model)"),
+    "scalar": ((), "()", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.read_image"),
+    "one axis": ((16,), "(16,)", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.read_image"),
+    "flat": ((960,), "(960,)", "expected (16, 20, 3)", "image.reshape(16, 20, 3)"),
+    "flat batch": ((5, 960), "(5, 960)", "images.reshape(-1, 16, 20, 3)", "levitax.batched(model)"),
+    "grey of another size": ((28, 28), "(28, 28)", "image[:, :, None].repeat(3, -1)"),
+    "channels between": ((16, 3, 20), "(16, 3, 20)", "jnp.moveaxis(image, 1, -1)"),
+    "channels first, of another size": ((3, 32, 48), "jnp.moveaxis(image, 0, -1)", "image_size=(32, 48)"),
+    "batch of grey images": ((5, 16, 20), "(5, 16, 20)", "images[..., None].repeat(3, -1)", "levitax.batched(model)"),
+    "width first": ((20, 16, 3), "(20, 16, 3)", "jnp.swapaxes(image, 0, 1)"),
+    "both": ((32, 48, 4), "(32, 48, 4)", "image_size=(32, 48)", "in_channels=4", "preprocess"),
+    "empty": ((0, 20, 3), "(0, 20, 3)", "no elements", "read, cropped or gathered"),
+    "empty batch": ((0, 16, 20, 3), "(0, 16, 20, 3)", "no elements"),
     "size": ((20, 16, 3), "(20, 16, 3)", "expected (16, 20, 3)", "image_size=(20, 16)", "resize"),
 }
 
@@ -33,6 +54,8 @@ def test_images_of_a_wrong_shape(shape, fragments, method, make):
     model, state = make(image_size=(16, 20))
     with fails(ValueError, "`image`", *fragments):
         getattr(eqx.nn.inference_mode(model), method)(jnp.ones(shape), state)
+    with fails(ValueError, "`image`", *fragments):
+        levitax.Predictor(model, state)(np.ones(shape, np.float32))
 
 
 def test_a_single_image_where_a_batch_belongs(make):
@@ -238,7 +261,24 @@ def test_a_layer_made_without_its_state(key):
         eqx.nn.inference_mode(layer)(jnp.zeros((2, 3)), state)
 
 
-@pytest.mark.parametrize("image", ([[1.0]], "cat.png"), ids=("list", "path"))
+GREY = {
+    "batch of grey images": ((5, 16, 20), "(5, 16, 20)", "`images[..., None]`", "levitax.batched(model)"),
+    "channels first": ((1, 16, 20), "(1, 16, 20)", "jnp.moveaxis(image, 0, -1)"),
+    "without channels": ((16, 20), "(16, 20)", "`image[:, :, None]`"),
+    "single image": ((20, 1), "(20, 1)", "without `batched`"),
+}
+
+
+@pytest.mark.parametrize(("shape", "fragments"), [(case[0], case[1:]) for case in GREY.values()], ids=GREY)
+def test_images_of_a_wrong_shape_for_a_model_of_one_channel(shape, fragments, make):
+    model, state = make(image_size=(16, 20), in_channels=1)
+    with fails(ValueError, "`image`", "expected (16, 20, 1)", *fragments[1:]):
+        eqx.nn.inference_mode(model)(jnp.ones(shape), state)
+
+
+@pytest.mark.parametrize(
+    "image", ([[1.0]], "cat.png", None, 3, SimpleNamespace(shape=(16, 16, 3), dtype="torch.float32")), ids=repr
+)
 def test_an_image_that_is_no_array(image, make):
     with fails(TypeError, "`image` is of type", type(image).__name__, "`jnp.asarray(image, jnp.float32)`"):
         model, state = make()

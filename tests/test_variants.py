@@ -54,6 +54,14 @@ def test_parameters_of_the_fused_model_are_as_many_as_published(name, expected):
     assert levitax.count_parameters(predict) == expected
 
 
+def test_running_statistics_count_for_nothing_before_they_are_split_off(small, key):
+    assert levitax.count_parameters(levitax.nn.BatchNorm(8)) == 16
+    model, state = eqx.nn.make_with_state(levitax.LeViT)(**small, key=key)
+    expected = levitax.count_parameters(model)
+    assert levitax.count_parameters((model, state)) == expected
+    assert levitax.count_parameters(levitax.LeViT(**small, key=key)) == expected
+
+
 def test_arrays_are_counted_as_their_shapes_are():
     model, state = variant("levit_128s")
     predict = eqx.filter_eval_shape(levitax.fuse, model, state)

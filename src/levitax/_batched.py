@@ -7,7 +7,7 @@ from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from ._checks import as_integer
 from ._fuse import Predictor
-from ._keys import is_one_key
+from ._keys import keys_of_batch
 
 
 StatefulCallable: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
@@ -44,8 +44,8 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
         return jax.vmap(one, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")(images, state, keys)
 
     def call(images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None):
-        size = jax.tree.leaves(images)[0].shape[0]
-        keys = jax.random.split(key, size) if key is not None and is_one_key(key) else key
+        size = _batch_size(images)
+        keys = keys_of_batch(key, size)
         if group_size is None:
             return over_batch(images, state, keys)
         if size % group_size:
@@ -59,3 +59,13 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
         return jax.tree.map(join, outputs), jax.tree.map(mean, states)
 
     return call
+
+
+def _batch_size(images):
+    for leaf in jax.tree.leaves(images):
+        if getattr(leaf, "ndim", 0) > 0:
+            return leaf.shape[0]
+    raise TypeError(
+        f"`images` is of type `{type(images).__name__}`, without an axis of the batch; expected an array `(batch, "
+        "height, width, channels)`, or a PyTree of arrays with a leading axis."
+    )

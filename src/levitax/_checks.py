@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,7 +48,7 @@ def as_rate(name: str, value: Any) -> float:
 
 
 def as_number(name: str, value: Any, low: float, high: float, *, optional: bool = False) -> Any:
-    """`value` as a finite `float` from `low` to `high`, or `None` if it is `optional`; or an error that names `name`."""
+    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`, or an error that names `name`."""
     if value is None and optional:
         return None
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -118,36 +119,72 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 def check_image(image: Any, expected: tuple[int, int, int]) -> None:
     """Raises unless `image` is one floating-point image of shape `expected`, saying how what is there comes about."""
-    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+    if not isinstance(image, jax.Array | np.ndarray | np.generic):
         raise TypeError(
-            f"`image` is of type `{type(image).__name__}`; expected an array: use `jnp.asarray(image, jnp.float32)`, "
-            "scaled and normalised."
+            f"`image` is of type `{type(image).__name__}`; expected an array of JAX or NumPy: use `jnp.asarray(image, "
+            "jnp.float32)`, scaled and normalised."
         )
-    shape, dtype = image.shape, image.dtype
+    if image.shape != expected:
+        raise ValueError(
+            f"`image` has shape {image.shape}; expected {expected}: height, width, channels. "
+            f"{_way_to_image(image.shape, expected)}."
+        )
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise TypeError(
+            f"`image` has dtype {image.dtype.name}; expected floating-point pixels, scaled and normalised: begin with "
+            "`image.astype(jnp.float32) / 255`."
+        )
+
+
+def _way_to_image(shape: tuple[int, ...], expected: tuple[int, int, int]) -> str:
+    """How an array of another shape came about, and how it becomes the image that is expected."""
     height, width, channels = expected
-    if shape == expected:
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"`image` has dtype {dtype.name}; expected floating-point pixels, scaled and normalised: begin with "
-                "`image.astype(jnp.float32) / 255`."
-            )
-        return
-    message = f"`image` has shape {shape}; expected {expected}: height, width, channels"
-    if shape == (channels, height, width):
-        way_out = "channels come last: use `jnp.moveaxis(image, 0, -1)`"
-    elif len(shape) == 4:
-        way_out = "this is a batch: call `levitax.batched(model)(images, state)`, or `jax.vmap(predict)(images)`"
-    elif len(shape) == 2 and shape == expected[1:]:
-        way_out = "a single image went where a batch belongs: call `model(image, state)` without `batched` or `vmap`"
-    elif len(shape) == 2:
-        way_out = "the axis of channels is missing: use `image[:, :, None]` for grey images"
-    elif shape[:2] == expected[:2]:
-        way_out = f"make the model with `in_channels={shape[-1]}`, or bring the image to {channels} channels"
-    elif shape[2] == channels:
-        way_out = f"make the model with `image_size={shape[:2]}`, or resize the image"
-    else:
-        way_out = (
-            f"make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or bring the image to the "
-            "model's shape, as a `levitax.data.Preprocessing` does"
+    size = height * width * channels
+    call = "call `levitax.batched(model)(images, state)`, or `jax.vmap(predict)(images)`"
+    to_images = f"`images.reshape(-1, {height}, {width}, {channels})`"
+    to_colours = "" if channels == 1 else f".repeat({channels}, -1)"
+    match shape:
+        case _ if 0 in shape:
+            return "An axis of it has no elements: look where it was read, cropped or gathered"
+        case (first,) if first == size:
+            return f"Its pixels have lost their axes: use `image.reshape({height}, {width}, {channels})`"
+        case () | (_,):
+            return "Pass a whole image, such as a `levitax.data.Preprocessing` gives"
+        case (_, last) if shape == (width, channels):
+            return "A single image went where a batch belongs: call `model(image, state)` without `batched` or `vmap`"
+        case (_, last) if last == size:
+            return f"The pixels of a batch have lost their axes: use {to_images}, and {call}"
+        case (_, _):
+            return f"The axis of channels is missing: use `image[:, :, None]{to_colours}` for a grey image"
+        case (_, _, _):
+            return _way_from_three_axes(shape, expected, f"`images[..., None]{to_colours}`, and {call}")
+        case (_, *rest) if rest == [channels, height, width]:
+            return f"This is a batch, and channels come last: use `jnp.moveaxis(images, 1, -1)`, and {call}"
+        case (_, _, _, _):
+            return f"This is a batch: {call}"
+        case _:
+            return f"These are batches: use {to_images}, and {call}"
+
+
+def _way_from_three_axes(shape: tuple[int, ...], expected: tuple[int, int, int], of_grey_batch: str) -> str:
+    height, width, channels = expected
+    if shape == (height, channels, width):
+        return "Channels come last: use `jnp.moveaxis(image, 1, -1)`"
+    if shape[0] == channels != shape[2]:
+        then = f"; then resize it, or make the model with `image_size={shape[1:]}`"
+        return f"Channels come last: use `jnp.moveaxis(image, 0, -1)`{then if shape[1:] != (height, width) else ''}"
+    if shape[1:] == (height, width):
+        return f"A batch of grey images lacks the axis of channels: use {of_grey_batch}"
+    if shape == (width, height, channels):
+        return (
+            f"Make the model with `image_size={shape[:2]}`, or resize the image; if its first axis is the width, use "
+            "`jnp.swapaxes(image, 0, 1)`"
         )
-    raise ValueError(f"{message}. To mend it, {way_out}.")
+    if shape[:2] == (height, width):
+        return f"Make the model with `in_channels={shape[2]}`, or bring the image to {channels} channels"
+    if shape[2] == channels:
+        return f"Make the model with `image_size={shape[:2]}`, or resize the image"
+    return (
+        f"Make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or bring the image to the model's "
+        "shape, as a `levitax.data.Preprocessing` does"
+    )

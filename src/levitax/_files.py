@@ -1,8 +1,30 @@
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+
+def as_path(name: str, value: Any) -> Path:
+    """`value` as a path on this machine, with `~` expanded, or an error that names `name`.
+
+    **Raises:** `TypeError` unless it is a `str` or `os.PathLike`; `ValueError` if it is empty or a URL, of which `Path`
+    would make a local folder such as `./gs:/bucket`.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a path, a `str` or `pathlib.Path`.")
+    if not text:
+        raise ValueError(f"`{name}` is empty; expected a path.")
+    # `Path` drops one of the slashes. A drive of Windows is one letter.
+    if "://" in text or re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise ValueError(
+            f"`{name}` is '{text}', a URL; expected a path on this machine. Download the file first (or upload it "
+            "afterwards), or mount the bucket and give the path of the mount."
+        )
+    return Path(os.path.expanduser(text))
 
 
 @contextlib.contextmanager

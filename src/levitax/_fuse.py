@@ -84,6 +84,14 @@ def fuse(model: Model, state: eqx.nn.State) -> Predictor[Model]:
     return Predictor(folded, state.substate(folded))
 
 
+def fold_norms(model: Model, state: eqx.nn.State) -> tuple[Model, eqx.nn.State]:
+    """The model with its normalisations folded into the maps, and nothing else changed, with what is left of its
+    state: as PyTorch's libraries fuse one. [`levitax.fuse`][] takes it from there."""
+    is_map = lambda node: isinstance(node, nn.LinearNorm | nn.ConvNorm | nn.NormLinear)
+    folded = jax.tree.map(lambda node: _fold(node, state) if is_map(node) else node, model, is_leaf=is_map)
+    return folded, state.substate(folded)
+
+
 def _fold_all(tree, state):
     return jax.tree.map(lambda node: _fold(node, state), tree, is_leaf=_is_foldable)
 

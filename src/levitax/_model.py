@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from . import nn
 from ._checks import check_image
 from ._config import ActivationName, BlockSizes, LeViTConfig, NetworkName, PerStage
-from ._keys import split_key
+from ._keys import as_key, split_key
 
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class LeViT(eqx.Module):
             remat=remat,
             dtype=dtype,
         )
-        stem_key, stages_key, head_key = jax.random.split(key, 3)
+        stem_key, stages_key, head_key = jax.random.split(as_key(key), 3)
         self.config = config
         self.stem = _stem(config, stem_key)
         self.stages = tuple(
@@ -180,9 +180,10 @@ class LeViT(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError`, as a call does.
         """
+        keys = split_key(key, len(self.stages))
         tokens, state = self._embed(image, state)
         maps = []
-        for index, (stage, stage_key) in enumerate(zip(self.stages, split_key(key, len(self.stages)), strict=True)):
+        for index, (stage, stage_key) in enumerate(zip(self.stages, keys, strict=True)):
             tokens, state = stage(tokens, state, key=stage_key)
             maps.append(tokens.reshape(*self.config.grid(index), -1))
         return tuple(maps), state

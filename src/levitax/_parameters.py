@@ -10,11 +10,11 @@ def count_parameters(tree: PyTree) -> int:
     """The number of learnable parameters in `tree`, a model or any PyTree of layers: the sizes of its floating-point
     arrays.
 
-    Running statistics are none, and an `eqx.nn.State` counts for nothing. An attention bias that [`levitax.fuse`][] has
-    written out counts as the table it came from: as many numbers a head as there are tokens. The result of
-    `eqx.filter_eval_shape`, which allocates nothing, is counted alike.
+    Running statistics are none: an `eqx.nn.State` counts for nothing, nor does the part of a model that becomes one. An
+    attention bias that [`levitax.fuse`][] has written out counts as the table it came from: as many numbers a head as
+    there are tokens. The result of `eqx.filter_eval_shape`, which allocates nothing, is counted the same way.
     """
-    is_leaf = lambda node: isinstance(node, nn.GatheredAttentionBias | eqx.nn.State)
+    is_leaf = lambda node: isinstance(node, nn.GatheredAttentionBias | eqx.nn.State | eqx.nn.StateIndex)
     return sum(map(_size, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 

@@ -167,5 +167,5 @@ def test_what_changes_no_array_is_changed(trained):
 
 def test_loading_adapts_likewise(trained, key):
     changes = {"image_size": (48, 20), "num_classes": 7, "in_channels": 1, "distillation": False}
-    arrays = state_dict(*trained, layout="timm")
+    arrays = state_dict(*trained, layout="levitax")
     assert eqx.tree_equal(load(arrays, key=key, **changes), adapt(*trained, key=key, **changes), typematch=True)

@@ -15,7 +15,7 @@ import levitax
 from levitax.weights import adapt, load, load_initial, load_into, save, state_dict
 
 
-SIXTEEN = {"patch_size": 16, "image_size": 64}
+SIXTEEN = {"patch_size": 16, "image_size": 48}
 
 
 @pytest.mark.parametrize("size", (0, 7, 200, 3000, -1))
@@ -23,6 +23,40 @@ def test_a_truncated_file(file, size):
     content = file.read_bytes()
     file.write_bytes(content[:size])
     with pytest.raises(ValueError, match=r"model\.safetensors` is no whole safetensors file .*fetch it again"):
+        load(file)
+
+
+# What is found under the name of a file of weights, and a part of the way out.
+OTHER_CONTENT = {
+    "an empty file": (b"", "it is empty", "fetch it again"),
+    "a pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 31234567\n",
+        "it is a Git LFS pointer",
+        "`git lfs pull`",
+    ),
+    "a page": (b"<!DOCTYPE html>\n<html><head>", "it is a web page", "`/resolve/`"),
+    "a page after spaces": (b"\r\n  <HTML lang='en'>", "it is a web page", "Fetch the file itself"),
+    "an error of a server": (b"<?xml version='1.0'?><Error><Code>AccessDenied", "it is a web page", "Fetch the file"),
+}
+
+
+@pytest.mark.parametrize("suffix", (".safetensors", ".pth", ".bin"))
+@pytest.mark.parametrize("content", OTHER_CONTENT.values(), ids=OTHER_CONTENT)
+def test_a_file_that_is_no_weights_is_named(tmp_path, suffix, content, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # It is not needed to see what the file is.
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content[0])
+    with pytest.raises(ValueError) as refusal:
+        load(path)
+    message = str(refusal.value)
+    assert f"`{path}` is no whole" in message and content[1] in message and content[2] in message
+    assert ("cut off" in message) == (content[0] == b"")
+
+
+@pytest.mark.parametrize("start", (b"PK\x03\x04\x00\x00", b"\x80\x02}q\x00X\x05\x00"))
+def test_a_file_of_pytorch_by_the_name_of_another(file, start):
+    file.write_bytes(start + bytes(100))
+    with pytest.raises(ValueError, match=r"is no whole safetensors file \(it is a file of PyTorch\)\. Rename it"):
         load(file)
 
 
@@ -68,7 +102,7 @@ def test_missing_unexpected_and_wrong_arrays_are_named_at_once(trained, tmp_path
     arrays["stem.conv1.bn.weight"] = np.zeros((1, 8), np.float32)
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(ValueError) as refusal:
-        load(tmp_path / "model.safetensors")
+        load(tmp_path / "model.safetensors", image_size=16)
     message = str(refusal.value)
     assert "2 missing: " in message and "1 unexpected: stages.1.blocks.1.mlp.ln1.linear.weight." in message
     assert "stages.0.blocks.0.attn.qkv.bn.running_var" in message
@@ -176,7 +210,7 @@ def test_integers_in_place_of_weights(trained, tmp_path):
     arrays["stem.conv1.linear.weight"] = np.zeros(arrays["stem.conv1.linear.weight"].shape, np.int8)
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"`stem.conv1.linear.weight` .* has dtype int8; expected floating"):
-        load(tmp_path / "model.safetensors")
+        load(tmp_path / "model.safetensors", image_size=16)
 
 
 def test_a_folder_with_two_candidates(file):
@@ -200,6 +234,29 @@ def test_a_path_that_does_not_exist(source):
     absolute = re.escape(str(Path(source).absolute()))
     with pytest.raises(FileNotFoundError, match=f"There is no `{absolute}`.*'timm/levit_256.fb_dist_in1k'"):
         load(source)
+
+
+@pytest.mark.parametrize(
+    "url", ("gs://bucket/model.safetensors", "s3://bucket", "http://host/model.pth", "file:///tmp")
+)
+def test_a_url(trained, url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, call in (("source", lambda: load(url)), ("path", lambda: save(url, *trained))):
+        with pytest.raises(ValueError, match=rf"`{name}` is '{url}', a URL; expected a path on this machine"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rest", ("", "/", "/resolve/main/model.safetensors", "?library=timm"))
+def test_the_address_of_a_repository(rest):
+    with pytest.raises(ValueError, match=r"a URL; expected the name of the repository: 'timm/levit_256\.fb_dist_in1k'"):
+        load(f"https://huggingface.co/timm/levit_256.fb_dist_in1k{rest}")
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ValueError, match="`source` is empty; expected a path"):
+        load("")
 
 
 def test_a_file_of_another_kind(tmp_path):

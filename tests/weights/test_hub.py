@@ -17,6 +17,8 @@ import safetensors.numpy
 
 from levitax.weights import save, state_dict
 
+from .test_shards import INDEX, write_shards
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -80,6 +82,10 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
 
     timm = {"architecture": "levit_tiny", "pretrained_cfg": {"input_size": [3, 16, 24]}}
     transformers = {"image_size": [96, 64], "drop_path_rate": 0.1, "architectures": ["LevitForImageClassification"]}
+    model, state = randomise(*make(image_size=(16, 24)))
+    write_shards(tmp_path, state_dict(model, state, layout="timm"), count=2)
+    sharded = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    sharded["config.json"] = json.dumps(timm).encode()
     wide, tall = {"image_size": (16, 24)}, {"image_size": (96, 64), "patch_size": 16, "distillation": False}
     return {
         "timm/tiny": {
@@ -91,6 +97,8 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
             "model.safetensors": written("transformers", **tall),
             "config.json": json.dumps(transformers).encode(),
         },
+        "someone/sharded": sharded,
+        "someone/incomplete": {INDEX: sharded[INDEX]},
         "someone/plain": {"model.safetensors": written("levitax")},
         "someone/other": {"README.md": b"nothing"},
         "someone/broken": {"model.safetensors": written("timm"), "config.json": BROKEN},
@@ -150,6 +158,20 @@ def test_a_repository_is_fetched_once_and_then_read_offline(hub, fetch):
 
 def test_a_config_of_transformers_tells_what_shapes_do_not(hub, fetch):
     assert fetch(hub[0], "facebook/tiny") == "(96, 64) False 0.1"
+
+
+def test_shards_are_fetched_and_then_read_offline(hub, fetch):
+    address, log = hub
+    assert fetch(address, "someone/sharded") == "(16, 24) True 0.0"
+    assert sum(line.startswith("GET") and line.endswith(".safetensors") for line in log) == 2
+    assert fetch(address, "someone/sharded", HF_HUB_OFFLINE="1") == "(16, 24) True 0.0"
+
+
+@pytest.mark.slow
+def test_shards_that_a_repository_lacks_are_named(hub, fetch):
+    answer = fetch(hub[0], "someone/incomplete")
+    shards = "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors"
+    assert answer.startswith(f"FileNotFoundError The repository 'someone/incomplete' on the hub lacks {shards}, which")
 
 
 def test_a_revision_is_fetched(hub, fetch):

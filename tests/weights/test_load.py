@@ -89,7 +89,7 @@ def test_float16_and_bfloat16_become_float32(trained, tmp_path):
         kept = {name: array.astype(dtype) if array.dtype == np.float32 else array for name, array in arrays.items()}
         path = tmp_path / "model.safetensors"
         safetensors.numpy.save_file(kept, path)
-        model, state = load(path)
+        model, state = load(path, image_size=16)
         assert {leaf.dtype for leaf in jax.tree.leaves((eqx.filter(model, eqx.is_array), state))} == {
             np.dtype("float32")
         }
@@ -143,7 +143,7 @@ def test_weights_adapt_to_the_model_they_go_into(trained, make):
     model: Any
     loaded: Any
     model, state = make(image_size=(24, 16), num_classes=7, in_channels=1, distillation=False)
-    loaded, loaded_state = load_into(model, state, state_dict(*trained, layout="timm"))
+    loaded, loaded_state = load_into(model, state, state_dict(*trained, layout="levitax"))
     arrays, source = state_dict(loaded, loaded_state, layout="levitax"), state_dict(*trained, layout="levitax")
     assert loaded.config == model.config
     assert jnp.array_equal(loaded.head.weight, model.head.weight)
@@ -169,7 +169,7 @@ def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):
     arrays = state_dict(*trained, layout="timm")
     kept = {name: array for name, array in arrays.items() if array.dtype == np.float32}
     assert len(kept) < len(arrays)
-    assert eqx.tree_equal(load(kept), trained, typematch=True)
+    assert eqx.tree_equal(load(kept, image_size=16), trained, typematch=True)
 
 
 def test_a_wrong_object_is_told_where_the_levit_is(trained, file, unchecked):
@@ -197,7 +197,7 @@ def test_numbers_too_large_for_float32_are_not_finite(trained):
     arrays = state_dict(*trained, layout="timm")
     arrays["head.linear.bias"] = np.full(5, 1e39)
     with pytest.raises(ValueError, match=r"NaN or infinite, in head\.linear\.bias"):
-        load(arrays)
+        load(arrays, image_size=16)
 
 
 def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomise, tmp_path):

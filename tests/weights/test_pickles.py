@@ -1,12 +1,13 @@
 """Files of PyTorch. Needs torch: `pip install levitax[parity]`."""
 
+import json
 import pickle
 
 import equinox as eqx
 import numpy as np
 import pytest
 
-from levitax.weights import load, state_dict
+from levitax.weights import load, save, state_dict
 
 
 torch = pytest.importorskip("torch")
@@ -14,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def trained(make, randomise):
-    return randomise(*make(patch_size=16, image_size=64))
+    return randomise(*make(patch_size=16, image_size=48))
 
 
 @pytest.fixture
@@ -76,6 +77,29 @@ def test_something_else_by_that_name(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.pth` is no whole file of arrays"):
         load(path)
+
+
+def test_a_safetensors_file_by_the_name_of_another(trained, tmp_path):
+    save(tmp_path / "model.safetensors", *trained)
+    path = (tmp_path / "model.safetensors").rename(tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"\(it is a safetensors file\)\. Rename it to end in \.safetensors"):
+        load(path)
+
+
+@pytest.mark.parametrize("ending", ("pth", "bin"))
+def test_shards_are_read_as_one_file(trained, tensors, tmp_path, ending):
+    index = {name: f"pytorch_model-{number % 2 + 1:05}-of-00002.{ending}" for number, name in enumerate(tensors)}
+    for shard in set(index.values()):
+        torch.save({name: tensors[name] for name in tensors if index[name] == shard}, tmp_path / shard)
+    (tmp_path / f"pytorch_model.{ending}.index.json").write_text(json.dumps({"weight_map": index}))
+    assert eqx.tree_equal(load(tmp_path), trained, typematch=True)
+
+
+def test_a_part_of_a_checkpoint_is_taken_by_its_prefix(trained, tensors, tmp_path):
+    torch.save({"student": {}, "teacher": {"backbone": tensors}, "epoch": 3}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"pass `prefix=.teacher\.backbone\."):
+        load(tmp_path)
+    assert eqx.tree_equal(load(tmp_path, prefix="teacher.backbone."), trained, typematch=True)
 
 
 def test_a_pytorch_that_runs_code_all_the_same(tensors, tmp_path, monkeypatch):

@@ -65,6 +65,15 @@ def test_the_file_can_be_read_by_whom_the_user_lets(make, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_tilde_is_the_users_home(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, state = make()
+    save("~/model.safetensors", model, state)
+    assert (tmp_path / "model.safetensors").exists()
+    for source in ("~/model.safetensors", "~"):
+        assert eqx.tree_equal(load(source), (model, state))
+
+
 def test_a_link_stays_a_link(make, tmp_path):
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "model.safetensors")
     save(tmp_path / "link.safetensors", *make())

@@ -1,4 +1,4 @@
-"""Images to train on and to classify: reading, preprocessing, augmenting, batching. Needs `pip install "levitax[data]"`."""
+"""Images to train on and to classify: read, prepared, augmented, batched. Needs `pip install "levitax[data]"`."""
 
 from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits

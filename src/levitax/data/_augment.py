@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._keys import as_key
+
 
 def random_affine(
     image: Float[Array, "height width channels"],
@@ -28,7 +30,7 @@ def random_affine(
     **Returns:** `(height, width, channels)`.
     """
     height, width, _ = image.shape
-    shift_key, angle_key, scale_key = jax.random.split(key, 3)
+    shift_key, angle_key, scale_key = jax.random.split(as_key(key), 3)
     shift = jax.random.uniform(shift_key, (2, 1, 1), jnp.float32, -max_shift, max_shift)
     angle = math.radians(1) * jax.random.uniform(angle_key, (), jnp.float32, -max_rotation, max_rotation)
     scale = 1 + jax.random.uniform(scale_key, (), jnp.float32, -max_scale, max_scale)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._keys import as_key
+
 
 # Smallest and largest share of the area, and of height over width.
 _AREA = (0.02, 1 / 3)
@@ -26,7 +28,7 @@ def random_erase(
     **Returns:** `(height, width, channels)` in the dtype of `image`.
     """
     height, width, _ = image.shape
-    erase_key, area_key, ratio_key, place_key, noise_key = jax.random.split(key, 5)
+    erase_key, area_key, ratio_key, place_key, noise_key = jax.random.split(as_key(key), 5)
     area = jax.random.uniform(area_key, (10,), jnp.float32, *_AREA) * (height * width)
     ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), jnp.float32, *map(math.log, _RATIO)))
     rows, columns = (jnp.round(jnp.sqrt(size)).astype(int) for size in (area * ratio, area / ratio))

@@ -236,5 +236,5 @@ def _checked_names(names: Any) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"`class_names` is {names!r}; expected a sequence of strings, one for each class.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"`class_names` has {', '.join(map(repr, twice[:8]))} more than once; expected distinct names.")
+        raise ValueError(f"`class_names` has {', '.join(map(repr, twice[:8]))} twice; expected distinct names.")
     return tuple(names)

@@ -33,8 +33,8 @@ class Options(TypedDict, total=False):
     - `channels_first`: images are `(batch, channels, height, width)`, and so are feature maps. By default channels are
         last, as everywhere in levitax.
     - `preprocessing`: how the model's images are prepared, kept in the metadata of the file with its class names.
-    - `uint8`: images are pixels from 0 to 255, resized and cropped, and `preprocessing` normalises them in the graph. By
-        default they are float32, normalised already.
+    - `uint8`: images are pixels from 0 to 255, resized and cropped, and the graph normalises them as `preprocessing`
+        says. By default they are float32, normalised already.
     - `probabilities`: the output is called "probabilities" and is the softmax of the logits. By default "logits".
     - `features`: further outputs "features_0", "features_1", ...: the map that each stage ends with,
         `(batch, rows, columns, dim)`.

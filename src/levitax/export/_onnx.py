@@ -10,7 +10,7 @@ import numpy as np
 
 from .._checks import as_integer
 from .._extras import extra, require
-from .._files import replacing
+from .._files import as_path, replacing
 from .._fuse import Predictor
 from ._endpoint import Endpoint, endpoint, Options
 from ._finish import finish
@@ -39,7 +39,7 @@ def to_onnx(
     **Arguments:**
 
     - `predict`: what [`levitax.fuse`][] returns, of a [`levitax.LeViT`][] or of a module of your own.
-    - `path`: of the file.
+    - `path`: of the file, with `~` for the home folder; URLs are refused.
     - `batch`: images at a time. By default free: as many as each call has.
     - `opset`: version of ONNX's operators.
     - `options`: any of [`levitax.export.Options`][].
@@ -50,7 +50,7 @@ def to_onnx(
     and an opset that there is not; `NotImplementedError` for an operation in your own module that cannot be written;
     `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError` without `onnx`.
     """
-    path = Path(path)
+    path = as_path("path", path)
     model = onnx_model(endpoint(predict, options), batch, opset, pointwise=True)
     with replacing(path) as (temporary,):
         temporary.write_bytes(model.SerializeToString())

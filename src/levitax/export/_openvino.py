@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, cast, Unpack
 
 from .._extras import extra, require
-from .._files import replacing
+from .._files import as_path, replacing
 from .._fuse import Predictor
 from ._endpoint import Endpoint, endpoint, Options
 from ._onnx import onnx_model
@@ -53,10 +53,10 @@ def require_quiet(module: str, user: str) -> ModuleType:
 
 def check_xml(path: str | os.PathLike[str]) -> Path:
     """The path, or an error that says how it must end."""
-    path = Path(path)
+    path = as_path("path", path)
     if path.suffix != ".xml":
         raise ValueError(
-            f"`path` is `{path}`; expected a name that ends in .xml. The weights go into a .bin beside it."
+            f"`path` is `{path}`; expected a name that ends in .xml. The weights go into a .bin next to it."
         )
     return path
 

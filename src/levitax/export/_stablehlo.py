@@ -8,7 +8,7 @@ from jax import export as jax_export
 
 from .._checks import check_choice
 from .._extras import extra, require
-from .._files import replacing
+from .._files import as_path, replacing
 from .._fuse import Predictor
 from ._endpoint import endpoint, Options
 
@@ -41,7 +41,7 @@ def to_stablehlo(
     without `flatbuffers`, with which JAX writes and reads such files.
     """
     require("flatbuffers", "`levitax.export.to_stablehlo`", extra("export"))
-    path = Path(path)
+    path = as_path("path", path)
     if isinstance(platforms, str):
         raise TypeError(f'`platforms` is "{platforms}"; expected a sequence of names: `("{platforms}",)`.')
     for platform in platforms:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_integers, as_rate, check_axis, check_positive
-from .._keys import check_key, split_key
+from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias, GatheredAttentionBias
 from ._norm_linear import LinearNorm
@@ -150,7 +150,7 @@ class Attention(eqx.Module):
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
-        in_key, bias_key, out_key = jax.random.split(key, 3)
+        in_key, bias_key, out_key = jax.random.split(as_key(key), 3)
         # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
         if stride == 1:

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_integers, check_positive
+from .._keys import as_key
 
 
 class AttentionBias(eqx.Module):
@@ -48,7 +49,7 @@ class AttentionBias(eqx.Module):
         """
         check_positive(heads=heads, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
-        self.table = std * jax.random.normal(key, (heads, rows, columns), jnp.float32)
+        self.table = std * jax.random.normal(as_key(key), (heads, rows, columns), jnp.float32)
         self.stride = stride
         self.scale = scale
 

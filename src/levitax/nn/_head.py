@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._keys import as_key
 from ._norm_linear import NormLinear
 
 
@@ -44,7 +45,7 @@ class DistilledHead(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
-        classification_key, distillation_key = jax.random.split(key)
+        classification_key, distillation_key = jax.random.split(as_key(key))
         self.classification = NormLinear(dim, num_classes, use_norm=use_norm, key=classification_key)
         self.distillation = NormLinear(dim, num_classes, use_norm=use_norm, key=distillation_key)
         self.inference = inference

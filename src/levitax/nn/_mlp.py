@@ -3,7 +3,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_rate
-from .._keys import check_key, split_key
+from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._norm_linear import LinearNorm
 
@@ -38,7 +38,7 @@ class MLP(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and rates outside [0, 1).
         """
-        expand_key, contract_key = jax.random.split(key)
+        expand_key, contract_key = jax.random.split(as_key(key))
         self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
         self.contract = LinearNorm(
             hidden_dim, dim, use_bias=not use_norm, use_norm=use_norm, zero_init=True, key=contract_key

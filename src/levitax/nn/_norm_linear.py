@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_positive
+from .._keys import as_key
 from ._batch_norm import BatchNorm
 from ._convolution import convolve
 from ._remat import keep
@@ -49,7 +50,7 @@ class LinearNorm(eqx.Module):
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(in_features=in_features, out_features=out_features)
-        weight_key, bias_key = jax.random.split(key)
+        weight_key, bias_key = jax.random.split(as_key(key))
         self.weight = fan_in_uniform(weight_key, (out_features, in_features), in_features)
         self.bias = fan_in_uniform(bias_key, (out_features,), in_features) if use_bias else None
         self.norm = BatchNorm(out_features, zero_init=zero_init) if use_norm else None
@@ -113,7 +114,7 @@ class ConvNorm(eqx.Module):
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` is {kernel_size}; expected an odd size, which has a centre pixel.")
-        weight_key, bias_key = jax.random.split(key)
+        weight_key, bias_key = jax.random.split(as_key(key))
         fan_in = in_channels * kernel_size**2
         self.weight = fan_in_uniform(weight_key, (out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = fan_in_uniform(bias_key, (out_channels,), fan_in) if use_bias else None
@@ -166,7 +167,7 @@ class NormLinear(eqx.Module):
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
         """
         check_positive(in_features=in_features, out_features=out_features)
-        weight_key, bias_key = jax.random.split(key)
+        weight_key, bias_key = jax.random.split(as_key(key))
         shape = (out_features, in_features)
         if use_norm:
             # The reference truncates at an absolute +-2, a hundred standard deviations: a plain normal distribution.

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._keys import as_key
 from ._activations import Activation, hard_swish
 from ._norm_linear import ConvNorm
 from ._remat import keep_marked
@@ -37,7 +38,7 @@ class Stem(eqx.Module):
         """
         if not widths:
             raise ValueError("`widths` is empty; expected the output channels of at least one convolution.")
-        keys = jax.random.split(key, len(widths))
+        keys = jax.random.split(as_key(key), len(widths))
         self.convolutions = tuple(
             ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, key=conv_key)
             for before, after, conv_key in zip((in_channels, *widths[:-1]), widths, keys, strict=True)

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._keys import as_key
+
 
 def mixup(
     images: Float[Array, "batch height width channels"],
@@ -74,7 +76,7 @@ def mix(
     """
     if probability == 0 or mixup_alpha == cutmix_alpha == 0:
         return images, targets
-    mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(key, 5)
+    mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(as_key(key), 5)
 
     def fade():
         return mixup(images, targets, jax.random.beta(mixup_key, mixup_alpha, mixup_alpha))

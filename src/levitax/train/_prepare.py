@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
+from .._keys import as_key
 from ..data import Preprocessing, random_affine, random_erase
 from ._mixing import mix
 from ._recipe import Recipe
@@ -36,7 +37,7 @@ def prepare(
 
     **Raises:** `ValueError` if `group_size` does not divide the batch, or `preprocessing` is for other channels.
     """
-    affine_key, erase_key, mix_key = jax.random.split(key, 3)
+    affine_key, erase_key, mix_key = jax.random.split(as_key(key), 3)
     pixels = images.astype(jnp.float32)
     if recipe.max_shift or recipe.max_rotation or recipe.max_scale:
         move = partial(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .._keys import as_key
 from ._optimizer import Parameters, trainable
 
 
@@ -51,7 +52,7 @@ class TrainState(eqx.Module):
         - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken
             up again at step `n` goes on as it would have.
         """
-        self.model, self.state, self.key = _copy((model, state, key))
+        self.model, self.state, self.key = _copy((model, state, as_key(key)))
         # Some optimisers keep the parameters they start from, and a buffer can be given up once only.
         self.opt_state = _copy(optimizer.init(parameters(self.model)))
         self.ema = _copy(ema_part(model, state)) if ema else None

@@ -2,7 +2,7 @@ import contextlib
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,31 @@ from ._entries import Shape
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
+_SAFETENSORS_KIND = "safetensors file"
+_PICKLE_KIND = "file of arrays that PyTorch reads"
+# By how a file begins: what it is, and the way out. A download or a clone that went wrong leaves the first ones.
+_NO_WEIGHTS = (
+    (rb"\Z", "it is empty", "It may have been cut off on its way: fetch it again."),
+    (
+        rb"version https://git-lfs",
+        "it is a Git LFS pointer, a text that stands for the file",
+        "Run `git lfs pull` in its repository.",
+    ),
+    (
+        rb"(?i)\s*<(!doctype|html|\?xml)",
+        "it is a web page under that name",
+        "Fetch the file itself; on the Hugging Face hub its address has `/resolve/` in place of `/blob/`.",
+    ),
+)
+_OTHER_KIND = {
+    _SAFETENSORS_KIND: (
+        rb"(?s)PK\x03\x04|\x80[\x02-\x05](?!..\0{4})",
+        "it is a file of PyTorch",
+        "Rename it to end in .pth.",
+    ),
+    _PICKLE_KIND: (rb"(?s).{8}\{", "it is a safetensors file", "Rename it to end in .safetensors."),
+}
+
 _INSTALL = extra("weights")
 # Of those before, `weights_only=True` does not keep what it promises.
 _SAFE_TORCH = (2, 10)
@@ -28,40 +53,53 @@ class Archive(NamedTuple):
     shapes: dict[str, Shape]
     read: Callable[[str], np.ndarray]
     metadata: dict[str, str]
+    # By name, the type of what is no array.
+    others: Mapping[str, str] = {}
+    # What precedes the names of the weights in the checkpoint of a training script.
+    inside: str = ""
 
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
     """Opens a file of weights; no code in it is run.
 
-    **Raises:** `ValueError` if it is damaged, or something else. `ModuleNotFoundError` if what reads it is missing.
+    **Raises:** `ValueError` if it is corrupt, or something else. `ModuleNotFoundError` if what reads it is missing.
     """
-    if path.suffix.lower() in SAFETENSORS:
-        with _open_safetensors(path) as archive:
-            yield archive
-    elif path.suffix.lower() in PICKLES:
-        yield from_mapping(_load_pickle(path), f"`{path}`")
-    else:
+    is_safetensors = path.suffix.lower() in SAFETENSORS
+    if not is_safetensors and path.suffix.lower() not in PICKLES:
         raise ValueError(
             f"`{path}` is no file of weights by its name; expected one that ends in "
             f"{', '.join((*SAFETENSORS, *PICKLES))}."
         )
+    if _looks_like(path, _NO_WEIGHTS):
+        raise _not_whole(path, _SAFETENSORS_KIND if is_safetensors else _PICKLE_KIND)
+    if is_safetensors:
+        with _open_safetensors(path) as archive:
+            yield archive
+    else:
+        yield from_mapping(_load_pickle(path), f"`{path}`")
 
 
-def from_mapping(tensors: Mapping[str, Any], where: str) -> Archive:
-    """Arrays of NumPy, JAX or PyTorch by name, also one level down as training scripts save them."""
+def from_mapping(tensors: Mapping[Any, Any], where: str) -> Archive:
+    """Arrays of NumPy, JAX or PyTorch by name. Those of dictionaries in it have a name of both keys with a dot
+    between."""
+    found = dict(_flattened(tensors, ""))
+    left = {name: value for name, value in found.items() if hasattr(value, "shape")}
+    others = {name: type(value).__name__ for name, value in found.items() if name not in left}
+    inside = ""
     for wrapper in ("model", "state_dict"):
         if isinstance(tensors.get(wrapper), Mapping):
-            tensors = tensors[wrapper]
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not hasattr(tensor, "shape"):
-            raise ValueError(
-                f"In {where}, {name!r} is of type `{type(tensor).__name__}`; expected arrays by name. If they are one "
-                "level down, pass the dictionary that has them."
-            )
-    left = dict(tensors)
-    shapes = {name: tuple(tensor.shape) for name, tensor in left.items()}
-    return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {})
+            inside, tensors = f"{inside}{wrapper}.", tensors[wrapper]
+    shapes = {name: tuple(array.shape) for name, array in left.items()}
+    return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {}, others, inside)
+
+
+def _flattened(tensors: Mapping[Any, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tensors.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def write_safetensors(
@@ -90,9 +128,7 @@ def _open_safetensors(path: Path) -> Iterator[Archive]:
             shapes = {name: tuple(slice.get_shape()) for name, slice in slices.items()}
             yield Archive(f"`{path}`", shapes, file.get_tensor, file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"`{path}` is no whole safetensors file ({error}). It may have been cut off on its way: fetch it again."
-        ) from error
+        raise _not_whole(path, _SAFETENSORS_KIND, error) from error
 
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
@@ -116,13 +152,23 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
                     f"`{path}` was refused: a file of weights holds arrays, this one asks for code to be run. If you "
                     "trust it: `levitax.load(torch.load(path, weights_only=False)[...])`, with the entry that has them."
                 ) from None
-            raise ValueError(
-                f"`{path}` is no whole file of arrays that PyTorch reads ({type(error).__name__}). It may have been "
-                "cut off on its way: fetch it again."
-            ) from error
+            raise _not_whole(path, _PICKLE_KIND, type(error).__name__) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"`{path}` holds one `{type(content).__name__}`; expected a dictionary of arrays.")
     return content
+
+
+def _looks_like(path: Path, others: Sequence[tuple[bytes, str, str]]) -> tuple[str, str] | None:
+    """What a file is and the way out, if it begins as one of `others`."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    return next((other[1:] for other in others if re.match(other[0], start)), None)
+
+
+def _not_whole(path: Path, kind: str, error: object = None) -> ValueError:
+    other = _looks_like(path, (*_NO_WEIGHTS, _OTHER_KIND[kind]))
+    fault, way_out = other or (error, "It may have been cut off on its way: fetch it again.")
+    return ValueError(f"`{path}` is no whole {kind} ({fault}). {way_out}")
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -75,6 +75,25 @@ class Layout(NamedTuple):
     batch_count: str = "num_batches_tracked"
 
 
+def folded(layout: Layout, *, renamed: bool) -> Layout:
+    """The layout of a model whose normalisations are folded into its maps.
+
+    The folded map takes the name of the pair if `renamed`, as after timm's and the authors' `fuse`; otherwise it keeps
+    its own, as where an identity replaces the normalisation.
+    """
+
+    def fold(layer: Layer) -> Layer:
+        return Layer(layer.map.rpartition(".")[0] if renamed else layer.map)
+
+    single = ("project_out", "expand", "contract", "classification", "distillation", "head")
+    several = ("query_key_value", "query", "key_value")
+    return layout._replace(
+        convolution=lambda number: fold(layout.convolution(number)),
+        **{name: fold(getattr(layout, name)) for name in single},
+        **{name: tuple(map(fold, getattr(layout, name))) for name in several},
+    )
+
+
 def _official(place: Place) -> str:
     return f"blocks.{2 * place.overall}" + ("" if place.shrinks else ".m")
 

@@ -8,6 +8,8 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import check_state
 from .._config import LeViTConfig
+from .._fuse import fuse
+from .._keys import as_key
 from .._model import check_levit, LeViT, make_head
 from .._variants import check_overrides, Overrides
 from . import _tree
@@ -20,13 +22,14 @@ def load(
     *,
     key: PRNGKeyArray | None = None,
     revision: str | None = None,
+    prefix: str | None = None,
     allow_nonfinite: bool = False,
     **overrides: Unpack[Overrides],
 ) -> tuple[LeViT, eqx.nn.State]:
     """Makes the model that weights belong to, whoever wrote them.
 
-    The layout is told by the names of the arrays and the sizes by their shapes, so neither need be said: the authors'
-    files, timm's of any version, those of transformers, mmpretrain and vit-pytorch, and our own.
+    Infers the layout from the names of the arrays and the sizes from their shapes: the authors' files, timm's of any
+    version, those of transformers, mmpretrain and vit-pytorch, and our own.
 
     ```python
     model, state = levitax.load("timm/levit_256.fb_dist_in1k")
@@ -35,39 +38,45 @@ def load(
 
     **Arguments:**
 
-    - `source`: a file, `.safetensors` or (with PyTorch 2.10 or newer installed) `.pth`; a folder with one; the name of
-        a repository on the Hugging Face hub; or arrays by name, such as `torch_model.state_dict()`. Of a checkpoint
-        with an average of the weights beside them, `"model"` or `"state_dict"` is taken.
+    - `source`: a file, `.safetensors` or (with PyTorch 2.10 or newer installed) `.pth`; the index of a checkpoint in
+        shards, `model.safetensors.index.json`; a folder with one of these; the name of a repository on the Hugging Face
+        hub; or arrays by name, such as `torch_model.state_dict()`. Of a checkpoint that a training script saved, takes
+        `"model"` or `"state_dict"`.
     - `key`: draws a new classifier, where `num_classes` asks for one. Otherwise nothing is drawn.
     - `revision`: branch, tag or commit on the hub.
+    - `prefix`: reads only the arrays whose names begin so, such as "encoder." for the LeViT inside a larger model, or
+        "teacher." for one of several. The keys of nested dictionaries count as parts of the names. "module.", "model."
+        and "_orig_mod.", which wrappers put before every name, need no prefix.
     - `allow_nonfinite`: take weights that are NaN or infinite.
     - `overrides`: what shall be other than in the file, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
 
-    What shapes do not show is taken from the header of a file that we wrote, from a `config.json` beside others, or
-    from the published variant of these sizes; otherwise the activation is hard-swish, and the images are square if
-    their tokens can be, else of the `image_size` asked for. A file that lacks whole blocks or a whole head at the end
-    is that of a smaller model.
+    What shapes do not show is taken from the header of a file that we wrote, from a `config.json` next to others, or
+    from the published variant of these sizes. Otherwise the activation is hard-swish. The images that the weights are
+    for are then those of `image_size`, if their tokens fit the weights exactly; if not, square ones, with a warning if
+    rectangles fit as well. A file that lacks whole blocks or a whole head at the end is that of a smaller model.
 
     Inside the constructor of a module of your own, use [`levitax.weights.load_initial`][].
 
     **Returns:** the model, in training mode, with float32 parameters whatever the file has, and its state. From a fused
-    file a fused model: `predict = levitax.Predictor(*levitax.load(path))`.
+    file, ours or one whose normalisations another library folded in, a fused model: `predict =
+    levitax.Predictor(*levitax.load(path))`.
 
-    **Raises:** `FileNotFoundError` if there is no such file or repository, `ConnectionError` if the hub is out of
-    reach, `ModuleNotFoundError` if a package for it is missing; `ValueError` if the file is damaged, no LeViT's or of a
-    later version, if arrays are missing, unexpected, of a wrong shape or not finite (all of them are named), if a
-    folder holds several files, if a file wants code to be run, or if the overrides do not fit.
+    **Raises:** `FileNotFoundError` if there is no such file, shard or repository, `ConnectionError` if the hub is out
+    of reach, `ModuleNotFoundError` if a package for it is missing; `ValueError` if the file is corrupt, no LeViT's or
+    of a later version, if arrays are missing, unexpected, of a wrong shape or not finite (all of them are named), if a
+    folder holds several files, if names have another prefix, if a file wants code to be run, or if the overrides do not
+    fit; `TypeError` if `key` is no key.
     """
-    with open_weights(source, revision, overrides.get("image_size"), allow_nonfinite=allow_nonfinite) as weights:
-        if weights.fused and overrides:
-            names = ", ".join(f"`{name}`" for name in overrides)
-            raise ValueError(
-                f"{weights.where} holds a fused model, which cannot be given another {names}: load the model "
-                "that was fused."
-            )
+    with open_weights(
+        source, revision, overrides.get("image_size"), prefix=prefix, allow_nonfinite=allow_nonfinite
+    ) as weights:
         config = _changed(weights.config, overrides)
+        _check_fixed(weights, config, overrides)
         read = adapted(weights.read, weights.config, config, _drawn_head(config, key))
-        model, state = _tree.fill(*_tree.skeleton(config, fused=weights.fused), read)
+        model, state = _tree.fill(*_tree.skeleton(config, weights.form), read)
+    if weights.form == "folded":
+        predict = fuse(model, state)
+        return predict.model, predict.state
     return model, state
 
 
@@ -77,6 +86,7 @@ def load_into(
     source: Source,
     *,
     revision: str | None = None,
+    prefix: str | None = None,
     allow_nonfinite: bool = False,
 ) -> tuple[LeViT, eqx.nn.State]:
     """Gives a model that is there the weights of a file, also one inside a module of your own.
@@ -91,9 +101,10 @@ def load_into(
 
     - `model`: of the architecture of the weights, and of their activation, which only files of ours tell. Where it is
         for other images or classes, the weights are adapted as by [`levitax.weights.adapt`][]; the linear map of a
-        classifier for other classes stays as it is. Its parameters become float32.
+        classifier for other classes stays as it is. Its parameters become float32. Its `image_size` helps to recognise
+        the weights, as that of [`levitax.load`][] does.
     - `state`: the state of the model, or of the module it is in.
-    - `source`, `revision`, `allow_nonfinite`: as in [`levitax.load`][].
+    - `source`, `revision`, `prefix`, `allow_nonfinite`: as in [`levitax.load`][].
 
     **Returns:** the model and the state with the new weights and statistics; what else `state` holds is kept.
 
@@ -102,12 +113,21 @@ def load_into(
     """
     check_levit(model)
     check_state(state)
-    with open_weights(source, revision, model.config.image_size, allow_nonfinite=allow_nonfinite) as weights:
+    with open_weights(
+        source, revision, model.config.image_size, prefix=prefix, allow_nonfinite=allow_nonfinite
+    ) as weights:
         model, state = _tree.fill(model, state, _for_model(weights, model, state))
     return model, state
 
 
-def load_initial(model: LeViT, source: Source, *, revision: str | None = None, allow_nonfinite: bool = False) -> LeViT:
+def load_initial(
+    model: LeViT,
+    source: Source,
+    *,
+    revision: str | None = None,
+    prefix: str | None = None,
+    allow_nonfinite: bool = False,
+) -> LeViT:
     """As [`levitax.weights.load_into`][], before there is a state: inside the constructor of a module of your own.
 
     ```python
@@ -128,7 +148,9 @@ def load_initial(model: LeViT, source: Source, *, revision: str | None = None, a
     **Raises:** what [`levitax.weights.load_into`][] raises; `ValueError` if there is a state already.
     """
     check_levit(model)
-    with open_weights(source, revision, model.config.image_size, allow_nonfinite=allow_nonfinite) as weights:
+    with open_weights(
+        source, revision, model.config.image_size, prefix=prefix, allow_nonfinite=allow_nonfinite
+    ) as weights:
         model = _tree.fill_initial(model, _for_model(weights, model, None))
     return model
 
@@ -174,10 +196,24 @@ def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
     return dataclasses.replace(config, **overrides)
 
 
+def _check_fixed(weights: Weights, config: LeViTConfig, overrides: Overrides) -> None:
+    """Raises if what folding has fixed is to be other than in the weights."""
+    fixed = {"whole": (), "folded": ("num_classes", "distillation"), "fused": tuple(overrides)}[weights.form]
+    changed = [name for name in fixed if getattr(config, name) != getattr(weights.config, name)]
+    if changed:
+        raise ValueError(
+            f"{weights.where} holds a fused model, which cannot be given another "
+            f"{', '.join(f'`{name}`' for name in changed)}: load the model that was fused."
+        )
+
+
 def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _tree.Reader:
     own = _tree.checked_arrays(model, state)
-    if weights.fused:
-        raise ValueError(f"{weights.where} holds a fused model, without normalisations. Load the model that was fused.")
+    if weights.form != "whole":
+        raise ValueError(
+            f"{weights.where} holds a fused model, whose normalisations are folded in: `levitax.load` reads it, for a "
+            "`levitax.Predictor`. Use the weights from before."
+        )
     if weights.has_header and weights.config.activation != model.config.activation:
         raise ValueError(
             f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
@@ -187,6 +223,9 @@ def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _t
 
 
 def _drawn_head(config: LeViTConfig, key: PRNGKeyArray | None) -> _tree.Reader:
+    if key is not None:
+        as_key(key)
+
     @cache
     def arrays():
         if key is None:

@@ -1,6 +1,8 @@
 import contextlib
+import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,9 +18,10 @@ from ._entries import entries, Entry, Shape
 from ._files import Archive, from_mapping, open_archive
 from ._format import Header, read_header
 from ._hints import read_hints
-from ._layouts import LayoutName, LAYOUTS
+from ._layouts import folded, Layout, LayoutName, LAYOUTS
 from ._locate import locate
-from ._recognise import recognise
+from ._recognise import prefixes, recognise
+from ._shards import is_index, open_shards
 
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
@@ -38,14 +41,14 @@ class Weights:
         kept: Mapping[str, Entry],
         *,
         layout: LayoutName,
-        fused: bool,
+        form: _tree.Form,
         header: Header | None,
         companions: Mapping[str, Mapping[str, Any]],
     ):
         self.where = archive.where
         self.config = config
         self.layout: LayoutName = layout
-        self.fused = fused
+        self.form: _tree.Form = form
         # Without, activation and drop path are guessed.
         self.has_header = header is not None
         self._header = header
@@ -86,55 +89,111 @@ class Weights:
 
 @contextlib.contextmanager
 def open_weights(
-    source: Source, revision: str | None, image_size: Any = None, *, allow_nonfinite: bool = False
+    source: Source,
+    revision: str | None,
+    image_size: Any = None,
+    *,
+    prefix: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> Iterator[Weights]:
-    """Opens a file, folder, repository on the hub or mapping, tells what it is, and checks it as a whole.
+    """Opens a file, folder, repository on the hub or mapping, recognises it, and checks it as a whole.
 
-    `image_size` helps where the shapes leave open which images the weights are for. Errors are those of `load`; that
-    numbers are not finite is told at the end, of all that was read.
+    `image_size` helps where the shapes leave open which images the weights are for. Errors are those of `load`; those
+    of numbers that are not finite come at the end, of all that was read.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
             archive, beside = from_mapping(source, "what was given"), {}
         else:
             path, beside = locate(source, revision)
-            archive = stack.enter_context(open_archive(path))
-        archive = _without_wrappers(archive)
+            archive = stack.enter_context(open_shards(path) if is_index(path.name) else open_archive(path))
+        selected = _selected(archive, prefix)
+        archive = _without_wrappers(selected)
         header = read_header(archive.metadata, archive.where)
+        form: _tree.Form
         if header is not None:
             if sum(header.config.depth) > len(archive.shapes):
                 raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
-            name, config, fused = header.layout, header.config, header.fused
+            name, layout, config = header.layout, LAYOUTS[header.layout], header.config
+            form, image_sizes = "fused" if header.fused else "whole", ()
         else:
-            told = read_hints(beside.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
+            hints = read_hints(beside.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
             try:
-                name, config = recognise(_relevant(archive.shapes), told.image_sizes, _asked(image_size))
+                found = recognise(_relevant(archive.shapes), hints.image_sizes, _asked(image_size))
             except ValueError as error:
-                raise ValueError(f"In {archive.where}: {error}") from None
-            config = told.applied(config)
-            fused = False
-        shapes = _tree.shapes(_tree.skeleton(config, fused=fused)[0])
-        if fused:
+                raise ValueError(f"In {archive.where}: {error}{_offer(selected.shapes, prefix)}") from None
+            name, layout, config = found.name, found.layout, hints.applied(found.config)
+            form, image_sizes = "folded" if found.folded else "whole", found.image_sizes
+        shapes = _tree.shapes(_tree.skeleton(config, form)[0])
+        if form == "fused":
             kept = {path: Entry(shape, (path,), (shape,)) for path, shape in shapes.items()}
         else:
-            kept = entries(LAYOUTS[name], config, shapes)
+            kept = entries(layout, config, shapes)
         _check_arrays(archive, name, config, kept)
-        weights = Weights(archive, config, kept, layout=name, fused=fused, header=header, companions=beside)
+        if len(image_sizes) > 1:
+            _warn_of_guess(config, image_sizes, archive.where)
+        weights = Weights(archive, config, kept, layout=name, form=form, header=header, companions=beside)
         yield weights
         if not allow_nonfinite:
             weights.check_finite()
 
 
+def _selected(archive: Archive, prefix: str | None) -> Archive:
+    """The arrays whose names begin with `prefix`, without it; by default those that a training script saves as the
+    model."""
+    if prefix is None:
+        archive = _behind(archive, archive.inside)
+        if archive.others:
+            name, kind = next(iter(archive.others.items()))
+            raise ValueError(
+                f"In {archive.where}, {name!r} is of type `{kind}`; expected arrays by name. If they are one level "
+                f"down, pass the dictionary that has them.{_offer(archive.shapes)}"
+            )
+        return archive
+    if not isinstance(prefix, str):
+        raise TypeError(f"`prefix` is {prefix!r}; expected the beginning of names, such as 'encoder.'.")
+    dotted = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    for start in (archive.inside + dotted, dotted):
+        selected = _behind(archive, start)
+        if selected.shapes:
+            return selected._replace(others={})
+    raise ValueError(f"`prefix` is {prefix!r}, and no name in {archive.where} begins so.{_offer(archive.shapes)}")
+
+
+def _behind(archive: Archive, prefix: str) -> Archive:
+    """The arrays whose names begin with `prefix`, without it."""
+    chosen = lambda found: {name.removeprefix(prefix): of for name, of in found.items() if name.startswith(prefix)}
+    read = lambda name: archive.read(prefix + name)
+    return archive._replace(shapes=chosen(archive.shapes), others=chosen(archive.others), read=read)
+
+
+def _offer(shapes: Mapping[str, Shape], prefix: str | None = None) -> str:
+    """The way out where the names of a LeViT are not the whole names."""
+    found = [f'`prefix="{prefix or ""}{found}"`' for found in prefixes(shapes)]
+    return f" The names of a LeViT are there behind a prefix: pass {' or '.join(found)}." if found else ""
+
+
+def _warn_of_guess(config: LeViTConfig, image_sizes: Sequence[tuple[int, int]], where: str) -> None:
+    size, *sizes = ("x".join(map(str, size)) for size in (config.image_size, *image_sizes))
+    warnings.warn(
+        f"The tables of attention biases in {where} have {math.prod(config.grid(0))} tokens, those of images of "
+        f"{', '.join(sizes)} pixels; assumed {size}. Pass the `image_size=(height, width)` that the weights are for. "
+        "For a model of another size, pass what you have loaded to `levitax.weights.adapt`.",
+        stacklevel=5,  # Of the caller of `load`.
+    )
+
+
 def _without_wrappers(archive: Archive) -> Archive:
     """Takes off what `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
-    prefixes = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in archive.shapes}
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    shapes = {name.removeprefix(prefix): shape for name, shape in archive.shapes.items()}
-    return archive._replace(shapes=shapes, read=lambda name: archive.read(prefix + name))
+    wrappers = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in archive.shapes}
+    return _behind(archive, wrappers.pop()) if len(wrappers) == 1 else archive
 
 
-def _asked(image_size: Any) -> tuple[int, ...] | None:
-    return None if image_size is None else as_integers("image_size", image_size, 2, "height and width")
+def _asked(image_size: Any) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    height, width = as_integers("image_size", image_size, 2, "height and width")
+    return height, width
 
 
 def _relevant(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -159,24 +218,35 @@ def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept:
         raise ValueError(
             f"The arrays in {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
             f"`heads` {config.heads}, as header or most of them tell. "
-            f"{' '.join([*lists, *_strangers(unexpected, name)])} Nothing was loaded."
+            f"{' '.join([*lists, *_strangers(unexpected, name)])}{_offer(archive.shapes)} Nothing was loaded."
         )
 
 
 def _strangers(unexpected: Sequence[str], layout: LayoutName) -> Iterator[str]:
     """Says if names are those of another layout and not of this one, whatever their numbers."""
-    own = _kinds(layout)
+    own, kinds = _kinds(layout, LAYOUTS[layout]), [_kind(name) for name in unexpected]
+    if not _folded_kinds(layout).isdisjoint(set(kinds) - own):
+        yield "Some of the normalisations are folded in: use the checkpoint from before that."
     for other in LAYOUTS:
-        found = [name for name in unexpected if _kind(name) in _kinds(other) - own]
-        if found:
-            yield f"{len(found)} of the unexpected are named as in the layout {other!r}: a file holds one layout."
+        theirs = _kinds(other, LAYOUTS[other]) - own
+        if found := sum(kind in theirs for kind in kinds):
+            yield f"{found} of the unexpected are named as in the layout {other!r}: a file holds one layout."
             return
 
 
-def _kinds(layout: LayoutName) -> set[str]:
-    config = LeViTConfig(network="vit_pytorch" if layout == "vit_pytorch" else "paper", distillation=True)
-    shapes = _tree.shapes(_tree.skeleton(config)[0])
-    return {_kind(name) for entry in entries(LAYOUTS[layout], config, shapes).values() for name in entry.names}
+def _folded_kinds(layout: LayoutName) -> set[str]:
+    return {
+        kind
+        for renamed in (True, False)
+        for kind in _kinds(layout, folded(LAYOUTS[layout], renamed=renamed), form="folded")
+    }
+
+
+def _kinds(name: LayoutName, layout: Layout, *, form: _tree.Form = "whole") -> set[str]:
+    network = "vit_pytorch" if name == "vit_pytorch" else "paper"
+    config = LeViTConfig(network=network, stages=2, dim=16, depth=1, heads=1, distillation=True)
+    shapes = _tree.shapes(_tree.skeleton(config, form)[0])
+    return {_kind(name) for entry in entries(layout, config, shapes).values() for name in entry.names}
 
 
 def _kind(name: str) -> str:

@@ -15,7 +15,7 @@ _PUBLISHED = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 
 
 def load_preprocessing(
-    source: Source, *, image_size: PerStage | None = None, revision: str | None = None
+    source: Source, *, image_size: PerStage | None = None, revision: str | None = None, prefix: str | None = None
 ) -> Preprocessing:
     """Reads how the images of weights are prepared, and what their classes are called, whoever wrote them.
 
@@ -24,13 +24,13 @@ def load_preprocessing(
     preprocessing = levitax.load_preprocessing("timm/levit_256.fb_dist_in1k")
     ```
 
-    Read from the header of a file that [`levitax.save`][] wrote with `preprocessing`; from timm's `config.json`; or from
-    transformers' `preprocessor_config.json` and `config.json`. If none of them says, weights of a published variant, for
-    1,000 classes and 224x224 pixels, get the preprocessing of the published weights in their layout, with a warning.
+    Reads the header of a file that [`levitax.save`][] wrote with `preprocessing`, timm's `config.json`, or transformers'
+    `preprocessor_config.json` and `config.json`. If none of them says, weights of a published variant for 1,000 classes
+    and 224x224 pixels get the preprocessing of the published weights in their layout, with a warning.
 
     **Arguments:**
 
-    - `source`, `revision`: as in [`levitax.load`][].
+    - `source`, `revision`, `prefix`: as in [`levitax.load`][].
     - `image_size`: that of the model, where [`levitax.load`][] was given one.
 
     **Returns:** a [`levitax.data.Preprocessing`][].
@@ -38,7 +38,7 @@ def load_preprocessing(
     **Raises:** what [`levitax.load`][] raises of files; `ValueError` if nothing says how images are prepared and the
     weights are of no published variant, or if what is said does not fit the weights.
     """
-    with open_weights(source, revision, image_size) as weights:
+    with open_weights(source, revision, image_size, prefix=prefix) as weights:
         config = weights.config
         preprocessing = weights.preprocessing() or _published(weights.layout, config, weights.where)
         try:

@@ -1,16 +1,20 @@
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from .._config import LeViTConfig
 from .._variants import VARIANTS
 from ._entries import bias_name, inside, Shape
-from ._layouts import Layer, Layout, LayoutName, LAYOUTS, Place
+from ._layouts import folded, Layer, Layout, LayoutName, LAYOUTS, Place
 
 
 Shapes = Mapping[str, Shape]
+Size = tuple[int, int]
+
+# Of all published weights.
+_PUBLISHED = (224, 224)
 
 # What a model of other sizes cannot take weights across.
 ARCHITECTURE = (
@@ -29,35 +33,62 @@ ARCHITECTURE = (
 )
 
 
-def recognise(
-    shapes: Shapes, image_sizes: Sequence[tuple[int, int]] = (), asked: tuple[int, ...] | None = None
-) -> tuple[LayoutName, LeViTConfig]:
+class Recognised(NamedTuple):
+    """What names and shapes say about weights."""
+
+    name: LayoutName
+    # As it is in the file: of a folded model, without normalisations.
+    layout: Layout
+    folded: bool
+    config: LeViTConfig
+    # The sizes of images that fit as well as that of `config`, which is a guess if there are several.
+    image_sizes: Sequence[Size]
+
+
+def recognise(shapes: Shapes, image_sizes: Sequence[Size] = (), asked: Size | None = None) -> Recognised:
     """The layout that the names belong to, and the model that the shapes make.
 
-    A table of attention biases does not tell height from width, nor 224 pixels from 210, which make 14 tokens too. The
-    first of `image_sizes` that fits is taken, else the square of whole tokens, and `asked`, the size that the model
-    shall have in the end, only where there is no square.
+    A flat table of attention biases holds neither height nor width, and no table shows 224 pixels from 210, which make
+    14 tokens too. Takes the first of `image_sizes` that fits, else `asked`, the size that the model shall have in the
+    end, if that fits, else the square of whole tokens.
 
     **Raises:** `ValueError` if the names are of no layout, or the shapes of no LeViT.
     """
-    found: list[LayoutName] = [name for name, layout in LAYOUTS.items() if _first_names(layout) & shapes.keys()]
-    if not found:
+    name, layout, is_folded = max(_layouts(shapes), key=lambda found: len(_first_names(found[1]) & shapes.keys()))
+    if not _first_names(layout) & shapes.keys():
         some = ", ".join(f"`{name}`" for name in sorted(shapes)[:3])
         raise ValueError(
             f"these are not the weights of a LeViT: of {len(shapes)} names{some and f' ({some}, ...)'} none begins one "
             f"in a known layout: {', '.join(LAYOUTS)}."
         )
-    name = found[0]
-    sizes = _sizes(LAYOUTS[name], shapes, image_sizes, asked)
+    sizes, found = _sizes(layout, shapes, image_sizes, asked)
     if _is_vit_pytorch(name, shapes):
-        return name, LeViTConfig(network="vit_pytorch", **sizes)
+        return Recognised(name, layout, is_folded, LeViTConfig(network="vit_pytorch", **sizes), found)
     config = LeViTConfig(**sizes)
     for variant in VARIANTS.values():
         published = LeViTConfig(**variant)
         if all(getattr(published, field) == getattr(config, field) for field in ARCHITECTURE):
             # Neither shows in the shapes.
-            return name, LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
-    return name, config
+            config = LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
+            break
+    return Recognised(name, layout, is_folded, config, found)
+
+
+def prefixes(shapes: Shapes) -> list[str]:
+    """What precedes the names of each LeViT among other arrays, such as "encoder."; if several do, the shortest."""
+    tables = [bias_name(layout, Place(0, ())) for layout in LAYOUTS.values()]
+    found = [[name.removesuffix(table) for table in tables if name.endswith(f".{table}")] for name in shapes]
+    return sorted({min(of_one, key=len) for of_one in found if of_one})
+
+
+def _layouts(shapes: Shapes) -> Iterator[tuple[LayoutName, Layout, bool]]:
+    """Every layout, then those of folded models that have a table of attention biases among `shapes`."""
+    for name, layout in LAYOUTS.items():
+        yield name, layout, False
+    for name, layout in LAYOUTS.items():
+        if name not in ("levitax", "vit_pytorch") and bias_name(layout, Place(0, ())) in shapes:
+            for renamed in (True, False):
+                yield name, folded(layout, renamed=renamed), True
 
 
 def _is_vit_pytorch(name: LayoutName, shapes: Shapes) -> bool:
@@ -68,13 +99,14 @@ def _is_vit_pytorch(name: LayoutName, shapes: Shapes) -> bool:
 def _first_names(layout: Layout) -> set[str]:
     first = Place(0, ())
     layers = [layout.convolution(0), *inside(layout.attention(first), layout.query_key_value)]
-    return {bias_name(layout, first), *_weights(layers)}
+    beside = {f"{layer.norm or layer.map}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
+    return {bias_name(layout, first), *_weights(layers), *beside}
 
 
 def _sizes(
-    layout: Layout, shapes: Shapes, image_sizes: Sequence[tuple[int, int]], asked: tuple[int, ...] | None
-) -> dict[str, Any]:
-    """The keywords of a LeViT."""
+    layout: Layout, shapes: Shapes, image_sizes: Sequence[Size], asked: Size | None
+) -> tuple[dict[str, Any], Sequence[Size]]:
+    """The keywords of a LeViT, and the sizes of images that fit as well as the one among them."""
     # The last one that is there, since one before may be missing.
     numbers = [n for n in range(4) if any(name in shapes for name in _arrays(layout.convolution(n)))]
     convolutions = max(numbers, default=-1) + 1
@@ -97,8 +129,9 @@ def _sizes(
     stem = shapes.get(_weights([layout.convolution(0)])[0], ())
     heads = _weights([layout.classification, layout.distillation, layout.head])
     patch_size = 2**convolutions
-    return {
-        "image_size": _image_size([block.grid for block in regular], patch_size, image_sizes, asked),
+    image_size, found = _image_size([block.grid for block in regular], patch_size, image_sizes, asked)
+    sizes = {
+        "image_size": image_size,
         "num_classes": _most([shapes[name][0] for name in heads if shapes.get(name)] or [0], heads),
         "in_channels": stem[1] if len(stem) == 4 else 3,
         "patch_size": patch_size,
@@ -114,6 +147,7 @@ def _sizes(
         "subsample_mlp_mult": [_ratio(block.hidden_dim, block.out_dim) for block in shrinking],
         "distillation": any(name in shapes for name in _arrays(layout.distillation)),
     }
+    return sizes, found
 
 
 class _Block(NamedTuple):
@@ -154,40 +188,37 @@ def _block(layout: Layout, shapes: Shapes, places: Sequence[Place]) -> _Block:
 
 
 def _image_size(
-    grids: Sequence[Shape],
-    patch_size: int,
-    image_sizes: Sequence[tuple[int, int]],
-    asked: tuple[int, ...] | None,
-) -> tuple[int, int]:
+    grids: Sequence[Shape], patch_size: int, image_sizes: Sequence[Size], asked: Size | None
+) -> tuple[Size, Sequence[Size]]:
+    """The size of the images that tables of these `grids` are for, and all that fit as well if it is a guess."""
+
     def fits(rows: int, columns: int) -> bool:
         halved = [(-(-rows // 2**stage), -(-columns // 2**stage)) for stage in range(len(grids))]
         return all(grid in (size, (math.prod(size),)) for grid, size in zip(grids, halved, strict=True))
 
-    for height, width in image_sizes:
+    for height, width in (*image_sizes, *(() if asked is None else (asked,))):
         if fits(-(-height // patch_size), -(-width // patch_size)):
-            return height, width
+            return (height, width), [(height, width)]
     tokens = math.prod(grids[0])
     found = [
         (rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0 and fits(rows, tokens // rows)
     ]
-    squares = [(rows, columns) for rows, columns in found if rows == columns]
-    if not squares and asked is not None:
-        height, width = asked
-        if (-(-height // patch_size), -(-width // patch_size)) in found:
-            return height, width
     if not found:
         raise ValueError(
             f"the stages have {', '.join(map(str, map(math.prod, grids)))} tokens by their tables of attention biases; "
             "no grid halves like that."
         )
+    squares = [(rows, columns) for rows, columns in found if rows == columns]
     if len(found) > 1 and not squares:
         grids_found = " or ".join(f"{rows}x{columns}" for rows, columns in found)
         raise ValueError(
             f"the tables of attention biases are for {tokens} tokens: {grids_found}. Pass the `image_size` that the "
-            f"weights are for, {patch_size} pixels a token."
+            f"weights are for, {patch_size} pixels a token; `levitax.weights.adapt` then makes a model of another size."
         )
+    image_sizes = [(rows * patch_size, columns * patch_size) for rows, columns in found]
     rows, columns = (squares or found)[0]
-    return rows * patch_size, columns * patch_size
+    guess = rows * patch_size, columns * patch_size
+    return guess, [guess] if guess == _PUBLISHED else image_sizes
 
 
 def _is_there(layout: Layout, shapes: Shapes, place: Place) -> bool:

@@ -1,6 +1,5 @@
 import json
 import os
-from pathlib import Path
 from typing import Literal
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_choice, check_state
+from .._files import as_path
 from .._model import check_levit, LeViT
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
@@ -55,7 +55,7 @@ def save(
     safetensors.
     """
     check_levit(model)
-    path = Path(path).expanduser()
+    path = as_path("path", path)
     if path.suffix.lower() not in SAFETENSORS:
         raise ValueError(
             f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from .. import nn
 from .._config import LeViTConfig
-from .._fuse import fuse
+from .._fuse import fold_norms, fuse
 from .._model import LeViT
 from ._entries import Shape
 
@@ -18,16 +18,21 @@ from ._entries import Shape
 # Gives the array of a path: dotted, with the running statistics as `<path of the BatchNorm>.mean` and `.var`.
 Reader = Callable[[str], Array | np.ndarray]
 Model = TypeVar("Model")
+# "whole": as it is trained; "folded": with its normalisations folded into the maps, as others fuse it; "fused": as
+# `levitax.fuse` returns it.
+Form: TypeAlias = Literal["whole", "folded", "fused"]
 
 
 @lru_cache(maxsize=8)
-def skeleton(config: LeViTConfig, *, fused: bool = False) -> tuple[LeViT, eqx.nn.State]:
+def skeleton(config: LeViTConfig, form: Form = "whole") -> tuple[LeViT, eqx.nn.State]:
     """A model and its state with shapes in place of arrays: nothing is allocated, no random number drawn."""
 
     def make(key):
         model, state = eqx.nn.make_with_state(LeViT)(**config.to_dict(), key=key)
-        if not fused:
+        if form == "whole":
             return model, state
+        if form == "folded":
+            return fold_norms(model, state)
         predict = fuse(model, state)
         return predict.model, predict.state
 
@@ -76,7 +81,7 @@ def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: boo
     fused = is_fused(model)
     if fused and not allow_fused:
         raise ValueError("`model` is fused, without normalisations: take the model that was fused.")
-    expected, found = shapes(skeleton(model.config, fused=fused)[0]), shapes(model)
+    expected, found = shapes(skeleton(model.config, "fused" if fused else "whole")[0]), shapes(model)
     if expected != found:
         different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         raise ValueError(

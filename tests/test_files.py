@@ -1,0 +1,41 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levitax._files import as_path
+
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.mark.parametrize("value", ("~/a.onnx", Path("~/a.onnx")), ids=repr)
+def test_a_tilde_is_the_users_home(value, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("path", value) == tmp_path / "a.onnx"
+
+
+@pytest.mark.parametrize("value", ("runs/a~b.onnx", "~nobody-of-this-name/a.onnx", "C:/a.onnx", "a:b/c"))
+def test_other_paths_stay_as_they_are(value):
+    assert as_path("path", value) == Path(value)
+    assert as_path("path", Path(value)) == Path(value)
+
+
+URLS = ("gs://bucket/a", "s3://bucket/a", "http://host/a", "file:///tmp/a", "hf://owner/name", Path("gs://bucket/a"))
+
+
+@pytest.mark.parametrize("value", URLS, ids=repr)
+def test_a_url_is_refused(value):
+    with pytest.raises(ValueError, match=r"`folder` is '.*', a URL; expected a path on this machine\. Download the"):
+        as_path("folder", value)
+
+
+@pytest.mark.parametrize("value", (None, 3, b"a.onnx", ["a.onnx"]), ids=repr)
+def test_what_is_no_path_is_refused_by_its_type(value: Any):
+    with pytest.raises(TypeError, match=rf"`path` is of type `{type(value).__name__}`; expected a path"):
+        as_path("path", value)
+
+
+def test_an_empty_path_is_not_the_working_directory():
+    with pytest.raises(ValueError, match="`path` is empty"):
+        as_path("path", "")
