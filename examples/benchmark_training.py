@@ -125,7 +125,7 @@ def reader(split: Split, batch_size: int, workers: int) -> Any:
 
 def ours(data: DataSet, batch_size: int, workers: int) -> Iterator[Any]:
     """Batches as the model takes them."""
-    on_device = jax.jit(partial(prepare, recipe=RECIPE, mean=data.mean, std=data.std))
+    on_device = jax.jit(partial(prepare, recipe=RECIPE, preprocessing=data.preprocessing))
     with reader(data.train, batch_size, workers) as batches:
         for number, batch in enumerate(batches):
             targets = one_hot(batch.labels, len(data.classes))
@@ -164,7 +164,7 @@ def training(model_name: str, classes: int, remat: bool = False, accumulate: int
 def waiting(data: DataSet, model_name: str, batch_size: int, workers: int, steps: int = 30) -> tuple[float, float]:
     """The share of the time that steps wait for pictures, and images a second."""
     train_state, step = training(model_name, len(data.classes))
-    on_device = jax.jit(partial(prepare, recipe=RECIPE, mean=data.mean, std=data.std))
+    on_device = jax.jit(partial(prepare, recipe=RECIPE, preprocessing=data.preprocessing))
     with reader(data.train, batch_size, workers) as batches:
         batches, start = Timed(batches), 0.0
         for number, batch in enumerate(islice(batches, steps + 3)):

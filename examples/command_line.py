@@ -1,7 +1,9 @@
-"""How the scripts here take arguments, and how they tell what is wrong with them."""
+"""How the scripts here take arguments, and report what is wrong with them."""
 
 import argparse
 import contextlib
+import dataclasses
+import os
 import signal
 import sys
 import traceback
@@ -10,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import levitax
+from levitax.data import Preprocessing
 
 
 @contextlib.contextmanager
 def needs_examples() -> Iterator[None]:
-    """Around imports of packages that not all who have levitax have."""
+    """Names, in a line, a package that is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -24,8 +27,8 @@ def needs_examples() -> Iterator[None]:
 
 @contextlib.contextmanager
 def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Tells what these scripts, levitax or the system refuse in a line, warnings too; all else comes with its
-    traceback."""
+    """Prints errors of these scripts, levitax and the system in a line, and warnings too. Other errors keep their
+    traceback. A reader that closes the pipe, such as `head`, ends the script without an error."""
     default_format = warnings.formatwarning
 
     def format_warning(message, category, *where) -> str:
@@ -34,6 +37,11 @@ def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
     warnings.formatwarning = format_warning
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         if not isinstance(error, OSError) and not _is_ours(error):
             raise
@@ -52,7 +60,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def picture_path(text: str) -> Path:
-    """A path that a picture can be written to: to be told before the work, not after it."""
+    """Checks before the work starts that an image can be written to a path."""
     # Here, as not all of the scripts need it.
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -84,3 +92,33 @@ def add_image_size_argument(parser: argparse.ArgumentParser) -> None:
 def size_of(arguments: argparse.Namespace) -> levitax.Overrides:
     """What the command line wants of the model's size."""
     return {} if arguments.image_size is None else {"image_size": arguments.image_size}
+
+
+def add_preprocessing_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """What `preprocessing_of` and `with_options` take."""
+    of = "of each channel's pixels in [0, 1]"
+    parser.add_argument("--mean", type=float, nargs="+", help=f"{of}; by default {default}")
+    parser.add_argument("--std", type=float, nargs="+", help=of)
+    parser.add_argument("--crop-ratio", type=float, help="part of the resized image that is kept, 1 for all")
+
+
+def with_options(preprocessing: Preprocessing, arguments: argparse.Namespace) -> Preprocessing:
+    """The preprocessing with what the command line changes in it."""
+    return dataclasses.replace(preprocessing, **_preprocessing_options(arguments))
+
+
+def preprocessing_of(weights: str, image_size: tuple[int, int], arguments: argparse.Namespace) -> Preprocessing:
+    """The preprocessing of weights, for images of a size, with what the command line changes in it."""
+    options = _preprocessing_options(arguments)
+    try:
+        preprocessing = levitax.load_preprocessing(weights)
+    except ValueError as error:
+        if len(options) < 3:
+            raise ValueError(f"{error} Or pass --mean, --std and --crop-ratio.") from None
+        preprocessing = Preprocessing()
+    return dataclasses.replace(preprocessing, image_size=image_size, **options)
+
+
+def _preprocessing_options(arguments: argparse.Namespace) -> dict[str, float | list[float]]:
+    options = {name: getattr(arguments, name) for name in ("mean", "std", "crop_ratio")}
+    return {name: value for name, value in options.items() if value is not None}

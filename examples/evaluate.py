@@ -8,47 +8,56 @@ for `train.py --teacher FILE.npy` that is asked only once.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 import levitax
-from beside import pictures_of, read_pictures
-from command_line import mistakes_in_a_line, picture_path
+from command_line import mistakes_in_a_line, picture_path, preprocessing_of
 from report import plot_confusion, progress_bar
-from train import add_data_arguments, classify, open_pictures, validation
+from train import add_data_arguments, classify, open_images, prepared_for, validation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="runs/digits/model.safetensors", help="whatever `levitax.load` takes")
     add_data_arguments(parser)
-    parser.add_argument("--crop-ratio", type=float, help="by default as in training, else 0.875, and 1 for the digits")
+    parser.add_argument(
+        "--same-order", action="store_true", help="the data name their classes otherwise, but in the weights' order"
+    )
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
     parser.add_argument("--out", type=picture_path, default="confusion.png", help="picture of the confusion")
     parser.add_argument("--logits", type=Path, metavar="FILE.npy", help="write the logits of the training pictures")
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):
         model, state = levitax.load(arguments.weights)
-        told = read_pictures(arguments.weights)
-        data = open_pictures(arguments, model.config.in_channels, told)
+        preprocessing = preprocessing_of(arguments.weights, model.config.image_size, arguments)
+        data = open_images(arguments, model.config.in_channels)
         if model.config.num_classes != len(data.classes):
             raise ValueError(
-                f"The weights know {model.config.num_classes} classes, and the data have {len(data.classes)}."
+                f"The weights are for {model.config.num_classes} classes, the data for {len(data.classes)}."
             )
+        if arguments.same_order:
+            preprocessing = dataclasses.replace(preprocessing, class_names=())
+        elif not preprocessing.class_names:
+            print("the weights do not name their classes; taken to be those of the data, in the same order")
+        try:
+            data = prepared_for(data, preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{error} If they mean the same in the same order, pass --same-order.") from None
         predict = levitax.fuse(model, state) if arguments.fused else levitax.Predictor(model, state)
-        crop_ratio = arguments.crop_ratio or (told or pictures_of(arguments.data, data)).crop_ratio
         if arguments.logits is not None:
             logits = np.zeros((len(data.train.labels), len(data.classes)), np.float16)
             with progress_bar(total=len(logits)) as bar:
-                for batch, rows in classify(data.train, data, crop_ratio, predict, arguments.workers):
+                for batch, rows in classify(data.train, data.preprocessing, predict, arguments.workers):
                     counts = batch.weights > 0
                     logits[batch.indices[counts]] = rows[counts]
                     bar.update(int(counts.sum()))
             np.save(arguments.logits, logits)
             print(f"see {arguments.logits}")
             return
-        result = validation(data, crop_ratio, arguments.workers, predict)
+        result = validation(data, arguments.workers, predict)
     top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
     print(f"{'fused: ' if arguments.fused else ''}top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}")
     for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):

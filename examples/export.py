@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +25,13 @@ import jax
 import numpy as np
 
 import levitax
-from beside import IMAGENET, pictures_of, read_pictures
-from command_line import add_image_size_argument, mistakes_in_a_line, size_of
+from command_line import (
+    add_image_size_argument,
+    add_preprocessing_arguments,
+    mistakes_in_a_line,
+    preprocessing_of,
+    size_of,
+)
 from levitax import data, export
 
 
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("weights", help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--out", type=Path, required=True, help="ends in .onnx, .xml or .stablehlo")
     add_image_size_argument(parser)
+    add_preprocessing_arguments(parser, "that of the weights")
     parser.add_argument("--batch", type=int, help="images at a time; by default as many as each call has")
     parser.add_argument("--uint8", action="store_true", help="take pixels from 0 to 255, and normalise in the graph")
     parser.add_argument("--channels-first", action="store_true", help="take (batch, channels, height, width)")
@@ -74,23 +79,22 @@ def run(arguments: argparse.Namespace) -> None:
     model, state = levitax.load(arguments.weights, **size_of(arguments))
     predict = levitax.fuse(model, state)
     config = model.config
+    preprocessing = preprocessing_of(arguments.weights, config.image_size, arguments)
     found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
-    told = read_pictures(arguments.weights) or (pictures_of(arguments.data, found) if found else IMAGENET)
-    normalisation = {"mean": told.mean, "std": told.std}
+    if found and preprocessing.class_names:
+        found = found.in_order_of(preprocessing.class_names)
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
-    options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8}
-    options |= normalisation if arguments.uint8 else {}
-    options |= {"class_names": told.classes} if told.classes else {}
+    options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8, "preprocessing": preprocessing}
 
     def as_taken(pixels: np.ndarray) -> np.ndarray:
         """Pixels, channels last, as the file takes them."""
-        images = pixels if arguments.uint8 else normalise(pixels, normalisation)
+        images = pixels if arguments.uint8 else preprocessing.normalise(pixels)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if arguments.channels_first else images
 
     start = time.perf_counter()
     if arguments.int8 and found is not None:
-        images, _ = pictures(found.train, CALIBRATION, config.image_size, told.crop_ratio)
+        images, _ = pixels_of(found.train, CALIBRATION, preprocessing)
         export.to_openvino_int8(predict, arguments.out, as_taken(images), **options)
     else:
         WRITE[arguments.out.suffix](predict, arguments.out, **options)
@@ -104,10 +108,10 @@ def run(arguments: argparse.Namespace) -> None:
     # Not in 8 bits, whose ranges are those of real images.
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if arguments.int8 else {"random": (random, None)}
     if found is not None:
-        sets["real"] = pictures(found.validation, REAL // batch * batch, config.image_size, told.crop_ratio)
+        sets["real"] = pixels_of(found.validation, REAL // batch * batch, preprocessing)
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
     here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
-    ways = [("levitax", lambda images: np.asarray(here(images)), lambda pixels: normalise(pixels, normalisation))]
+    ways = [("levitax", lambda images: np.asarray(here(images)), preprocessing.normalise)]
     ways += [(name, call, as_taken) for name, call in runtimes(arguments.out)]
     print(f"{'':20}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
     for kind, (pixels, labels) in sets.items():
@@ -148,19 +152,10 @@ def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarra
             yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
 
 
-def pictures(
-    split: data.Split, count: int, image_size: tuple[int, int], crop_ratio: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of some pictures of a set, as the model sees them, and their classes."""
+def pixels_of(split: data.Split, count: int, preprocessing: data.Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of some images of a set, resized and cropped, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
-    # Normalised by what leaves them pixels.
-    as_pixels = partial(data.preprocess, image_size=image_size, crop_ratio=crop_ratio, mean=0.0, std=1 / 255)
-    pixels = [as_pixels(split.read(int(index))) for index in chosen]
-    return np.stack(pixels).round().astype(np.uint8), split.labels[chosen]
-
-
-def normalise(pixels: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    return np.stack([data.preprocess(image, image.shape[:2], crop_ratio=1.0, **options) for image in pixels])
+    return np.stack([preprocessing.resize(split.read(int(index))) for index in chosen]), split.labels[chosen]
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

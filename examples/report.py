@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from beside import write_whole
 from command_line import needs_examples
 from levitax.data import Batch
 from levitax.train import Evaluation
@@ -48,6 +47,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
         raise
     finally:
         lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file of which readers see the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def progress_bar(total: int, *, done: int = 0, shown: bool = True) -> tqdm:

@@ -8,10 +8,9 @@ the Hugging Face hub. The same command, given again, goes on where it was stoppe
 
     metrics.jsonl, tensorboard/   one line an epoch
     checkpoints/                  the last two and the best, from which training goes on
-    model.safetensors             the weights in the end, for `levitax.load`
+    model.safetensors             the weights of the last epoch, and the preprocessing of their images
     best.safetensors              those of the epoch with the highest validation accuracy
     ema.safetensors               their moving average, if the recipe keeps one
-    pictures.json                 how pictures are prepared, and the names of the classes
     curves.png, predictions.png
 
 On several hosts run the same command on each, under `srun` or `mpirun`, or with `--coordinator`, `--processes` and
@@ -37,42 +36,51 @@ import jax
 import numpy as np
 
 import levitax
-from beside import Pictures
-from command_line import add_image_size_argument, mistakes_in_a_line, size_of
+from command_line import (
+    add_image_size_argument,
+    add_preprocessing_arguments,
+    mistakes_in_a_line,
+    needs_examples,
+    size_of,
+    with_options,
+)
 from levitax.data import (
     Batch,
     DataSet,
     eval_batches,
-    EvalTransform,
+    match_classes,
     open_data,
+    Preprocessing,
     Shard,
     Split,
     steps_per_epoch,
     train_batches,
     TrainTransform,
 )
-from levitax.train import (
-    Checkpoints,
-    EvalBatch,
-    evaluate_batches,
-    Evaluation,
-    freeze_norms,
-    make_mesh,
-    make_step,
-    normalise,
-    one_hot,
-    Preemption,
-    prepare,
-    Recipe,
-    RECIPES,
-    replicate,
-    shard_batch,
-    start_distributed,
-    TeacherTargets,
-    torch_teacher,
-    TrainState,
-)
 from report import Log, only_run_in, plot_curves, plot_predictions, progress_bar, Timed
+
+
+with needs_examples():
+    from levitax.train import (
+        Checkpoints,
+        EvalBatch,
+        evaluate_batches,
+        Evaluation,
+        freeze_norms,
+        make_mesh,
+        make_step,
+        one_hot,
+        Preemption,
+        prepare,
+        Recipe,
+        RECIPES,
+        replicate,
+        shard_batch,
+        start_distributed,
+        TeacherTargets,
+        torch_teacher,
+        TrainState,
+    )
 
 
 # Beside the published ones. Expect 98 % of the test digits: 98.2 % on Python 3.12 with jax 0.12, 98.0 % on 3.11 with
@@ -109,10 +117,11 @@ def main() -> None:
     with mistakes_in_a_line(parser):
         start_distributed(arguments.coordinator, arguments.processes, arguments.process)
         recipe = make_recipe(arguments, arguments.preset or ("digits" if is_digits else "paper"))
-        data = open_pictures(arguments, arguments.channels)
+        data = open_images(arguments, arguments.channels)
+        data = data._replace(preprocessing=with_options(data.preprocessing, arguments))
         recipe = fitted(recipe, arguments, data)
         sizes = {**SIZES, **levitax.VARIANTS}[arguments.model or ("digits" if is_digits else "levit_256")]
-        sizes = {**sizes, **overrides(arguments, recipe, data), "in_channels": data.channels}
+        sizes = {**sizes, **overrides(arguments, recipe, data), "in_channels": data.preprocessing.channels}
         model, state = eqx.nn.make_with_state(levitax.LeViT)(**sizes, key=jax.random.key(arguments.seed))
         run(data, model, state, recipe, arguments)
 
@@ -139,21 +148,27 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What evaluation has as well."""
     parser.add_argument("--data", default="digits", help="'digits', a folder, or a data set on the hub")
-    told = "by default as in the training of the weights, else ImageNet's"
-    parser.add_argument("--mean", type=float, nargs="+", help=f"of each channel's pixels in [0, 1]; {told}")
-    parser.add_argument("--std", type=float, nargs="+", help="likewise")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures; 0 reads in this one")
+    add_preprocessing_arguments(parser, "that of the weights, or of the data if trained from scratch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0 reads in this one")
 
 
-def open_pictures(arguments: argparse.Namespace, channels: int, told: Pictures | None = None) -> DataSet:
-    """The data set that the command line asks for, to be normalised as it says, else as is told, else as the set is."""
+def open_images(arguments: argparse.Namespace, channels: int) -> DataSet:
+    """The data set that the command line asks for."""
     if arguments.data != "digits" and not Path(arguments.data).expanduser().exists() and jax.process_index() == 0:
         print(
             f"there is no folder {arguments.data} here; looking for a data set of that name on the hub", file=sys.stderr
         )
-    data = open_data(arguments.data, channels=channels)
-    normalised = told or data
-    return data._replace(mean=arguments.mean or normalised.mean, std=arguments.std or normalised.std)
+    return open_data(arguments.data, channels=channels)
+
+
+def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
+    """The data set, with labels and preprocessing of the weights that it is for.
+
+    **Raises:** `ValueError` for other classes than those of the weights.
+    """
+    if preprocessing.class_names:
+        data = data.in_order_of(preprocessing.class_names)
+    return data._replace(preprocessing=dataclasses.replace(preprocessing, class_names=data.classes))
 
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
@@ -190,8 +205,9 @@ def overrides(arguments: argparse.Namespace, recipe: Recipe, data: DataSet) -> d
     return {**recipe.model_overrides(), "num_classes": len(data.classes), **size_of(arguments)}
 
 
-def make_teacher(source: str | None) -> Callable[[Any], Any] | np.ndarray | None:
-    """A function of images to logits, or the logits of all training images."""
+def make_teacher(source: str | None, student: Preprocessing) -> Callable[[Any], Any] | np.ndarray | None:
+    """A function of images, normalised for the student, to logits in the order of its classes; or the logits of all
+    training images."""
     if source is None:
         return None
     if source.endswith(".npy"):
@@ -201,8 +217,22 @@ def make_teacher(source: str | None) -> Callable[[Any], Any] | np.ndarray | None
         import torch  # pyright: ignore[reportMissingImports]
 
         module = timm.create_model(source.removeprefix("timm:"), pretrained=True)
-        return torch_teacher(module, device="cuda" if torch.cuda.is_available() else None)
-    return eqx.filter_jit(eqx.filter_vmap(levitax.fuse(*levitax.load(source))))
+        teach = torch_teacher(module, device="cuda" if torch.cuda.is_available() else None)
+        expected = Preprocessing(mean=module.pretrained_cfg["mean"], std=module.pretrained_cfg["std"])
+        return lambda images: teach(renormalised(images, student, expected))
+    predict, preprocessing = levitax.fuse(*levitax.load(source)), levitax.load_preprocessing(source)
+    names = preprocessing.class_names
+    columns = match_classes(student.class_names, names) if names else slice(None)
+    teach = eqx.filter_jit(lambda images: jax.vmap(predict)(renormalised(images, student, preprocessing))[:, columns])
+    return teach
+
+
+def renormalised(images: Any, old: Preprocessing, new: Preprocessing) -> Any:
+    """Images that were normalised by one preprocessing as another normalises them."""
+    if (old.mean, old.std) == (new.mean, new.std):
+        return images
+    of = lambda values: np.asarray(values, np.float32)[None, None, None]
+    return (images * of(old.std) + (of(old.mean) - of(new.mean))) / of(new.std)
 
 
 def check_teacher(teacher: Callable[[Any], Any] | np.ndarray | None, recipe: Recipe, data: DataSet) -> None:
@@ -224,7 +254,9 @@ def run(
     data: DataSet, model: levitax.LeViT, state: eqx.nn.State, recipe: Recipe, arguments: argparse.Namespace
 ) -> None:
     """Trains a model, or goes on where the checkpoints in the output folder end."""
-    teacher = make_teacher(arguments.teacher)
+    preprocessing = dataclasses.replace(data.preprocessing, image_size=model.config.image_size)
+    data = data._replace(preprocessing=preprocessing)
+    teacher = make_teacher(arguments.teacher, preprocessing)
     check_teacher(teacher, recipe, data)
     out = arguments.out or Path("runs", Path(arguments.data).name)
     mesh, shard, is_first = make_mesh(), Shard(jax.process_index(), jax.process_count()), jax.process_index() == 0
@@ -255,7 +287,7 @@ def run(
         targets: Any = one_hot(labels, len(data.classes))
         if teacher_logits is not None:
             targets = TeacherTargets(targets, teacher_logits)
-        return prepare(images, targets, recipe, mean=data.mean, std=data.std, key=key)
+        return prepare(images, targets, recipe, preprocessing=preprocessing, key=key)
 
     def ready(batch: Batch, number: int) -> tuple[Any, Any]:
         """Images as the model takes them, with what the loss wants to know of them."""
@@ -264,7 +296,7 @@ def run(
         images, targets = on_device(*rows, jax.random.fold_in(prepare_key, number))
         return images, TeacherTargets(targets, teacher(images)) if callable(teacher) else targets
 
-    validate = partial(validation, data, recipe.crop_ratio, arguments.workers)
+    validate = partial(validation, data, arguments.workers)
     if is_first:
         pictures, devices = len(data.train.labels), jax.device_count()
         print(
@@ -336,8 +368,6 @@ def run(
                     if is_first:
                         print(f"stopped after step {number}; the same command goes on from `{checkpoints.latest}`")
                     sys.exit(128 + signal.SIGTERM)
-        if is_first:
-            Pictures(data.mean, data.std, recipe.crop_ratio, data.classes).write(out)
         finish(data, recipe, train_state, checkpoints, validate, out)
     if is_first:
         plot_curves(out / "curves.png", log.history)
@@ -355,9 +385,8 @@ def describe(data: DataSet, model: levitax.LeViT, recipe: Recipe, arguments: arg
             "pictures": len(data.train.labels),
             "classes": data.classes,
             "labels_crc32": zlib.crc32(data.train.labels.tobytes()),
-            "mean": data.mean,
-            "std": data.std,
         },
+        "preprocessing": data.preprocessing.to_dict(),
     }
 
 
@@ -380,37 +409,34 @@ def finish(
         as_trained, fused = (validate(predict).accuracy for predict in predictors)
         if jax.process_index() == 0:
             path = out / f"{name}.safetensors"
-            levitax.save(path, model, state)
+            levitax.save(path, model, state, preprocessing=data.preprocessing)
             print(f"test accuracy of {path}: {as_trained:.2%}, fused {fused:.2%}")
     if jax.process_index() == 0:
         model, state = jax.device_get(trained["model"])
         every = max(1, len(data.validation.labels) // 1000)
         sample = Subset(data.validation, range(0, len(data.validation.labels), every))
-        classified = classify(sample, data, recipe.crop_ratio, levitax.fuse(model, state))
+        classified = classify(sample, data.preprocessing, levitax.fuse(model, state))
         plot_predictions(out / "predictions.png", classified, data.classes)
 
 
-def validation(data: DataSet, crop_ratio: float, workers: int, predict: levitax.Predictor) -> Evaluation:
-    """Evaluates a model on the pictures for validation, over all devices of all processes."""
+def validation(data: DataSet, workers: int, predict: levitax.Predictor) -> Evaluation:
+    """Evaluates a model on the images for validation, over all devices of all processes."""
     mesh, shard = make_mesh(), Shard(jax.process_index(), jax.process_count())
-    transform = EvalTransform(image_size=predict.model.config.image_size, crop_ratio=crop_ratio)
+    transform, normalise = data.preprocessing.resize, data.preprocessing.normalise
     batch_size = mesh.size * min(128, -(-len(data.validation.labels) // mesh.size))
     batches = eval_batches(data.validation, transform, batch_size=batch_size, shard=shard, workers=workers)
     with batches as batches:
         spread_out = (shard_batch((batch.images, batch.labels, batch.weights), mesh) for batch in batches)
-        ready = (
-            EvalBatch(normalise(images, data.mean, data.std), labels, weights) for images, labels, weights in spread_out
-        )
+        ready = (EvalBatch(normalise(images), labels, weights) for images, labels, weights in spread_out)
         return evaluate_batches(predict, ready)
 
 
 def classify(
-    split: Split, data: DataSet, crop_ratio: float, predict: levitax.Predictor, workers: int = 0
+    split: Split, preprocessing: Preprocessing, predict: levitax.Predictor, workers: int = 0
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """The pictures of a split in batches, with what a model says of them, on one device."""
-    transform = EvalTransform(image_size=predict.model.config.image_size, crop_ratio=crop_ratio)
-    run = eqx.filter_jit(lambda predict, images: jax.vmap(predict)(normalise(images, data.mean, data.std)))
-    with eval_batches(split, transform, batch_size=128, workers=workers) as batches:
+    """The images of a split in batches, with what a model says of them, on one device."""
+    run = eqx.filter_jit(lambda predict, images: jax.vmap(predict)(preprocessing.normalise(images)))
+    with eval_batches(split, preprocessing.resize, batch_size=128, workers=workers) as batches:
         for batch in batches:
             yield batch, np.asarray(run(predict, batch.images))
 

@@ -47,8 +47,8 @@ def as_rate(name: str, value: Any) -> float:
     return rate
 
 
-def as_number(name: str, value: Any, low: float, high: float, *, optional: bool = False) -> Any:
-    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`, or an error that names `name`."""
+def as_number(name: str, value: Any, low: int | float, high: int | float, *, optional: bool = False) -> Any:
+    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`; or an error with `name`."""
     if value is None and optional:
         return None
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan

@@ -73,6 +73,8 @@ def _shape_of_keys(key):
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.ndim > 0:
         return key.shape[:-1]
     seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
-    of_type = f"an array of {key.dtype}" if hasattr(key, "dtype") else f"of type `{type(key).__name__}`"
+    of_type = (
+        f"an array of {key.dtype}" if isinstance(key, jax.Array | np.ndarray) else f"of type `{type(key).__name__}`"
+    )
     what = repr(key) if isinstance(key, int | float | None) else of_type
     raise TypeError(f"`key` is {what}; expected a key of `jax.random`, such as `jax.random.key({seed})`.")

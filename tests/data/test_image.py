@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levitax.data import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_image
+from levitax.data import read_image
 
 
 @pytest.fixture
@@ -133,63 +133,3 @@ def test_damaged_files(picture, written, tmp_path):
         read_image(tmp_path / "text.jpg")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_image(tmp_path / "nowhere.png")
-
-
-def test_the_middle_is_cut_out_and_normalised(picture):
-    flat = np.full((300, 500, 3), (0, 128, 255), np.uint8)
-    prepared = preprocess(flat)
-    assert prepared.shape == (224, 224, 3) and prepared.dtype == np.float32
-    expected = (np.array([0, 128, 255]) / 255 - IMAGENET_MEAN) / IMAGENET_STD
-    assert np.allclose(prepared, expected, atol=1e-6)
-
-
-def plain(picture, size, **options):
-    """What preprocessing gives, as pixels from 0 to 255."""
-    return preprocess(picture, size, mean=0.0, std=1.0, **options) * 255
-
-
-def test_the_whole_picture_is_kept_at_a_ratio_of_one(picture):
-    assert np.allclose(plain(picture, (20, 30), crop_ratio=1.0), picture)
-    # Of a wide picture, the middle.
-    assert np.allclose(plain(picture, 20, crop_ratio=1.0), picture[:, 5:25])
-    assert np.allclose(plain(picture, (10, 30), crop_ratio=1.0), picture[5:15])
-
-
-@pytest.mark.parametrize("size", (32, (32, 64), (64, 32), (33, 57)))
-@pytest.mark.parametrize("shape", ((200, 300), (300, 200), (101, 77)))
-def test_any_shape_is_brought_to_any_size(size, shape):
-    # A ramp stays a ramp; its middle stays in the middle.
-    rows = np.linspace(0, 255, shape[0])[:, None, None].round().astype(np.uint8)
-    prepared = plain(np.broadcast_to(rows, (*shape, 3)), size)
-    assert prepared.shape == (*np.broadcast_to(size, 2), 3)
-    profile = prepared[:, 0, 0]
-    assert (np.diff(profile) >= 0).all()
-    assert abs(profile.mean() - 127.5) < 4
-
-
-def test_grey_pictures_have_grey_statistics():
-    prepared = preprocess(np.full((9, 9, 1), 255, np.uint8), 8)
-    assert prepared.shape == (8, 8, 1)
-    assert np.allclose(prepared, (1 - np.mean(IMAGENET_MEAN)) / np.mean(IMAGENET_STD))
-    assert np.allclose(preprocess(np.full((9, 9, 1), 255, np.uint8), 8, mean=0.5, std=0.25), 2)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"crop_ratio": 0}, "`crop_ratio` is 0"),
-        ({"crop_ratio": 1.2}, "`crop_ratio` is 1.2"),
-        ({"image_size": 0}, "size"),
-    ],
-)
-def test_bad_sizes(picture, keywords, message, unchecked):
-    with pytest.raises(ValueError, match=message):
-        preprocess(picture, **keywords)
-
-
-@pytest.mark.parametrize("shape", ((9, 9), (9, 9, 4), (1, 9, 9, 3)))
-def test_what_is_no_picture(shape, unchecked):
-    with pytest.raises(ValueError, match=r"`image` has shape .*; expected \(height, width, 3\)"):
-        preprocess(np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match=r"dtype float64; expected"):
-        preprocess(np.zeros((9, 9, 3)))

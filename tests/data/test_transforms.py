@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levitax.data import EvalTransform, IMAGENET_MEAN, preprocess, TrainTransform, Transform
+from levitax.data import IMAGENET_MEAN, TrainTransform, Transform
 from levitax.data._transforms import random_crop
 
 
@@ -174,43 +174,36 @@ def test_the_generator_decides_alone(picture):
     assert len({transform(pixels, rng(seed)).tobytes() for seed in range(10)}) == 10
 
 
-# What is evaluated.
-
-
-@pytest.mark.parametrize("channels", (1, 3))
-@pytest.mark.parametrize("size", ((32, 32), (24, 40), (40, 24)))
-@pytest.mark.parametrize("crop_ratio", (0.875, 0.9, 1.0))
-def test_pictures_are_as_preprocessed_before_normalisation(picture, size, crop_ratio, channels):
-    for shape in ((50, 70), (70, 50), size, (9, 9)):
-        image = picture(*shape, channels)
-        pixels = EvalTransform(image_size=size, crop_ratio=crop_ratio)(image)
-        assert pixels.dtype == np.uint8 and pixels.shape == (*size, channels)
-        expected = preprocess(image, size, crop_ratio=crop_ratio, mean=0.0, std=1.0) * 255
-        np.testing.assert_allclose(pixels, expected, atol=1e-3)
-
-
-def test_the_defaults_are_those_of_preprocessing(picture):
-    image = picture(300, 260, 3)
-    np.testing.assert_allclose(EvalTransform()(image), preprocess(image, mean=0.0, std=1.0) * 255, atol=1e-3)
-
-
-def test_evaluating_draws_nothing(picture):
-    generator = rng()
-    transform, image = EvalTransform(image_size=(24, 40)), picture(50, 70, 3)
-    assert np.array_equal(transform(image, generator), transform(image))
-    assert generator.random() == rng().random()
-
-
 @pytest.mark.parametrize(
     "transform",
     (
         TrainTransform(image_size=(24, 40), crop_scale=(0.2, 0.7), flip_probability=0.3, rand_augment=5.0),
         TrainTransform(image_size=(24, 40), crop_scale=None),
-        EvalTransform(image_size=(24, 40), crop_ratio=0.9),
     ),
-    ids=("train", "whole", "eval"),
+    ids=("train", "whole"),
 )
 def test_transforms_pickle(picture, transform):
     again = pickle.loads(pickle.dumps(transform))
     assert again == transform and isinstance(transform, Transform)
     assert np.array_equal(again(picture(50, 70, 3), rng()), transform(picture(50, 70, 3), rng()))
+
+
+def test_one_number_is_both_sizes():
+    assert TrainTransform(image_size=28) == TrainTransform(image_size=(28, 28))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"image_size": 0}, "`image_size` is 0"),
+        ({"image_size": (1, 2, 3)}, "`image_size` is .*one for height and width"),
+        ({"crop_scale": (0.5, 0.1)}, r"`crop_scale` is \(0.5, 0.1\)"),
+        ({"crop_scale": 0.5}, "`crop_scale` is 0.5"),
+        ({"flip_probability": 1.5}, "`flip_probability` is 1.5; expected a number from 0 to 1"),
+        ({"rand_augment": 11}, "`rand_augment` is 11; expected a number from 0 to 10"),
+        ({"rand_augment": True}, "`rand_augment` is True"),
+    ],
+)
+def test_bad_fields(keywords, message, unchecked):
+    with pytest.raises((TypeError, ValueError), match=message):
+        TrainTransform(**keywords)

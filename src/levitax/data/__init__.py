@@ -18,5 +18,13 @@ from ._preprocessing import (
     Preprocessing as Preprocessing,
 )
 from ._rand_augment import rand_augment as rand_augment
-from ._sets import Arrays as Arrays, DataSet as DataSet, open_data as open_data, Pictures as Pictures, Split as Split
+from ._sets import (
+    Arrays as Arrays,
+    DataSet as DataSet,
+    match_classes as match_classes,
+    open_data as open_data,
+    Pictures as Pictures,
+    Relabelled as Relabelled,
+    Split as Split,
+)
 from ._transforms import TrainTransform as TrainTransform, Transform as Transform

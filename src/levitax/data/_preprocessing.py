@@ -3,7 +3,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, get_args, Literal, TypeAlias
+from typing import Any, get_args, Literal, overload, TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -19,11 +19,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The standard deviation of ImageNet's pixels in [0, 1]; red, green and blue."""
 
+Pixels: TypeAlias = UInt8[Array, "*batch channels"] | Float[Array, "*batch channels"]
+NumpyPixels: TypeAlias = UInt8[np.ndarray, "*batch channels"] | Float[np.ndarray, "*batch channels"]
+
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """A filter of Pillow."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Preprocessing:
     """How images become the input of a model, and the names of its classes: what a file of weights must say besides
     them.
@@ -37,41 +40,53 @@ class Preprocessing:
     ```
 
     Immutable and hashable; `dataclasses.replace` makes a changed one, `to_dict` and `from_dict` go to and from JSON.
-
-    **Arguments:**
-
-    - `image_size`: height and width of the result; one number for both.
-    - `crop_ratio`: the part of the resized image that is kept, along its relatively shorter edge. 0.875 in the paper
-        and in transformers, 0.9 in timm, 1 for no margin.
-    - `interpolation`: the filter that resizes, "bicubic" for all published weights.
-    - `crop_offset`: where the centre of an odd margin lies: "round" to the nearest pixel, halves to even, as
-        torchvision and timm; or "floor", as transformers.
-    - `mean`, `std`: of each channel's pixels in [0, 1]. Their number is that of the channels.
-    - `class_names`: in the order of the logits; empty if unknown.
-
-    **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range: `mean` outside [0, 1], `std`
-    outside (0, 1], as of pixels up to 255, or NaN.
     """
 
-    image_size: tuple[int, int] = (224, 224)
-    crop_ratio: float = 0.875
-    interpolation: Interpolation = "bicubic"
-    crop_offset: Literal["round", "floor"] = "round"
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    class_names: tuple[str, ...] = ()
+    image_size: tuple[int, int]
+    crop_ratio: float
+    interpolation: Interpolation
+    crop_offset: Literal["round", "floor"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int] = (224, 224),
+        crop_ratio: float = 0.875,
+        interpolation: Interpolation = "bicubic",
+        crop_offset: Literal["round", "floor"] = "round",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        class_names: Sequence[str] = (),
+    ):
+        """**Arguments:**
+
+        - `image_size`: height and width of the result; one number for both.
+        - `crop_ratio`: the part of the resized image that is kept, along its relatively shorter edge. 0.875 in the
+            paper and in transformers, 0.9 in timm, 1 for no margin.
+        - `interpolation`: the filter that resizes, "bicubic" for all published weights.
+        - `crop_offset`: where the centre of an odd margin lies: "round" to the nearest pixel, halves to even, as
+            torchvision and timm; or "floor", as transformers.
+        - `mean`, `std`: of each channel's pixels in [0, 1]. Their number is that of the channels.
+        - `class_names`: in the order of the logits; empty if unknown.
+
+        **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range: `mean` outside [0, 1] or
+        `std` outside (0, 1], as of pixels up to 255, or NaN.
+        """
         put = lambda name, value: object.__setattr__(self, name, value)
-        put("image_size", as_integers("image_size", self.image_size, 2, "height and width"))
-        put("crop_ratio", _checked_ratio(self.crop_ratio))
-        check_choice("interpolation", self.interpolation, get_args(Interpolation))
-        check_choice("crop_offset", self.crop_offset, ("round", "floor"))
-        put("mean", _per_channel("mean", self.mean))
-        put("std", _per_channel("std", self.std))
+        put("image_size", as_integers("image_size", image_size, 2, "height and width"))
+        put("crop_ratio", _checked_ratio(crop_ratio))
+        check_choice("interpolation", interpolation, get_args(Interpolation))
+        put("interpolation", interpolation)
+        check_choice("crop_offset", crop_offset, ("round", "floor"))
+        put("crop_offset", crop_offset)
+        put("mean", _per_channel("mean", mean))
+        put("std", _per_channel("std", std))
         if len(self.mean) != len(self.std):
             raise ValueError(f"`mean` is {self.mean} and `std` {self.std}; expected one number each for every channel.")
-        put("class_names", _checked_names(self.class_names))
+        put("class_names", _checked_names(class_names))
 
     def __call__(
         self, image: str | os.PathLike[str] | Any | UInt8[np.ndarray, "old_height old_width channels"]
@@ -129,9 +144,13 @@ class Preprocessing:
         top, left = offset((resized[0] - rows) / 2), offset((resized[1] - columns) / 2)
         return image[top : top + rows, left : left + columns]
 
-    def normalise(
-        self, images: UInt8[Array | np.ndarray, "*batch channels"] | Float[Array | np.ndarray, "*batch channels"]
-    ) -> Float[Array | np.ndarray, "*batch channels"]:
+    @overload
+    def normalise(self, images: Pixels) -> Float[Array, "*batch channels"]: ...
+
+    @overload
+    def normalise(self, images: NumpyPixels) -> Float[np.ndarray, "*batch channels"]: ...
+
+    def normalise(self, images: Pixels | NumpyPixels) -> Float[Array | np.ndarray, "*batch channels"]:
         """Pixels as a model takes them: `(images / 255 - mean) / std`, of NumPy arrays and under `jax.jit`.
 
         **Arguments:**
@@ -164,8 +183,8 @@ class Preprocessing:
         **Raises:** `TypeError` or `ValueError` for missing, unknown or wrong fields.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if fields.keys() != names:
-            raise ValueError(f"`fields` are {sorted(fields)}; expected {sorted(names)}.")
+        if not isinstance(fields, Mapping) or fields.keys() != names:
+            raise ValueError(f"`fields` is {fields!r}; expected a dictionary of {', '.join(sorted(names))}.")
         return cls(**fields)
 
 
@@ -212,9 +231,10 @@ def to_array(picture) -> UInt8[np.ndarray, "height width channels"]:
 
 
 def _checked_ratio(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
+    ratio = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 < ratio <= 1:
         raise ValueError(f"`crop_ratio` is {value!r}; expected a number in (0, 1], where 1 leaves no margin.")
-    return float(value)
+    return ratio
 
 
 def _per_channel(name: str, values: Any) -> tuple[float, ...]:

@@ -126,18 +126,33 @@ class DataSet(NamedTuple):
 
         **Raises:** `ValueError` if the two have different classes, with those that only one of them has.
         """
-        ours, names = self.classes, tuple(class_names)
-        if ours == names:
+        names = tuple(class_names)
+        if names == self.classes:
             return self
-        if set(ours) != set(names):
-            only = lambda one, other: _listed([name for name in one if name not in other][:8]) or "none"
-            raise ValueError(
-                f"The classes of the data differ from those of the model: only in the data {only(ours, names)}, only "
-                f"in the model {only(names, ours)}. Their numbers would not mean the same."
-            )
-        numbers = np.array([names.index(name) for name in ours], np.int32)
+        numbers = match_classes(self.classes, names)
         train, validation = (Relabelled(split, numbers[split.labels]) for split in (self.train, self.validation))
         return DataSet(train, validation, dataclasses.replace(self.preprocessing, class_names=names))
+
+
+def match_classes(names: Sequence[str], others: Sequence[str]) -> Int[np.ndarray, " classes"]:
+    """Finds the classes of a data set among those of a model, or of another data set.
+
+    **Arguments:**
+
+    - `names`: the class names of the data.
+    - `others`: those of the model.
+
+    **Returns:** `(classes,)`, for each of `names` its position in `others`.
+
+    **Raises:** `ValueError` if one of them has classes that the other has not, with both lists.
+    """
+    if set(names) != set(others):
+        only = lambda one, other: _listed([name for name in one if name not in other][:8]) or "none"
+        raise ValueError(
+            f"The classes differ: only in the data {only(names, others)}, only in the model {only(others, names)}. "
+            "Their numbers would not mean the same."
+        )
+    return np.array([list(others).index(name) for name in names], np.int32)
 
 
 class Relabelled(NamedTuple):

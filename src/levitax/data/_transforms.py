@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -29,32 +30,38 @@ class Transform(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class TrainTransform:
-    """The paper's augmentation of single images: random crop, mirroring, RandAugment.
+    """The paper's augmentation of single images: random crop, mirroring, RandAugment."""
 
-    **Arguments:**
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float] | None
+    flip_probability: float
+    rand_augment: float
 
-    - `image_size`: height and width of the result; one number for both.
-    - `crop_scale`: smallest and largest area of the crop over that of the image; its width is 3/4 to 4/3 of its
-        height. It is resized with a bicubic filter. `None` takes the whole image.
-    - `flip_probability`: of mirroring left and right.
-    - `rand_augment`: the magnitude, from 0 to 10; 0 for none.
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int] = (224, 224),
+        crop_scale: Sequence[float] | None = (0.08, 1.0),
+        flip_probability: float = 0.5,
+        rand_augment: float = 9.0,
+    ):
+        """**Arguments:**
 
-    **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range.
-    """
+        - `image_size`: height and width of the result; one number for both.
+        - `crop_scale`: smallest and largest area of the crop over that of the image; its width is 3/4 to 4/3 of its
+            height. It is resized with a bicubic filter. `None` takes the whole image.
+        - `flip_probability`: of mirroring left and right.
+        - `rand_augment`: the magnitude, from 0 to 10; 0 for none.
 
-    image_size: tuple[int, int] = (224, 224)
-    crop_scale: tuple[float, float] | None = (0.08, 1.0)
-    flip_probability: float = 0.5
-    rand_augment: float = 9.0
-
-    def __post_init__(self):
+        **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range.
+        """
         put = lambda name, value: object.__setattr__(self, name, value)
-        put("image_size", as_integers("image_size", self.image_size, 2, "height and width"))
-        put("crop_scale", as_crop_scale(self.crop_scale))
-        put("flip_probability", as_number("flip_probability", self.flip_probability, 0, 1))
-        put("rand_augment", as_number("rand_augment", self.rand_augment, 0, 10))
+        put("image_size", as_integers("image_size", image_size, 2, "height and width"))
+        put("crop_scale", as_crop_scale(crop_scale))
+        put("flip_probability", as_number("flip_probability", flip_probability, 0, 1))
+        put("rand_augment", as_number("rand_augment", rand_augment, 0, 10))
 
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator

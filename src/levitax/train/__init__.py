@@ -43,4 +43,5 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "optax":
         raise
-    raise ImportError('`levitax.train` needs optax: run `pip install "levitax[train]"`.') from error
+    message = '`levitax.train` needs optax: run `pip install "levitax[train]"`.'
+    raise ModuleNotFoundError(message, name="optax") from error

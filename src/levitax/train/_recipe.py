@@ -37,7 +37,6 @@ _RANGES = {
     "eps": (0, math.inf, False),
     "clipping": (1e-6, math.inf, True),
     "ema_decay": (0, 1, True),
-    "crop_ratio": (1e-3, 1, False),
 }
 
 
@@ -75,7 +74,6 @@ class Recipe:
         GPU of the official training. `None` takes the whole batch.
     - `accumulate`: as in [`levitax.train.make_step`][].
     - `dtype`, `remat`: of the model, as in [`levitax.LeViT`][].
-    - `crop_ratio`: of the evaluation, as in [`levitax.data.preprocess`][].
 
     **Raises:** `TypeError` or `ValueError`, naming the field, for what is no such number or contradicts another.
     """
@@ -115,7 +113,6 @@ class Recipe:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    crop_ratio: float = 0.875
 
     def __post_init__(self):
         put = partial(object.__setattr__, self)
@@ -314,7 +311,6 @@ RECIPES: dict[str, Recipe] = {
         clipping=None,
         ema_decay=0.99,
         group_size=None,
-        crop_ratio=1.0,
     ),
 }
 """By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch."""

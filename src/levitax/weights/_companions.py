@@ -87,7 +87,7 @@ def _from_transformers(fields: Mapping[str, Any], names: Sequence[str]) -> Prepr
     return Preprocessing(
         image_size=(rows, columns),
         crop_ratio=_ratio(rows, int(_SHORTEST_EDGE * size)),
-        interpolation=_RESAMPLE[get("resample", _RESAMPLE.index("bicubic"))],  # type: ignore[reportArgumentType]
+        interpolation=_RESAMPLE[get("resample", _RESAMPLE.index("bicubic"))],
         crop_offset="floor",
         mean=mean if normalises else (0.0,) * len(mean),
         std=std if normalises else (1.0,) * len(std),

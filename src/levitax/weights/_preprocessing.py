@@ -24,8 +24,8 @@ def load_preprocessing(
     preprocessing = levitax.load_preprocessing("timm/levit_256.fb_dist_in1k")
     ```
 
-    Reads the header of a file that [`levitax.save`][] wrote with `preprocessing`, timm's `config.json`, or transformers'
-    `preprocessor_config.json` and `config.json`. If none of them says, weights of a published variant for 1,000 classes
+    Reads the header of a file that [`levitax.save`][] wrote, timm's `config.json`, or transformers' `config.json` and
+    `preprocessor_config.json`. If none of them says, weights of a published variant for 1,000 classes
     and 224x224 pixels get the preprocessing of the published weights in their layout, with a warning.
 
     **Arguments:**

@@ -1,0 +1,242 @@
+"""Weights say how their images are prepared, wherever the file is moved."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import levitax
+from levitax.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+OURS = Preprocessing(
+    image_size=(16, 16), crop_ratio=1.0, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), class_names=tuple("abcde")
+)
+# What `LevitImageProcessor` can do: whole numbers times 256 / 224, offsets rounded down.
+IN_TRANSFORMERS = dataclasses.replace(OURS, crop_ratio=16 / 18, crop_offset="floor")
+
+
+@pytest.fixture
+def save(make, tmp_path):
+    """Saves a small model and its preprocessing in a layout; gives the path."""
+
+    def save(layout="levitax", preprocessing=OURS, **overrides):
+        sizes = {} if layout == "levitax" else {"patch_size": 16, "image_size": 64, "dim": (16, 24, 32), "stages": 3}
+        sizes |= {} if layout == "levitax" else {"heads": (1, 2, 2), "depth": (1, 1, 1)}
+        model, state = make(**sizes | overrides)
+        if preprocessing is not None:
+            preprocessing = dataclasses.replace(preprocessing, image_size=model.config.image_size)
+        folder = tmp_path / layout
+        folder.mkdir(exist_ok=True)
+        levitax.save(folder / "model.safetensors", model, state, layout=layout, preprocessing=preprocessing)
+        return folder / "model.safetensors", preprocessing
+
+    return save
+
+
+@pytest.mark.parametrize("layout", ("levitax", "official", "timm", "timm_conv", "transformers"))
+def test_a_file_that_is_moved_keeps_its_preprocessing(save, layout, tmp_path):
+    path, expected = save(layout, IN_TRANSFORMERS if layout == "transformers" else OURS)
+    assert levitax.load_preprocessing(path) == expected
+    moved = shutil.move(path, tmp_path / "elsewhere.safetensors")
+    assert levitax.load_preprocessing(moved) == expected
+
+
+def test_a_fused_file_keeps_it_too(make, tmp_path):
+    predict = levitax.fuse(*make())
+    levitax.save(tmp_path / "fused.safetensors", predict.model, predict.state, preprocessing=OURS)
+    assert levitax.load_preprocessing(tmp_path / "fused.safetensors") == OURS
+
+
+@pytest.mark.parametrize("layout", ("timm", "timm_conv", "transformers"))
+def test_files_of_others_say_it_in_json_next_to_them(save, layout):
+    path, expected = save(layout, IN_TRANSFORMERS if layout == "transformers" else OURS)
+    # As others write them: without our header.
+    save_file(load_file(path), path)
+    assert levitax.load_preprocessing(path) == expected
+    assert levitax.load_preprocessing(path.parent) == expected
+
+
+def test_what_else_is_in_the_json_stays(save, tmp_path):
+    (tmp_path / "timm").mkdir()
+    config = tmp_path / "timm" / "config.json"
+    config.write_text(json.dumps({"license": "apache-2.0", "num_classes": 1}))
+    save("timm")
+    content = json.loads(config.read_text())
+    assert content["license"] == "apache-2.0" and content["num_classes"] == 5
+    assert content["label_names"] == list("abcde") and content["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_other_layouts_and_names_get_no_json(save, make, tmp_path):
+    save("official")
+    assert [path.name for path in (tmp_path / "official").iterdir()] == ["model.safetensors"]
+    levitax.save(tmp_path / "mine.safetensors", *make(), preprocessing=OURS)
+    assert not (tmp_path / "config.json").exists()
+
+
+# As the hub has them (timm/levit_256.fb_dist_in1k, facebook/levit-256), the names of the classes shortened.
+TIMM = {
+    "architecture": "levit_256",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+TRANSFORMERS = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": 224,
+}
+
+
+@pytest.fixture(scope="module")
+def published(key):
+    """The arrays of a published variant, by layout."""
+    model, state = levitax.levit_128s(key=key)
+    return lambda layout: levitax.weights.state_dict(model, state, layout=layout)
+
+
+def written(folder, arrays, **files):
+    """A folder with weights that others wrote."""
+    save_file(arrays, folder / "model.safetensors")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_timms_json(published, tmp_path):
+    folder = written(tmp_path, published("timm"), config=TIMM)
+    assert levitax.load_preprocessing(folder) == Preprocessing(crop_ratio=0.9)
+
+
+def test_timms_other_choices(published, tmp_path):
+    fields = {"interpolation": "bilinear", "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3}
+    names = {str(number): f"class {number}" for number in range(1000)}
+    config = {**TIMM, "pretrained_cfg": TIMM["pretrained_cfg"] | fields, "label_names": names}
+    folder = written(tmp_path, published("timm"), config=config)
+    expected = Preprocessing(crop_ratio=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert levitax.load_preprocessing(folder) == dataclasses.replace(expected, class_names=tuple(names.values()))
+    # Before 2023, all of it was one level.
+    folder = written(tmp_path, published("timm"), config={"architecture": "levit_128s", **fields})
+    assert levitax.load_preprocessing(folder) == expected
+
+
+def test_transformers_json(published, tmp_path):
+    # ImageNet has two classes of each of these names.
+    names = [f"class {number}" for number in range(998)] + ["crane", "crane"]
+    config = {"model_type": "levit", "id2label": {str(number): name for number, name in enumerate(names)}}
+    folder = written(tmp_path, published("transformers"), config=config, preprocessor_config=TRANSFORMERS)
+    preprocessing = levitax.load_preprocessing(folder)
+    assert dataclasses.replace(preprocessing, class_names=()) == Preprocessing(crop_offset="floor")
+    assert preprocessing.class_names[:2] == ("class 0", "class 1")
+    assert preprocessing.class_names[-2:] == ("crane (998)", "crane (999)")
+
+
+@pytest.mark.parametrize("size", ({"shortest_edge": 224}, 224))
+def test_transformers_other_choices(published, size, tmp_path):
+    fields = {"size": size, "crop_size": {"height": 224, "width": 224}, "resample": 2, "do_normalize": False}
+    labels = {str(number): f"LABEL_{number}" for number in range(1000)}
+    folder = written(
+        tmp_path, published("transformers"), config={"id2label": labels}, preprocessor_config=TRANSFORMERS | fields
+    )
+    expected = Preprocessing(crop_offset="floor", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert levitax.load_preprocessing(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "fields", "message"),
+    [
+        ("timm", "config", {"pretrained_cfg": {"mean": [123.7, 116.3, 103.5]}}, "`mean` is .*up to 255"),
+        ("timm", "config", {"pretrained_cfg": {"std": [0.2, math.nan, 0.2]}}, "`std` is .*nan"),
+        ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "crop_mode": "squash"}}, "`crop_mode` is 'squash'"),
+        ("timm", "config", {**TIMM, "label_names": ["cat", "dog"]}, "`class_names` 2 and the model 1000"),
+        ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "input_size": [3, 99, 99]}}, r"`image_size` \(99"),
+        ("transformers", "preprocessor_config", {"do_center_crop": False}, "`do_center_crop` is false"),
+        ("transformers", "preprocessor_config", {"rescale_factor": 1 / 127.5}, "`rescale_factor` is"),
+        ("transformers", "preprocessor_config", {"size": {"height": 224, "width": 224}}, "aspect ratio"),
+        ("transformers", "preprocessor_config", {"crop_size": {"height": 224, "width": 192}}, "expected a square"),
+    ],
+    ids=str,
+)
+def test_json_that_does_not_fit(published, layout, file, fields, message, tmp_path):
+    folder = written(tmp_path, published(layout), **{file: fields})
+    with pytest.raises(ValueError, match=message):
+        levitax.load_preprocessing(folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("official", Preprocessing()),
+        ("timm", Preprocessing(crop_ratio=0.9)),
+        ("transformers", Preprocessing(crop_offset="floor")),
+    ],
+)
+def test_published_weights_that_do_not_say_it(published, layout, expected):
+    with pytest.warns(UserWarning, match=f"does not say.*`crop_ratio` {expected.crop_ratio}"):
+        assert levitax.load_preprocessing(published(layout)) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides", ({"num_classes": 10}, {"in_channels": 1}, {"image_size": 256}, {"depth": 2, "drop_path": 0.0})
+)
+def test_other_weights_that_do_not_say_it(overrides, key):
+    sizes = {**levitax.VARIANTS["levit_128s"], **overrides}
+    config = levitax.LeViTConfig(**sizes)
+    model, _ = levitax.weights._tree.skeleton(config)
+    arrays = {path: np.zeros(shape, np.float32) for path, shape in levitax.weights._tree.shapes(model).items()}
+    with pytest.raises(ValueError, match=r"does not say how its images.*levitax.data.Preprocessing\("):
+        levitax.load_preprocessing(arrays)
+
+
+def test_another_image_size(save):
+    path, expected = save()
+    assert levitax.load_preprocessing(path, image_size=(24, 32)) == dataclasses.replace(expected, image_size=(24, 32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": (32, 16)}, r"`image_size` \(32, 16\) and the model \(16, 16\)"),
+        ({"mean": (0.5,), "std": (0.5,)}, "`channels` 1 and the model 3"),
+        ({"class_names": ("a", "b")}, "`class_names` 2 and the model 5"),
+    ],
+)
+def test_a_preprocessing_of_another_model(make, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        levitax.save(tmp_path / "model.safetensors", *make(), preprocessing=dataclasses.replace(OURS, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_transformers_cannot_do(save):
+    with pytest.raises(ValueError, match="`crop_offset` 'round'; transformers"):
+        save("transformers")
+    with pytest.raises(ValueError, match="resizes the shorter edge to 71 pixels"):
+        save("transformers", dataclasses.replace(IN_TRANSFORMERS, crop_ratio=64 / 71.5))
+
+
+def test_a_damaged_header(save):
+    path, _ = save()
+    arrays, config = load_file(path), levitax.load(path)[0].config
+    for content in ('{"mean": [0.5]}', "[1]", "{"):
+        header = levitax.weights._format.Header("levitax", config, False, None).to_metadata()
+        save_file(arrays, path, {**header, "levitax.preprocessing": content})
+        with pytest.raises(ValueError, match="header"):
+            levitax.load(path)
+
+
+def test_defaults_are_imagenets():
+    assert (Preprocessing().mean, Preprocessing().std) == (IMAGENET_MEAN, IMAGENET_STD)
