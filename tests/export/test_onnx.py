@@ -2,7 +2,6 @@ import json
 import re
 import sys
 from collections import Counter
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,6 +16,13 @@ from levitax import data, export
 
 # Largest error over largest magnitude.
 TOLERANCE = 1e-5
+
+
+def preprocessing(**changes):
+    """That of a small model."""
+    return data.Preprocessing(**{"image_size": 16, **changes})
+
+
 ACROSS_RUNTIMES = 1e-4
 
 
@@ -103,30 +109,31 @@ def test_channels_may_come_first(fused, drawn, expected, in_onnx_runtime, error,
 def test_pixels_are_normalised_in_the_graph(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
     predict = fused()
     pixels = drawn(predict, 2, np.uint8)
-    normalised = np.stack([data.preprocess(image, 16, crop_ratio=1.0) for image in pixels])
-    path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True)
-    assert error(in_onnx_runtime(path, pixels), {"logits": expected(predict, normalised)}) < TOLERANCE
+    preprocessing = data.Preprocessing(image_size=16)
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True, preprocessing=preprocessing)
+    logits = expected(predict, preprocessing.normalise(pixels))
+    assert error(in_onnx_runtime(path, pixels), {"logits": logits}) < TOLERANCE
 
 
 def test_grey_pixels_and_statistics_of_ones_own(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
     predict = fused(in_channels=1)
     pixels = drawn(predict, 2, np.uint8)
-    choices: tuple[dict[str, Any], ...] = ({}, {"mean": 0.1, "std": 0.3})
-    for options in choices:
-        normalised = np.stack([data.preprocess(image, 16, crop_ratio=1.0, **options) for image in pixels])
-        path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True, **options)
-        assert error(in_onnx_runtime(path, pixels), {"logits": expected(predict, normalised)}) < TOLERANCE
+    preprocessing = data.Preprocessing(image_size=16, mean=(0.1,), std=(0.3,))
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", uint8=True, preprocessing=preprocessing)
+    logits = expected(predict, preprocessing.normalise(pixels))
+    assert error(in_onnx_runtime(path, pixels), {"logits": logits}) < TOLERANCE
 
 
 def test_probabilities_and_names_of_classes(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
     predict = fused()
     images = drawn(predict, 2)
     names = ["tench", "goldfish", "é", "great, white shark", "5"]
-    path = export.to_onnx(predict, tmp_path / "levit.onnx", probabilities=True, class_names=names)
+    preprocessing = data.Preprocessing(image_size=16, class_names=names)
+    path = export.to_onnx(predict, tmp_path / "levit.onnx", probabilities=True, preprocessing=preprocessing)
     softmax = np.asarray(jax.nn.softmax(expected(predict, images)))
     assert error(in_onnx_runtime(path, images), {"probabilities": softmax}) < TOLERANCE
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert json.loads(metadata["class_names"]) == names
+    assert data.Preprocessing.from_dict(json.loads(metadata["preprocessing"])) == preprocessing
     assert metadata["levitax"] == levitax.__version__
     assert metadata["input"] == "(batch, 16, 16, 3), normalised"
 
@@ -220,18 +227,13 @@ def test_a_model_in_bfloat16(fused, unchecked, tmp_path):
         ({"opset": 17}, r"`opset` is 17; expected one from 18 to \d+"),
         ({"opset": 1000}, r"`opset` is 1000; expected one from 18 to \d+"),
         ({"batch": 0}, r"`batch` is 0; expected an integer of at least 1"),
-        ({"class_names": ["one"]}, r"`class_names` has 1 names; expected 5"),
+        ({"preprocessing": preprocessing(class_names=["one"])}, r"`class_names` 1 and the model 5"),
+        ({"preprocessing": preprocessing(image_size=32)}, r"`image_size` \(32, 32\) and the model \(16, 16\)"),
+        ({"preprocessing": preprocessing(mean=(0.1,), std=(0.1,))}, r"`channels` 1 and the model 3"),
         ({"image_size": 32}, r"`image_size` and `channels` are 32 and None.*16x16"),
         ({"unit8": True}, r"`keyword` is 'unit8'; expected one of .* Did you mean 'uint8'"),
-        ({"mean": 0.5}, r"`mean` is of pixels.*`uint8=True`"),
-        ({"uint8": True, "std": 0.0}, r"`std` is 0.0; expected"),
-        ({"uint8": True, "std": float("nan")}, r"`std` is nan; expected"),
-        ({"uint8": True, "mean": None}, r"`mean` is None; expected"),
-        (
-            {"uint8": True, "mean": (123.7, 116.3, 103.5)},
-            r"`mean` is \(123.7.*Divide what is of pixels up to 255",
-        ),
-        ({"uint8": True, "mean": (0.1, 0.2)}, r"`mean` is \(0.1, 0.2\); expected"),
+        ({"mean": 0.5}, r"`keyword` is 'mean'; expected one of"),
+        ({"uint8": True}, r"`uint8` is True, and `preprocessing` is missing.*levitax.load_preprocessing"),
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import openvino
 import pytest
 
 from levitax import export
+from levitax.data import Preprocessing
 
 
 TOLERANCE = 1e-5
@@ -16,11 +17,13 @@ TOLERANCE = 1e-5
 def test_openvino_computes_what_jax_does(batch, fused, drawn, expected, in_openvino, error, tmp_path):
     predict = fused(image_size=(20, 13))
     images = drawn(predict, 2)
-    path = export.to_openvino(predict, tmp_path / "levit.xml", batch=batch, class_names=list("abcde"))
+    preprocessing = Preprocessing(image_size=(20, 13), class_names=("a", "b", "c", "d", "é"))
+    path = export.to_openvino(predict, tmp_path / "levit.xml", batch=batch, preprocessing=preprocessing)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["levit.bin", "levit.xml"]
     assert error(in_openvino(path, images), {"logits": expected(predict, images)}) < TOLERANCE
     model = openvino.Core().read_model(path)
-    assert json.loads(model.get_rt_info(["levitax", "class_names"]).astype(str)) == list("abcde")
+    stored = json.loads(model.get_rt_info(["levitax", "preprocessing"]).astype(str))
+    assert Preprocessing.from_dict(stored) == preprocessing
 
 
 def test_eight_bits(fused, drawn, expected, in_openvino, error, tmp_path):

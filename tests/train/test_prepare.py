@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from levitax.train import make_step, normalise, prepare, RECIPES, TrainState
+from levitax.data import Preprocessing
+from levitax.train import make_step, prepare, RECIPES, TrainState
 
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -38,23 +39,17 @@ def targets():
 
 
 @cache
-def compiled(recipe, mean, std):
-    return jax.jit(partial(prepare, recipe=recipe, mean=mean, std=std))
+def compiled(recipe, preprocessing):
+    return jax.jit(partial(prepare, recipe=recipe, preprocessing=preprocessing))
 
 
 def run(images, targets, key, *, mean=MEAN, std=STD, **changes):
-    return compiled(replace(PLAIN, **changes), mean, std)(images, targets, key=key)
+    preprocessing = Preprocessing(mean=mean, std=std)
+    return compiled(replace(PLAIN, **changes), preprocessing)(images, targets, key=key)
 
 
 def expected(pixels):
     return (np.asarray(pixels, np.float64) / 255 - MEAN) / STD
-
-
-@pytest.mark.parametrize("dtype", ("uint8", "float32"))
-def test_normalising_is_by_channel(dtype, pixels):
-    ours = normalise(pixels.astype(dtype), MEAN, STD)
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, expected(pixels), rtol=1e-5, atol=1e-6)
 
 
 def test_without_anything_random_images_are_normalised(pixels, targets, key):
@@ -199,7 +194,7 @@ def test_images_that_are_mixed_have_their_statistics_together(key):
     # One pixel each, of which every sum is another.
     powers = (2 ** np.arange(8)).astype(np.uint8)
     recipe = replace(PLAIN, mixup=1.0, group_size=2, accumulate=2)
-    call = partial(prepare, recipe=recipe, mean=(0.0,), std=(1 / 255,))
+    call = partial(prepare, recipe=recipe, preprocessing=Preprocessing(mean=(0.0,), std=(1 / 255,)))
     _, blended = jax.jit(call)(jnp.asarray(powers.reshape(8, 1, 1, 1)), jnp.eye(8), key=key)
     mixed = {tuple(np.flatnonzero(row)) for row in np.asarray(blended)}
     assert len(mixed) == 4

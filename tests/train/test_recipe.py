@@ -89,7 +89,6 @@ def test_the_numbers_of_the_paper():
         "group_size": 256,
         "accumulate": 1,
         "dtype": "float32",
-        "crop_ratio": 224 / 256,
     }
     assert PAPER == Recipe()
     assert {name: getattr(PAPER, name) for name in numbers} == numbers
@@ -239,7 +238,6 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "eps": (0, math.inf, False),
     "clipping": (1e-6, math.inf, True),
     "ema_decay": (0, 1, True),
-    "crop_ratio": (0.001, 1, False),
 }
 
 
