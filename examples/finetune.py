@@ -18,8 +18,16 @@ import jax
 import levitax
 from command_line import mistakes_in_a_line, preprocessing_of
 from levitax.data import DataSet, Preprocessing
-from levitax.train import start_distributed
-from train import add_common_arguments, fitted, make_recipe, open_images, overrides, prepared_for, run
+from train import (
+    add_common_arguments,
+    fitted,
+    make_recipe,
+    open_images,
+    overrides,
+    prepared_for,
+    run,
+    start_distributed,
+)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from command_line import needs_examples
 from levitax.data import Batch
-from levitax.train import Evaluation
 
 
 with needs_examples():
@@ -19,6 +18,8 @@ with needs_examples():
     from filelock import FileLock, Timeout
     from tensorboardX import SummaryWriter
     from tqdm import tqdm
+
+    from levitax.train import Evaluation
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

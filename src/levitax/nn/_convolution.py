@@ -34,14 +34,25 @@ def _(stride, primals, tangents):
     return convolve(x, weight, stride), of_x + convolve(x, weight_tangent, stride)
 
 
+def every_nth(
+    x: Float[Array, "..."], stride: int, *, axes: tuple[int, int] = (0, 1), starts: tuple[int, int] = (0, 0)
+) -> Float[Array, "..."]:
+    """Every `stride`-th row and column of `x`: `x[starts[0]::stride, starts[1]::stride]`, which before jax 0.9.1 is a
+    gather."""
+    first, steps = [0] * x.ndim, [1] * x.ndim
+    for axis, start in zip(axes, starts, strict=True):
+        first[axis], steps[axis] = min(start, x.shape[axis]), stride
+    return lax.slice(x, first, x.shape, steps)
+
+
 def _phases(x, weight, stride):
     """Convolutions without stride of every `stride`-th row and column of `x`, which add up to the one with."""
     half = weight.shape[-1] // 2
     for row, column in product(range(stride), repeat=2):
         # The part of the kernel that meets these rows and columns, and no other.
-        part = weight[:, :, (row + half) % stride :: stride, (column + half) % stride :: stride]
+        part = every_nth(weight, stride, axes=(2, 3), starts=((row + half) % stride, (column + half) % stride))
         if part.size:
-            phase = x[row::stride, column::stride]
+            phase = every_nth(x, stride, starts=(row, column))
             paddings = []
             for start, size, phase_size, part_size in zip(
                 (row, column), x.shape[:2], phase.shape[:2], part.shape[2:], strict=True
@@ -56,7 +67,7 @@ def _product(x, weight, stride):
     kernel = weight.shape[-1]
     padded = jnp.pad(x, ((kernel // 2, kernel // 2), (kernel // 2, kernel // 2), (0, 0)))
     below = [
-        padded[row : row + x.shape[0] : stride, column : column + x.shape[1] : stride]
+        every_nth(padded[: row + x.shape[0], : column + x.shape[1]], stride, starts=(row, column))
         for row, column in product(range(kernel), repeat=2)
     ]
     matrix = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
