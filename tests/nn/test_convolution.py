@@ -25,6 +25,7 @@ def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel,
         jax.random.normal(jax.random.fold_in(key, index), shape)
         for index, shape in enumerate([(5, 3, kernel, kernel), x.shape, (5, 3, kernel, kernel)])
     )
+
     # As arguments: XLA before jax 0.8.2 folds a program of constants to a wrong second derivative of `plain`.
     @partial(jax.jit, static_argnums=0)
     def derivatives(convolution, x, weight, tangents):
@@ -37,7 +38,8 @@ def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel,
             jax.jvp(gradient, (x, weight), tangents)[1],
         ]
 
-    ours, expected = (derivatives(convolution, x, weight, (x_tangent, weight_tangent)) for convolution in (convolve, plain))
+    given = x, weight, (x_tangent, weight_tangent)
+    ours, expected = (derivatives(convolution, *given) for convolution in (convolve, plain))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert error(one, other) < 1e-5
 
