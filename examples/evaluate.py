@@ -58,12 +58,14 @@ def main() -> None:
             print(f"see {arguments.logits}")
             return
         result = validation(data, arguments.workers, predict)
-    top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
-    print(f"{'fused: ' if arguments.fused else ''}top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}")
-    for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):
-        print(f"{accuracy:7.1%} of {count:5} {name}")
-    plot_confusion(arguments.out, result, data.classes)
-    print(f"see {arguments.out}")
+        top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
+        print(
+            f"{'fused: ' if arguments.fused else ''}top-1 {result.accuracy:.2%}, {top5}cross-entropy {result.loss:.4f}"
+        )
+        for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):
+            print(f"{accuracy:7.1%} of {count:5} {name}")
+        plot_confusion(arguments.out, result, data.classes)
+        print(f"see {arguments.out}")
 
 
 if __name__ == "__main__":

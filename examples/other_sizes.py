@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 import levitax
+from command_line import mistakes_in_a_line
 from levitax.data import digits
 from levitax.train import evaluate
 
@@ -25,7 +26,11 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     arguments = parser.parse_args()
+    with mistakes_in_a_line(parser):
+        run(arguments)
 
+
+def run(arguments: argparse.Namespace) -> None:
     model, state = levitax.load(arguments.weights)
     data = digits()
     trained_size, _ = model.config.image_size
