@@ -3,6 +3,7 @@
 from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits
 from ._erase import random_erase as random_erase
+from ._folders import ImageFiles as ImageFiles
 from ._image import read_image as read_image
 from ._loader import (
     Batch as Batch,
@@ -11,6 +12,7 @@ from ._loader import (
     steps_per_epoch as steps_per_epoch,
     train_batches as train_batches,
 )
+from ._open import open_data as open_data
 from ._preprocessing import (
     IMAGENET_MEAN as IMAGENET_MEAN,
     IMAGENET_STD as IMAGENET_STD,
@@ -22,9 +24,8 @@ from ._sets import (
     Arrays as Arrays,
     DataSet as DataSet,
     match_classes as match_classes,
-    open_data as open_data,
-    Pictures as Pictures,
     Relabelled as Relabelled,
     Split as Split,
 )
+from ._tables import Pictures as Pictures
 from ._transforms import TrainTransform as TrainTransform, Transform as Transform

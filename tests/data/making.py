@@ -1,0 +1,25 @@
+"""Images that say which they are, for data sets that are made in a test."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from levitax.data import Split
+
+
+def png(number: int) -> bytes:
+    """An image of one colour, 8 rows by 6 columns."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 6, 3), (number, 2 * number, 100), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def numbers(split: Split) -> list[int]:
+    """Which image each is."""
+    return [int(split.read(index)[0, 0, 0]) for index in range(len(split.labels))]
+
+
+def names(split: Split) -> list[str]:
+    return [Path(split.name(index)).name for index in range(len(split.labels))]
