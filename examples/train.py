@@ -58,6 +58,7 @@ from levitax.data import (
     TrainTransform,
 )
 from report import Log, only_run_in, plot_curves, plot_predictions, progress_bar, Timed
+from teacher_logits import check_logits, read_logits
 
 
 with needs_examples():
@@ -211,7 +212,7 @@ def make_teacher(source: str | None, student: Preprocessing) -> Callable[[Any], 
     if source is None:
         return None
     if source.endswith(".npy"):
-        return np.load(source, mmap_mode="r")
+        return read_logits(source)
     if source.startswith("timm:"):
         import timm  # pyright: ignore[reportMissingImports]
         import torch  # pyright: ignore[reportMissingImports]
@@ -242,12 +243,8 @@ def check_teacher(teacher: Callable[[Any], Any] | np.ndarray | None, recipe: Rec
             f"The recipe has `distillation` {recipe.distillation!r}, and there is {'no' if teacher is None else 'a'} "
             "teacher: pass `--teacher`, or `--set distillation=none`."
         )
-    expected = (len(data.train.labels), len(data.classes))
-    if isinstance(teacher, np.ndarray) and teacher.shape != expected:
-        raise ValueError(
-            f"The teacher's logits have shape {teacher.shape}; expected {expected}: a row for each training picture, "
-            "a column for each class."
-        )
+    if isinstance(teacher, np.ndarray):
+        check_logits(teacher, data.train, len(data.classes))
 
 
 def run(

@@ -167,5 +167,5 @@ def test_arrays_that_are_no_image(shape, unchecked):
 
 
 def test_fields_that_are_none(unchecked):
-    with pytest.raises(ValueError, match=r"expected .*'class_names'"):
+    with pytest.raises(ValueError, match=r"expected a dictionary of class_names, crop_offset"):
         Preprocessing.from_dict({"mean": [0.5]})

@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -118,6 +122,215 @@ def test_batches_may_be_of_jax_and_come_one_by_one():
     ours, expected = evaluate_batches(PIXELS, batches), evaluate(PIXELS, x, labels, batch_size=4)
     assert ours[:3] == expected[:3]
     np.testing.assert_array_equal(ours.confusion, expected.confusion)
+
+
+# Weights of the first six images, and labels of them.
+FAULTS: dict[str, tuple[dict[int, float], dict[int, int], str]] = {
+    "negative label": ({}, {3: -1, 5: -100}, "Image 3 has label -1, and 1 more .* expected .* from 0 to 5"),
+    "label too large": ({}, {3: 6}, "Image 3 has label 6; expected .* from 0 to 5, as `predict` returns 6 logits"),
+    "half weight": ({4: 0.5}, {}, r"Image 4 has weight 0\.5; expected 1 .* else 0"),
+    "double weight": ({4: 2.0}, {}, r"Image 4 has weight 2\.0"),
+    "negative weight": ({4: -1.0, 5: -1.0}, {}, r"Image 4 has weight -1\.0, and 1 more"),
+    "NaN weight": ({4: np.nan}, {}, "Image 4 has weight nan"),
+}
+
+
+@pytest.mark.parametrize(("weights", "labels", "message"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("convert", (np.asarray, jnp.asarray), ids=("numpy", "jax"))
+def test_labels_and_weights_are_checked(weights, labels, message, convert):
+    x, right = draw(12, 6)
+    all_weights, all_labels = np.ones(12, np.float32), right.copy()
+    for table, array in ((weights, all_weights), (labels, all_labels)):
+        for row, value in table.items():
+            array[row] = value
+    # In the second batch, the images of the first are counted too.
+    for size in (12, 3):
+        batches = [
+            EvalBatch(*map(convert, (x[i : i + size], all_labels[i : i + size], all_weights[i : i + size])))
+            for i in range(0, 12, size)
+        ]
+        with pytest.raises(ValueError, match=message if size == 12 else message.partition(",")[0].partition(";")[0]):
+            evaluate_batches(PIXELS, batches)
+    if not weights:
+        with pytest.raises(ValueError, match=message):
+            evaluate(PIXELS, x, convert(all_labels), batch_size=12)
+
+
+def test_a_label_that_needs_more_bits_is_not_cut_to_a_right_one():
+    x, labels = draw(12, 6)
+    labels[3] += 2**32
+    with pytest.raises(ValueError, match=rf"`labels\[3\]` is {labels[3]}; expected a number of 32 bits"):
+        evaluate(PIXELS, x, labels)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_as_many_labels_as_images():
+    x, labels = draw(8, 6)
+    for images, numbers in ((x, labels[:5]), (x[:5], labels), (x, labels[:1]), (x, labels[:, None])):
+        for call in (
+            lambda images=images, numbers=numbers: evaluate(PIXELS, images, numbers),
+            lambda images=images, numbers=numbers: evaluate_batches(
+                PIXELS, [EvalBatch(images, numbers, np.ones(len(images), np.float32))]
+            ),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"`labels` has shape .* expected integers of shape \({len(images)},\)"
+            ):
+                call()
+    for weights in (np.ones(5, np.float32), np.ones(1, np.float32), np.ones((8, 1), np.float32), np.array(1.0)):
+        with pytest.raises(ValueError, match=r"`weights` has shape .* \(8,\)"):
+            evaluate_batches(PIXELS, [EvalBatch(x, labels, weights)])
+
+
+def test_what_weighs_nothing_may_have_any_label_and_weights_may_be_of_any_kind():
+    x, labels = draw(6, 6)
+    expected = evaluate(PIXELS, x[:4], labels[:4])
+    labels[4:] = -100, 6
+    for dtype in (np.float32, np.float16, np.int64, np.uint8, bool):
+        weights = np.array([1, 1, 1, 1, 0, 0], dtype)
+        ours = evaluate_batches(PIXELS, [EvalBatch(x, labels, weights)])
+        assert ours[:3] == expected[:3]
+        np.testing.assert_array_equal(ours.confusion, expected.confusion)
+
+
+def test_a_model_that_says_nan_has_no_likeliest_class():
+    x, labels = draw(12, 6)
+    x[[7, 9]] = 0
+    for numbers in (labels, np.zeros(12, int)):
+        with pytest.raises(
+            ValueError, match=r"Image 7 has largest logit nan, and 1 more .*weights and this image for NaN"
+        ):
+            evaluate(PIXELS, x, numbers, batch_size=6)
+    assert np.isnan(predict_logits(PIXELS, x)).all(1).tolist() == [row in (7, 9) for row in range(12)]
+    # Infinite ones have an order.
+    x, labels = draw(6, 6)
+    x[2, 0, 3], labels[2] = -np.inf, 1
+    assert np.isfinite(evaluate(levitax.Predictor(Flat(), eqx.nn.State(Flat())), x, labels).loss)
+
+
+class Flat(eqx.Module):
+    """Its logits are the pixels of the image."""
+
+    def __call__(self, image, state, *, key=None):
+        del key
+        return image.ravel(), state
+
+
+def test_batches_may_be_of_different_sizes_and_count_nothing():
+    x, labels = draw(12, 6)
+    batches = [EvalBatch(x[rows], labels[rows], np.ones(len(x[rows]))) for rows in (slice(5), slice(5, 12))]
+    nothing = EvalBatch(x[:5], labels[:5], np.zeros(5))
+    ours, expected = evaluate_batches(PIXELS, [nothing, *batches, nothing]), evaluate(PIXELS, x, labels, batch_size=12)
+    assert ours.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert ours[1:3] == expected[1:3]
+    np.testing.assert_array_equal(ours.confusion, expected.confusion)
+
+
+def test_the_sum_over_many_batches_keeps_its_digits():
+    # Beside a loss of 1e8, float32 has no place for others.
+    x = np.zeros((33, 1, 2, 1), np.float32)
+    x[0, 0, 0] = 1e8
+    labels = np.ones(33, int)
+    predict: Any = levitax.Predictor(Flat(), eqx.nn.State(Flat()))
+    loss = evaluate(predict, x, labels, batch_size=1).loss
+    assert loss == pytest.approx((1e8 + 32 * np.log(2)) / 33, rel=1e-9)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_vector_of_logits_is_refused(make):
+    x, labels = draw(2, 6)
+    both = lambda image: levitax.nn.DistilledLogits(image.ravel(), image.ravel())
+    outputs: dict[str, tuple[Any, type[Exception], str]] = {
+        "two heads": (both, TypeError, "returned a `DistilledLogits`; expected .* in inference.*`levitax.fuse"),
+        "with the state": (lambda image: (image.ravel(), 0), TypeError, "returned a `tuple`; .* without the state"),
+        "a map": (lambda image: image, ValueError, r"shape \(2, 1, 6, 1\) .* expected .* \(batch, classes\)"),
+        "a class": (lambda image: image.argmax(), TypeError, r"dtype int\d+; expected floating-point"),
+    }
+    for predict, kind, message in outputs.values():
+        with pytest.raises(kind, match=message):
+            evaluate(predict, x, labels, batch_size=2)
+        with pytest.raises(kind, match=message):
+            predict_logits(predict, x, batch_size=2)
+    backbone = levitax.Predictor(*make(image_size=8, stages=1, dim=16, heads=1, num_classes=0))
+    x = np.ones((2, 8, 8, 3), np.float32)
+    for call in (
+        lambda: evaluate(backbone, x, labels),
+        lambda: evaluate_batches(backbone, [EvalBatch(x, labels, np.ones(2))]),
+    ):
+        with pytest.raises(ValueError, match=r"`predict` is a backbone.*`num_classes` is 0.*with a head"):
+            call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_are_those_that_a_model_takes():
+    x, labels = draw(4, 6)
+    pixels: Any = x.astype(np.uint8)
+    for call in (
+        lambda: evaluate(PIXELS, pixels, labels),
+        lambda: predict_logits(PIXELS, pixels),
+        lambda: evaluate_batches(PIXELS, [EvalBatch(pixels, labels, np.ones(4))]),
+    ):
+        with pytest.raises(TypeError, match=r"`images` has .* uint8; expected floating-point .*normalise"):
+            call()
+    for size, kind in ((0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        for call in (
+            lambda size: evaluate(PIXELS, x, labels, batch_size=size),
+            lambda size: predict_logits(PIXELS, x, batch_size=size),
+        ):
+            with pytest.raises(kind, match=f"`batch_size` is {size}; expected an integer of at least 1"):
+                call(size)
+
+
+# Devices are counted when JAX starts, so it starts anew.
+TOGETHER = """
+import sys
+import equinox as eqx, jax, levitax, numpy as np
+from levitax.train import cross_entropy, EvalBatch, evaluate_batches, make_mesh, shard_batch, start_distributed
+
+port, index = sys.argv[1], int(sys.argv[2])
+start_distributed(f"localhost:{port}", 2, index)
+
+
+class Flat(eqx.Module):
+    def __call__(self, image, state, *, key=None):
+        return image.ravel(), state
+
+
+mesh, predict = make_mesh(), levitax.Predictor(Flat(), eqx.nn.State(Flat()))
+images = np.random.default_rng(0).normal(size=(4, 1, 5, 1)).astype(np.float32)
+# The second process has a wrong label.
+labels = np.array([0, 1, 2, 3 + 6 * index], np.int32)
+batch = shard_batch((images, labels, np.ones(4, np.float32)), mesh)
+try:
+    evaluate_batches(predict, [batch])
+except ValueError as error:
+    print("evaluation:", error)
+# A loss sees the rows of its own process, so that the other one would wait for it.
+if index == 1:
+    try:
+        cross_entropy(batch[0][:, 0, :, 0], batch[1])
+    except ValueError as error:
+        print("loss:", error)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_what_one_has():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", TOGETHER, str(port)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(index)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    for output, _ in outputs:
+        assert "evaluation: Image 7 has label 9; expected a class number from 0 to 4" in output, outputs
+    assert "loss: `labels[7]` is 9; expected a class number from 0 to 4" in outputs[1][0], outputs
 
 
 def test_nothing_cannot_be_evaluated():

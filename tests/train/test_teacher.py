@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,81 @@ def test_logits_lie_where_their_images_lie(spec):
     code = f"SPEC = {spec}\n{CODE}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def returning(torch):
+    """Makes a teacher of a module that returns what a function makes of the mean pixels, `(batch, 3)`."""
+
+    def returning(function):
+        class Module(torch.nn.Module):
+            def forward(self, images):
+                return function(images.mean((2, 3)))
+
+        return torch_teacher(Module())
+
+    return returning
+
+
+def test_the_logits_of_an_output_are_taken(returning, x):
+    # As the models of transformers return them.
+    teacher = returning(lambda means: SimpleNamespace(logits=means, hidden_states=None))
+    np.testing.assert_allclose(teacher(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+OUTPUTS = {
+    "a tuple": (lambda means: (means, means), TypeError, "returned a `tuple`; expected logits"),
+    "a dictionary": (lambda means: {"logits": means}, TypeError, "returned a `dict`; expected logits"),
+    "nothing": (lambda means: None, TypeError, "returned a `NoneType`"),
+    "classes": (lambda means: means.argmax(-1), TypeError, r"shape \(8,\) and dtype int64"),
+    "integers": (lambda means: means.int(), TypeError, r"dtype int32; expected floating-point .* \(8, classes\)"),
+    "a map": (lambda means: means[:, :, None, None], ValueError, r"shape \(8, 3, 1, 1\) .* expected .* \(8, classes\)"),
+    "one image": (lambda means: means[:1], ValueError, r"shape \(1, 3\) .* expected .* \(8, classes\)"),
+    "NaN": (
+        lambda means: means.index_fill(0, means.new_tensor([2, 5]).long(), float("nan")),
+        ValueError,
+        r"\[2\]` holds nan, and 1 more",
+    ),
+    "overflow": (
+        lambda means: (1e5 * means.abs() + 1e6).half(),
+        ValueError,
+        r"\[0\]` holds inf, and 7 more .* in float32",
+    ),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("function", "kind", "message"), OUTPUTS.values(), ids=OUTPUTS)
+def test_what_is_no_logit_for_each_image_and_class_is_refused(function, kind, message, returning, x):
+    teacher = returning(function)
+    for images in (x, jnp.asarray(x)):
+        with pytest.raises(kind, match=message):
+            teacher(images)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_that_a_teacher_does_not_take_are_refused(torch, module, x):
+    teacher = torch_teacher(module)
+    for images, kind, message in (
+        (np.zeros(x.shape, np.uint8), TypeError, r"`images` has .* dtype uint8; expected floating.*normalise"),
+        (x[0], ValueError, r"`images` has shape \(4, 6, 3\)"),
+        (x[:0], ValueError, "`images` is empty"),
+        (x[:, :, :, :1], ValueError, r"failed on images of shape \(4, 6, 1\).*number of channels"),
+        (np.where(x > 0, np.nan, x), ValueError, r"\[0\]` holds nan"),
+    ):
+        for convert in (np.asarray, jnp.asarray):
+            with pytest.raises(kind, match=message):
+                teacher(convert(images))
+    with pytest.raises(TypeError, match=r"under a transformation .*`jax\.jit`.* before"):
+        jax.jit(teacher)(x)
+    with pytest.raises(TypeError, match=r"`module` is of type `function`; expected a `torch\.nn\.Module`"):
+        torch_teacher(lambda images: images)
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16", "float64"))
+def test_images_may_be_of_any_floating_point(dtype, module, x, expected):
+    images = x.astype(jnp.dtype(dtype))
+    np.testing.assert_allclose(torch_teacher(module)(images), expected, rtol=0.1, atol=0.5)
 
 
 def test_without_pytorch_there_is_no_such_teacher(monkeypatch):

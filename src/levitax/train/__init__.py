@@ -13,7 +13,6 @@ try:
         cross_entropy as cross_entropy,
         distillation_loss as distillation_loss,
         Loss as Loss,
-        one_hot as one_hot,
         TeacherTargets as TeacherTargets,
     )
     from ._mesh import (
@@ -39,6 +38,7 @@ try:
     from ._recipe import Recipe as Recipe, RECIPES as RECIPES
     from ._state import TrainState as TrainState
     from ._step import make_step as make_step, Metrics as Metrics
+    from ._targets import one_hot as one_hot
     from ._teacher import Teacher as Teacher, torch_teacher as torch_teacher
 except ModuleNotFoundError as error:
     if error.name != "optax":

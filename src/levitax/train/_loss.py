@@ -7,8 +7,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from .._array_checks import as_array, as_share, check_form, check_not_empty, check_number
 from .._checks import check_choice
 from ..nn import DistilledLogits
+from ._targets import as_distributions, as_teacher_logits, in_float32
 
 
 Loss: TypeAlias = Callable[[Any, Any], Float[Array, ""]]
@@ -16,8 +18,7 @@ Loss: TypeAlias = Callable[[Any, Any], Float[Array, ""]]
 
 
 class TeacherTargets(NamedTuple):
-    """What a model with two heads learns from: labels for the one, and what a teacher said of the same images for the
-    other.
+    """Targets of a model with two heads: labels for the one, a teacher's logits of the same images for the other.
 
     **Arguments:**
 
@@ -44,13 +45,14 @@ def cross_entropy(
     - `labels`: class numbers `(batch,)`, each below `classes`, or a distribution over the classes `(batch, classes)`.
     - `label_smoothing`: share of each target that is spread evenly over all classes; 0.1 in the paper's recipe.
 
-    **Returns:** a scalar `()`, in nats.
+    **Returns:** a scalar `()`, in nats. Under `jax.jit`, where values cannot be seen, it is NaN if a label is out of
+    range or a row of a distribution has negative numbers or does not sum to 1.
+
+    **Raises:** `TypeError` or `ValueError` for arrays of another shape or dtype, an empty batch, a `label_smoothing`
+    outside [0, 1), and such labels where their values can be seen.
     """
-    if isinstance(logits, DistilledLogits):
-        losses = [cross_entropy(head, labels, label_smoothing=label_smoothing) for head in logits]
-        return (losses[0] + losses[1]) / 2
-    targets = one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
-    return optax.losses.softmax_cross_entropy(logits, optax.losses.smooth_labels(targets, label_smoothing)).mean()
+    heads = logits if isinstance(logits, DistilledLogits) else [logits]
+    return _cross_entropy("labels", heads, labels, label_smoothing)
 
 
 def distillation_loss(
@@ -62,8 +64,8 @@ def distillation_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """What the paper trains with: the classifier follows the labels, the distillation head a teacher (Touvron et al.
-    2021, arXiv 2012.12877, section 4).
+    """The loss that the paper trains with: the classifier follows the labels, the distillation head a teacher (Touvron
+    et al. 2021, arXiv 2012.12877, section 4).
 
     `(1 - alpha) * cross_entropy(classification, labels) + alpha * distilled`, where `distilled` is
 
@@ -76,44 +78,77 @@ def distillation_loss(
     - `logits`: of both heads, as a [`levitax.LeViT`][] gives them in training.
     - `targets`: labels, as in [`levitax.train.cross_entropy`][], and the teacher's logits of the same images.
     - `kind`: "hard" in the paper.
-    - `alpha`: the teacher's share; 0.5 in the paper.
-    - `temperature`: of the soft kind.
+    - `alpha`: the teacher's share, in [0, 1]; 0.5 in the paper.
+    - `temperature`: of the soft kind, above 0.
     - `label_smoothing`: of the labels.
 
-    **Returns:** a scalar `()`.
+    **Returns:** a scalar `()`. Under `jax.jit`, where values cannot be seen, it is NaN if those of the labels are wrong
+    or the teacher's logits are not finite.
 
-    **Raises:** `TypeError` for the logits of one head, `ValueError` for another `kind`, and where the teacher knows
-    another number of classes or saw another number of images.
+    **Raises:** `TypeError` for the logits of one head and for targets without a teacher, `ValueError` for another
+    `kind`, `TypeError` or `ValueError` for numbers out of range, a teacher that knows other classes or saw other
+    images, logits of it that are not finite where they can be seen, and what [`levitax.train.cross_entropy`][] refuses.
     """
     check_choice("kind", kind, ("hard", "soft"))
-    if not isinstance(logits, DistilledLogits):
-        raise TypeError(
-            f"`logits` is of type `{type(logits).__name__}`; expected the `levitax.nn.DistilledLogits` of a model with "
-            "two heads. Make it with `distillation=True`, and train it in training mode."
-        )
-    student, teacher = logits.distillation, targets.teacher_logits
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"`targets.teacher_logits` has shape {teacher.shape}, the student's logits {student.shape}: the teacher "
-            "must see the same images and know the same classes."
-        )
-    base = cross_entropy(logits.classification, targets.labels, label_smoothing=label_smoothing)
+    alpha, temperature = as_share("alpha", alpha), _as_temperature(temperature)
+    _check_distilled(logits, targets)
+    student = _as_logits("logits.distillation", logits.distillation)
+    teacher = as_teacher_logits("targets.teacher_logits", targets.teacher_logits, *student.shape).astype(student.dtype)
+    base = _cross_entropy("targets.labels", [logits.classification], targets.labels, label_smoothing)
     if kind == "hard":
-        distilled = cross_entropy(student, teacher.argmax(-1))
+        likeliest = jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1], dtype=student.dtype)
+        distilled = _mean_loss(student, jnp.where(jnp.isnan(teacher), jnp.nan, likeliest))
     else:
         ours, theirs = (jax.nn.log_softmax(array / temperature) for array in (student, teacher))
         distilled = (jnp.exp(theirs) * (theirs - ours)).mean() * temperature**2
     return (1 - alpha) * base + alpha * distilled
 
 
-def one_hot(labels: Int[Array | np.ndarray, " batch"], classes: int) -> Float[Array, "batch classes"]:
-    """Distributions over the classes.
+def _cross_entropy(name, heads, labels, label_smoothing):
+    smoothing = _as_smoothing(label_smoothing)
+    heads = _as_heads(heads)
+    targets = as_distributions(name, labels, *heads[0].shape)
+    losses = [_mean_loss(head, optax.losses.smooth_labels(targets.astype(head.dtype), smoothing)) for head in heads]
+    return jnp.stack(losses).mean()
 
-    **Arguments:**
 
-    - `labels`: class numbers `(batch,)`, from 0.
-    - `classes`: how many there are.
+def _mean_loss(logits, targets):
+    return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
-    **Returns:** `(batch, classes)` in float32, with a 1 in the column of each label.
-    """
-    return jnp.equal(labels[:, None], jnp.arange(classes)[None, :]).astype(jnp.float32)
+
+def _as_heads(heads):
+    first, *others = heads
+    first = _as_logits("logits", first)
+    return [first, *(_as_logits("logits", head, *first.shape) for head in others)]
+
+
+def _as_logits(name: str, logits: Any, batch: int | str = "batch", classes: int | str = "classes") -> Array:
+    """`logits`, of one head, in float32 or more; raises for another form and for an empty batch."""
+    logits = as_array(name, logits)
+    way_out = "Call the model on a batch, as `levitax.batched` does, and pass the logits without the state."
+    check_form(name, logits, {jnp.floating: (batch, classes)}, way_out=way_out)
+    check_not_empty(name, logits)
+    return in_float32(logits)
+
+
+def _as_smoothing(value):
+    return check_number("label_smoothing", value, lambda share: (share >= 0) & (share < 1), "a number in [0, 1)")
+
+
+def _as_temperature(value):
+    return check_number(
+        "temperature", value, lambda number: (number > 0) & (number < np.inf), "a finite number above 0"
+    )
+
+
+def _check_distilled(logits, targets):
+    if not isinstance(logits, DistilledLogits):
+        raise TypeError(
+            f"`logits` is of type `{type(logits).__name__}`; expected the `levitax.nn.DistilledLogits` of a model with "
+            "two heads. Make it with `distillation=True`, and train it in training mode."
+        )
+    if not isinstance(targets, TeacherTargets):
+        raise TypeError(
+            f"`targets` is of type `{type(targets).__name__}`; expected a `levitax.train.TeacherTargets`, which holds "
+            "labels and the teacher's logits of the same images."
+        )

@@ -1,8 +1,13 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._array_checks import as_array, as_share, check_each, check_form, check_number
 from .._keys import as_key
+from ._targets import in_float32
 
 
 def mixup(
@@ -20,7 +25,13 @@ def mixup(
     - `lam`: a scalar `()`, the share of the image itself, in [0, 1].
 
     **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
+    Under `jax.jit`, where values cannot be seen, all are NaN if `lam` is outside [0, 1].
+
+    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row an
+    image, and if `lam` is outside [0, 1].
     """
+    _check_mixable(images, targets)
+    lam = as_share("lam", lam)
     return jax.tree.map(lambda array: _blend(array, lam), (images, targets))
 
 
@@ -40,15 +51,25 @@ def cutmix(
     - `centre`: `(2,)`, row and column of the box's centre, from 0 to below height and width.
 
     **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
+    Under `jax.jit`, where values cannot be seen, all are NaN if `lam` is outside [0, 1] or `centre` outside the image.
+
+    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row an
+    image, and if `lam` is outside [0, 1] or `centre` outside the image.
     """
-    size = jnp.array(images.shape[1:3])
-    box_size = (size * jnp.sqrt(1 - lam)).astype(int)
+    _check_mixable(images, targets)
+    lam = jnp.asarray(as_share("lam", lam), jnp.float32)
+    is_inside = _check_centre(centre, images.shape[1:3])
+    size = jnp.array(images.shape[1:3], jnp.int32)
+    box_size = (size.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32)
+    centre = jnp.asarray(centre).astype(jnp.int32)
     # timm since 1.0; before, a box of odd size was one pixel smaller.
     low, high = jnp.clip(centre - box_size // 2, 0, size), jnp.clip(centre + (box_size + 1) // 2, 0, size)
     rows, columns = (_between(size, low[axis], high[axis]) for axis, size in enumerate(images.shape[1:3]))
     box = (rows[:, None] & columns[None, :])[None, :, :, None]
     left = 1 - jnp.prod((high - low) / size)
-    return jnp.where(box, images[::-1], images), jax.tree.map(lambda array: _blend(array, left), targets)
+    left = jnp.where(is_inside & (lam >= 0), left, jnp.nan)
+    images = jnp.where(jnp.isnan(left), jnp.nan, jnp.where(box, images[::-1], images))
+    return images, jax.tree.map(lambda array: _blend(array, left), targets)
 
 
 def mix(
@@ -73,7 +94,14 @@ def mix(
     - `key`: draws all of it.
 
     **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
+
+    **Raises:** `TypeError` or `ValueError` for a negative alpha, a probability outside [0, 1], targets without a row
+    for each image, and, if anything is mixed, what [`levitax.train.mixup`][] raises.
     """
+    mixup_alpha, cutmix_alpha = _as_alpha("mixup_alpha", mixup_alpha), _as_alpha("cutmix_alpha", cutmix_alpha)
+    probability = as_share("probability", probability)
+    switch_probability = as_share("switch_probability", switch_probability)
+    _check_targets(targets, len(images), jnp.floating, jnp.integer, jnp.bool_)
     if probability == 0 or mixup_alpha == cutmix_alpha == 0:
         return images, targets
     mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(as_key(key), 5)
@@ -88,14 +116,44 @@ def mix(
     # An alpha of 0 is no Beta distribution, so that what is left out is not even traced.
     kinds = [lambda: (images, targets), *([fade] if mixup_alpha else []), *([paste] if cutmix_alpha else [])]
     pasting = jax.random.bernoulli(kind_key, switch_probability) & (len(kinds) == 3)
-    chosen = jnp.where(jax.random.bernoulli(mixes_key, probability), 1 + pasting, 0)
+    chosen = jnp.where(jax.random.bernoulli(mixes_key, probability), jnp.where(pasting, 2, 1), 0)
     return jax.lax.switch(chosen, kinds)
 
 
+def _check_mixable(images, targets):
+    way_out = "Mix after normalising."
+    check_form(
+        "images", as_array("images", images), {jnp.floating: ("batch", "height", "width", "channels")}, way_out=way_out
+    )
+    _check_targets(targets, len(images), jnp.floating)
+
+
+def _check_targets(targets: Any, rows: int, *kinds: Any) -> None:
+    """Raises unless every array of `targets` is of one of these kinds and has a row for each image."""
+    way_out = "Pass a row for each image; `levitax.train.one_hot` makes distributions of class numbers."
+    for path, array in jax.tree.leaves_with_path(targets):
+        name = f"targets{jax.tree_util.keystr(path)}"
+        check_form(name, as_array(name, array), dict.fromkeys(kinds, (rows, ...)), way_out=way_out)
+
+
+def _check_centre(centre: Any, size: tuple[int, ...]) -> Array:
+    """Whether `centre` is in an image of this size. Raises if it is not and can be seen."""
+    centre = as_array("centre", centre)
+    check_form("centre", centre, {jnp.integer: (2,)}, way_out="It is the row and the column of one pixel.")
+    inside = lambda pixel: (pixel >= 0) & (pixel.astype(np.int32) < np.array(size, np.int32))
+    return check_each("centre", centre, inside, f"a row and a column in an image of {size[0]}x{size[1]} pixels.").all()
+
+
+def _as_alpha(name, value):
+    return check_number(name, value, lambda number: (number >= 0) & (number < np.inf), "a finite number, 0 or more")
+
+
 def _blend(array, lam):
-    return (lam * array + (1 - lam) * array[::-1]).astype(array.dtype)
+    wide = in_float32(array)
+    lam = jnp.asarray(lam, wide.dtype)
+    return (lam * wide + (1 - lam) * wide[::-1]).astype(array.dtype)
 
 
 def _between(size: int, low: Array, high: Array) -> Bool[Array, " size"]:
-    positions = jnp.arange(size)
+    positions = jnp.arange(size, dtype=jnp.int32)
     return (positions >= low) & (positions < high)

@@ -1,17 +1,21 @@
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from .._array_checks import as_array, check_form, check_not_empty
 from .._extras import require
 from ._mesh import gather_local
+from ._targets import check_finite
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Whoever knows the classes: a function of a batch of images, normalised as the student's, to their logits."""
+    """A function of a batch of images, normalised as the student's, to their logits."""
 
     def __call__(
         self, images: Float[Array | np.ndarray, "batch height width channels"], /
@@ -29,26 +33,45 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
 
     **Arguments:**
 
-    - `module`: from images `(batch, channels, height, width)` to logits `(batch, classes)`. It is put into evaluation
-        mode.
+    - `module`: from images `(batch, channels, height, width)` to logits `(batch, classes)`, or to an output with
+        `.logits`, as the models of transformers return. It is put into evaluation mode.
     - `device`: where it is moved; by default it stays where it is.
 
     **Returns:** a function of images `(batch, height, width, channels)` to logits in float32, to be called outside of
     `jax.jit`. Of images that are spread over devices and processes, each process asks about its own, and the logits are
-    spread as they are.
+    spread as they are. The function raises `TypeError` or `ValueError` for images that are not floating-point numbers
+    of that shape, for images that the module does not take, and for an output that is not one finite logit for each
+    image and class.
 
-    **Raises:** `ModuleNotFoundError` without PyTorch.
+    **Raises:** `ModuleNotFoundError` without PyTorch, `TypeError` if `module` is no `torch.nn.Module`.
     """
     torch = require("torch", "`levitax.train.torch_teacher`", "install it (https://pytorch.org)")
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"`module` is of type `{type(module).__name__}`; expected a `torch.nn.Module`.")
     module = module.eval() if device is None else module.eval().to(device)
     parameter = next(module.parameters(), None)
 
-    def teach(images):
-        is_spread = isinstance(images, jax.Array)
+    def ask(images):
+        """The module's logits of images of NumPy."""
         with torch.inference_mode():
-            batch = torch.from_numpy(gather_local(images) if is_spread else np.array(images)).movedim(-1, 1)
+            batch = torch.from_numpy(images.astype(np.float32)).movedim(-1, 1)
             batch = batch if parameter is None else batch.to(parameter.device, parameter.dtype)
-            logits = module(batch).float().cpu().numpy()
+            try:
+                outputs = module(batch)
+            except Exception as error:
+                # Whatever a module raises: a RuntimeError, an AssertionError of timm, a ValueError of transformers.
+                raise ValueError(_not_taken(images.shape, error)) from error
+            outputs = getattr(outputs, "logits", outputs)
+            if not isinstance(outputs, torch.Tensor):
+                raise TypeError(_no_logits(outputs))
+            return outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy()
+
+    def teach(images):
+        _check_images(images)
+        is_spread = isinstance(images, jax.Array)
+        rows = gather_local(images) if is_spread else np.asarray(images)
+        logits = ask(rows)
+        _check_logits(logits, len(rows))
         if not is_spread:
             return logits
         sharding = images.sharding
@@ -58,3 +81,35 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
         return jax.make_array_from_process_local_data(sharding, logits)
 
     return teach
+
+
+def _check_images(images):
+    if isinstance(images, Tracer):
+        raise TypeError(
+            "The teacher was called under a transformation of JAX, such as `jax.jit`, where PyTorch cannot run. Call "
+            "it before, and pass its logits."
+        )
+    images = as_array("images", images)
+    way_out = "Normalise pixels as the student's, with `levitax.train.normalise`."
+    check_form("images", images, {jnp.floating: ("batch", "height", "width", "channels")}, way_out=way_out)
+    check_not_empty("images", images)
+
+
+def _check_logits(logits, batch):
+    way_out = "The module must return logits, a row for each image."
+    check_form("the teacher's logits", logits, {jnp.floating: (batch, "classes")}, way_out=way_out)
+    check_finite("the teacher's logits", logits)
+
+
+def _not_taken(shape, error):
+    return (
+        f"The teacher failed on images of shape {shape[1:]}, height, width and channels: {error}. Choose a teacher for "
+        "images of this size and number of channels, or prepare the images as it takes them."
+    )
+
+
+def _no_logits(outputs):
+    return (
+        f"The teacher returned a `{type(outputs).__name__}`; expected logits `(batch, classes)`, or an output with "
+        "`.logits`. Wrap the module in one that returns the logits alone."
+    )

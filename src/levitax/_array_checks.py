@@ -1,0 +1,100 @@
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
+from types import EllipsisType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+_KINDS = {jnp.bool_: "booleans", jnp.integer: "integers", jnp.floating: "floating-point numbers"}
+
+
+def as_array(name: str, value: Any) -> Any:
+    """`value` as an array of JAX or NumPy; raises for a tuple, which is a result of several values and not an array."""
+    if isinstance(value, tuple):
+        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected one array: pass one of its parts.")
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def check_form(
+    name: str, array: Any, forms: Mapping[Any, tuple[int | str | EllipsisType, ...]], *, way_out: str = ""
+) -> None:
+    """Raises unless `array` has one of the forms, a shape by kind of dtype. An axis with a name has any size, and `...`
+    stands for any axes at the end."""
+    of_kind = [axes for kind, axes in forms.items() if jnp.issubdtype(array.dtype, kind)]
+    if any(_fits(array.shape, axes) for axes in of_kind):
+        return
+    shown = lambda axes: f"({', '.join('...' if axis is ... else str(axis) for axis in axes)}{',' * (len(axes) == 1)})"
+    expected = " or ".join(f"{_KINDS[kind]} of shape {shown(axes)}" for kind, axes in forms.items())
+    message = f"`{name}` has shape {array.shape} and dtype {array.dtype}; expected {expected}. {way_out}".strip()
+    raise ValueError(message) if of_kind else TypeError(message)
+
+
+def check_not_empty(name: str, array: Any) -> None:
+    """Raises for an array without rows."""
+    if array.shape[0] == 0:
+        raise ValueError(
+            f"`{name}` is empty, of shape {array.shape}; expected at least one row: leave empty batches out."
+        )
+
+
+def check_number(name: str, value: Any, holds: Callable[[Any], Any], expected: str) -> Any:
+    """`value`, a real number, if it `holds`. Otherwise raises, or is NaN if `value` is traced, so cannot be seen."""
+    is_array = isinstance(value, jax.Array) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+    if not is_array and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"`{name}` is {value!r}; expected {expected}.")
+    if isinstance(value, Tracer):
+        return jnp.where(holds(value), value, jnp.nan)
+    if not holds(float(value)):
+        raise ValueError(f"`{name}` is {value}; expected {expected}.")
+    return value if is_array else float(value)
+
+
+def as_share(name: str, value: Any) -> Any:
+    """`value` if it is a number in [0, 1], as `check_number` does."""
+    return check_number(name, value, lambda number: (number >= 0) & (number <= 1), "a number in [0, 1]")
+
+
+def check_each(
+    name: str, array: Any, holds: Callable[[Any], Any], expected: str, show: Callable[[Any], str] = "is {}".format
+) -> jax.Array:
+    """Raises if a row that this process sees does not hold. Returns for each row whether it holds, to make NaN of the
+    others: rows of a traced array are not seen, nor those on the devices of other processes.
+
+    **Arguments:**
+
+    - `holds`: from an array, of JAX or NumPy, to a boolean for each of its rows.
+    - `expected`: the rule and the way out.
+    - `show`: what a row is, to go after its name.
+    """
+    for start, rows in _seen(array):
+        with np.errstate(all="ignore"):
+            wrong = np.flatnonzero(~np.asarray(holds(rows)))
+            if len(wrong):
+                more = f", and {len(wrong) - 1} more break the rule" if len(wrong) > 1 else ""
+                raise ValueError(f"`{name}[{start + wrong[0]}]` {show(rows[wrong[0]])}{more}; expected {expected}")
+    return holds(jnp.asarray(array))
+
+
+def _fits(shape, axes):
+    if axes[-1] is ...:
+        axes = axes[:-1]
+        shape = shape[: len(axes)]
+    return len(shape) == len(axes) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(axes, shape, strict=True)
+    )
+
+
+def _seen(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """The whole rows that this process sees, in blocks, with the number of the first."""
+    if isinstance(array, Tracer):
+        return
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        yield 0, np.asarray(array)
+        return
+    for shard in array.addressable_shards:
+        if shard.data.shape[1:] == array.shape[1:]:
+            yield shard.index[0].start or 0, np.asarray(shard.data)
