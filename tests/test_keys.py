@@ -12,7 +12,7 @@ import pytest
 
 import levitax
 from levitax import nn
-from levitax.data import random_affine, random_erase
+from levitax.data import Preprocessing, random_affine, random_erase
 from levitax.train import mix, prepare, RECIPES, TrainState
 
 
@@ -60,7 +60,7 @@ TAKES: dict[str, Any] = {
     "random_erase": lambda key, small: random_erase(IMAGE, key=key),
     "mix": lambda key, small: mix(IMAGE[None], IMAGE[None], key=key),
     "prepare": lambda key, small: prepare(
-        IMAGE[None].astype(np.uint8), IMAGE[None], RECIPES["digits"], mean=(0.5,) * 3, std=(0.5,) * 3, key=key
+        IMAGE[None].astype(np.uint8), IMAGE[None], RECIPES["digits"], preprocessing=Preprocessing(), key=key
     ),
 }
 

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from levitax.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Transform
 
 
 # Leaves pixels as they are, but for the division by 255.
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 import levitax
+from levitax.data import Preprocessing
 from levitax.nn import DistilledLogits
 from levitax.train import (
     cross_entropy,
@@ -103,7 +104,7 @@ MIXING: dict[str, Callable[[Any], Any]] = {
     "cutmix": lambda targets: cutmix(jnp.asarray(IMAGES), targets, jnp.float32(0.5), CENTRE),
     "mix": lambda targets: mix(jnp.asarray(IMAGES), targets, key=jax.random.key(0)),
     "prepare": lambda targets: prepare(
-        jnp.asarray(BYTES), targets, RECIPE, mean=(0.5,), std=(0.5,), key=jax.random.key(0)
+        jnp.asarray(BYTES), targets, RECIPE, preprocessing=Preprocessing(mean=[0.5], std=[0.5]), key=jax.random.key(0)
     ),
 }
 # Public names that take one of these, each with how it is tried here or why it is not.

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import levitax
 from levitax.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from levitax.weights import _tree, LayoutName
+from levitax.weights._format import Header
 
 
 OURS = Preprocessing(
@@ -24,7 +26,7 @@ IN_TRANSFORMERS = dataclasses.replace(OURS, crop_ratio=16 / 18, crop_offset="flo
 def save(make, tmp_path):
     """Saves a small model and its preprocessing in a layout; gives the path."""
 
-    def save(layout="levitax", preprocessing=OURS, **overrides):
+    def save(layout: LayoutName = "levitax", preprocessing=OURS, **overrides):
         sizes = {} if layout == "levitax" else {"patch_size": 16, "image_size": 64, "dim": (16, 24, 32), "stages": 3}
         sizes |= {} if layout == "levitax" else {"heads": (1, 2, 2), "depth": (1, 1, 1)}
         model, state = make(**sizes | overrides)
@@ -196,8 +198,8 @@ def test_published_weights_that_do_not_say_it(published, layout, expected):
 def test_other_weights_that_do_not_say_it(overrides, key):
     sizes = {**levitax.VARIANTS["levit_128s"], **overrides}
     config = levitax.LeViTConfig(**sizes)
-    model, _ = levitax.weights._tree.skeleton(config)
-    arrays = {path: np.zeros(shape, np.float32) for path, shape in levitax.weights._tree.shapes(model).items()}
+    model, _ = _tree.skeleton(config)
+    arrays = {path: np.zeros(shape, np.float32) for path, shape in _tree.shapes(model).items()}
     with pytest.raises(ValueError, match=r"does not say how its images.*levitax.data.Preprocessing\("):
         levitax.load_preprocessing(arrays)
 
@@ -232,7 +234,7 @@ def test_a_damaged_header(save):
     path, _ = save()
     arrays, config = load_file(path), levitax.load(path)[0].config
     for content in ('{"mean": [0.5]}', "[1]", "{"):
-        header = levitax.weights._format.Header("levitax", config, False, None).to_metadata()
+        header = Header("levitax", config, False, None).to_metadata()
         save_file(arrays, path, {**header, "levitax.preprocessing": content})
         with pytest.raises(ValueError, match="header"):
             levitax.load(path)
