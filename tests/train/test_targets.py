@@ -128,7 +128,10 @@ CONTAINERS = {
     "levitax.data.Batch",
     # Data sets, whose labels `open_data` checks.
     "levitax.data.Arrays",
+    "levitax.data.ImageFiles",
     "levitax.data.Pictures",
+    # Of a data set, in the order of a model's classes.
+    "levitax.data.Relabelled",
 }
 
 

@@ -180,6 +180,12 @@ class Preprocessing:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`.
 
+        **Arguments:**
+
+        - `fields`: all of them, by name.
+
+        **Returns:** the preprocessing.
+
         **Raises:** `TypeError` or `ValueError` for missing, unknown or wrong fields.
         """
         names = {field.name for field in dataclasses.fields(cls)}

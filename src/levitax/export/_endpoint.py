@@ -43,10 +43,10 @@ class Options(TypedDict, total=False):
     image_size: int | Sequence[int]
     channels: int
     channels_first: bool
+    preprocessing: Preprocessing
     uint8: bool
     probabilities: bool
     features: bool
-    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ def load_preprocessing(
 
     **Arguments:**
 
-    - `source`, `revision`, `prefix`: as in [`levitax.load`][].
+    - `source`: as in [`levitax.load`][].
     - `image_size`: that of the model, where [`levitax.load`][] was given one.
+    - `revision`, `prefix`: as in [`levitax.load`][].
 
     **Returns:** a [`levitax.data.Preprocessing`][].
 
