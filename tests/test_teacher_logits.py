@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from levitax.data import Batch
+from levitax.data import Batch, eval_batches
 
 
 spec = importlib.util.spec_from_file_location(
@@ -42,12 +42,11 @@ SPLIT = Images(np.zeros(IMAGES, np.int32))
 CORRUPT = Images(np.zeros(IMAGES, np.int32), corrupt=(2, 4))
 
 
-def classified(logits, weights):
-    """Batches of two images, of which one with a weight of 0 is another image in place of a corrupt one."""
+def classified(logits):
+    """Batches of two images."""
     for start in range(0, IMAGES, 2):
-        rows = slice(start, start + 2)
-        indices = np.arange(IMAGES)[rows] + (weights[rows] == 0)
-        yield Batch(np.zeros((2, 2, 2, 3), np.uint8), np.zeros(2, np.int32), indices, weights[rows]), logits[rows]
+        rows = np.arange(start, start + 2)
+        yield Batch(np.zeros((2, 2, 2, 3), np.uint8), np.zeros(2, np.int32), rows, np.ones(2, np.float32)), logits[rows]
 
 
 def changed(row, value, dtype: Any = np.float32):
@@ -58,9 +57,7 @@ def changed(row, value, dtype: Any = np.float32):
 
 def test_logits_are_collected_written_and_read(tmp_path, capsys):
     seen = []
-    logits = teacher_logits.collect_logits(
-        SPLIT, CLASSES, classified(LOGITS, np.ones(IMAGES, np.float32)), advance=seen.append
-    )
+    logits = teacher_logits.collect_logits(SPLIT, CLASSES, classified(LOGITS), advance=seen.append)
     assert logits.dtype == np.float16 and sum(seen) == IMAGES
     np.testing.assert_allclose(logits, LOGITS, rtol=1e-3)
     teacher_logits.write_logits(tmp_path / "logits.npy", logits)
@@ -71,10 +68,16 @@ def test_logits_are_collected_written_and_read(tmp_path, capsys):
 
 
 def test_an_image_that_cannot_be_read_has_a_row_of_nan(tmp_path, capsys):
-    weights = np.array([1, 1, 0, 1, 0, 1], np.float32)
-    logits = teacher_logits.collect_logits(CORRUPT, CLASSES, classified(LOGITS, weights))
-    assert np.isnan(logits).all(1).tolist() == (weights == 0).tolist()
-    np.testing.assert_allclose(logits[weights > 0], LOGITS[weights > 0], rtol=1e-3)
+    readable = np.array([index not in CORRUPT.corrupt for index in range(IMAGES)])
+    with (
+        pytest.warns(UserWarning),
+        eval_batches(CORRUPT, lambda image, rng: image, batch_size=4) as read,
+    ):
+        # The loader repeats other images in place of corrupt ones and after the last.
+        classified = [(batch, LOGITS[batch.indices]) for batch in read]
+    logits = teacher_logits.collect_logits(CORRUPT, CLASSES, classified)
+    assert np.isnan(logits).all(1).tolist() == (~readable).tolist()
+    np.testing.assert_allclose(logits[readable], LOGITS[readable], rtol=1e-3)
     teacher_logits.write_logits(tmp_path / "logits.npy", logits)
     assert "2 of 6 images could not be read; their rows are NaN" in capsys.readouterr().out
     # Training skips them too.
@@ -89,7 +92,7 @@ def test_an_image_that_cannot_be_read_has_a_row_of_nan(tmp_path, capsys):
 def test_logits_without_a_place_in_float16_are_refused(value):
     with warnings.catch_warnings(), pytest.raises(ValueError, match=r"logits of `3\.png` reach .*up to 65504"):
         warnings.simplefilter("error")
-        teacher_logits.collect_logits(SPLIT, CLASSES, classified(changed((3, 1), value), np.ones(IMAGES, np.float32)))
+        teacher_logits.collect_logits(SPLIT, CLASSES, classified(changed((3, 1), value)))
 
 
 WRONG: dict[str, tuple[np.ndarray, str]] = {
