@@ -8,14 +8,12 @@ for `train.py --teacher FILE.npy` that is asked only once.
 """
 
 import argparse
-from pathlib import Path
-
-import numpy as np
 
 import levitax
 from beside import pictures_of, read_pictures
 from command_line import mistakes_in_a_line, picture_path
 from report import plot_confusion, progress_bar
+from teacher_logits import collect_logits, logits_path, write_logits
 from train import add_data_arguments, classify, open_pictures, validation
 
 
@@ -26,7 +24,9 @@ def main() -> None:
     parser.add_argument("--crop-ratio", type=float, help="by default as in training, else 0.875, and 1 for the digits")
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
     parser.add_argument("--out", type=picture_path, default="confusion.png", help="picture of the confusion")
-    parser.add_argument("--logits", type=Path, metavar="FILE.npy", help="write the logits of the training pictures")
+    parser.add_argument(
+        "--logits", type=logits_path, metavar="FILE.npy", help="write the logits of the training pictures"
+    )
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):
         model, state = levitax.load(arguments.weights)
@@ -39,13 +39,10 @@ def main() -> None:
         predict = levitax.fuse(model, state) if arguments.fused else levitax.Predictor(model, state)
         crop_ratio = arguments.crop_ratio or (told or pictures_of(arguments.data, data)).crop_ratio
         if arguments.logits is not None:
-            logits = np.zeros((len(data.train.labels), len(data.classes)), np.float16)
-            with progress_bar(total=len(logits)) as bar:
-                for batch, rows in classify(data.train, data, crop_ratio, predict, arguments.workers):
-                    counts = batch.weights > 0
-                    logits[batch.indices[counts]] = rows[counts]
-                    bar.update(int(counts.sum()))
-            np.save(arguments.logits, logits)
+            with progress_bar(total=len(data.train.labels)) as bar:
+                classified = classify(data.train, data, crop_ratio, predict, arguments.workers)
+                logits = collect_logits(data.train, len(data.classes), classified, advance=bar.update)
+            write_logits(arguments.logits, logits)
             print(f"see {arguments.logits}")
             return
         result = validation(data, crop_ratio, arguments.workers, predict)

@@ -73,6 +73,7 @@ from levitax.train import (
     TrainState,
 )
 from report import Log, only_run_in, plot_curves, plot_predictions, progress_bar, Timed
+from teacher_logits import check_logits, read_logits
 
 
 # Beside the published ones. Expect 98 % of the test digits: 98.2 % on Python 3.12 with jax 0.12, 98.0 % on 3.11 with
@@ -195,7 +196,7 @@ def make_teacher(source: str | None) -> Callable[[Any], Any] | np.ndarray | None
     if source is None:
         return None
     if source.endswith(".npy"):
-        return np.load(source, mmap_mode="r")
+        return read_logits(source)
     if source.startswith("timm:"):
         import timm  # pyright: ignore[reportMissingImports]
         import torch  # pyright: ignore[reportMissingImports]
@@ -212,12 +213,8 @@ def check_teacher(teacher: Callable[[Any], Any] | np.ndarray | None, recipe: Rec
             f"The recipe has `distillation` {recipe.distillation!r}, and there is {'no' if teacher is None else 'a'} "
             "teacher: pass `--teacher`, or `--set distillation=none`."
         )
-    expected = (len(data.train.labels), len(data.classes))
-    if isinstance(teacher, np.ndarray) and teacher.shape != expected:
-        raise ValueError(
-            f"The teacher's logits have shape {teacher.shape}; expected {expected}: a row for each training picture, "
-            "a column for each class."
-        )
+    if isinstance(teacher, np.ndarray):
+        check_logits(teacher, data.train, len(data.classes))
 
 
 def run(
