@@ -360,7 +360,7 @@ class Files(NamedTuple):
 def files(folder):
     """One is sound, one is cut off, one has too many pixels, one is not there."""
     paths = [str(folder / f"{name}.png") for name in ("sound", "cut", "large", "missing")]
-    for path, shape in zip(paths[:3], ((20, 20), (20, 20), (20, 30)), strict=True):
+    for path, shape in zip(paths[:3], ((16, 16), (16, 16), (20, 30)), strict=True):
         Image.fromarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)).save(path)
     with open(paths[1], "r+b") as file:
         file.truncate(200)

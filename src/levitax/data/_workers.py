@@ -120,10 +120,10 @@ class _Worker:
                 self._slots = [SharedMemory(create=True, size=len(content)) for _ in range(_AHEAD)]
             return pickle.loads(content)
         head, name, sizes = content
-        slot = next(slot for slot in self._slots if slot.name == name)
-        ends = list(itertools.accumulate(sizes))
-        parts = [bytearray(slot.buf[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-        return pickle.loads(head, buffers=parts)
+        shared = next(slot.buf for slot in self._slots if slot.name == name)
+        assert shared is not None
+        ends = zip(itertools.accumulate(sizes), sizes, strict=True)
+        return pickle.loads(head, buffers=[bytearray(shared[end - size : end]) for end, size in ends])
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -162,7 +162,7 @@ def _serve(pipe) -> None:
     # Clusters and terminals send signals to all processes; the main one ends its workers when it ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    slots: dict[str, SharedMemory] = {}
+    slots: dict[str | None, SharedMemory | None] = {None: None}
     with contextlib.suppress(EOFError, ConnectionError):
         pickled = pipe.recv_bytes()
         try:
@@ -173,9 +173,9 @@ def _serve(pipe) -> None:
         pipe.send(None)
         while True:
             item, name = pipe.recv()
-            if name is not None and name not in slots:
+            if name not in slots:
                 slots[name] = SharedMemory(name)
-            pipe.send(_answer(function, item, slots.get(name)))
+            pipe.send(_answer(function, item, slots[name]))
 
 
 def _answer(function, item, slot):
