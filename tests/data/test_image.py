@@ -1,6 +1,12 @@
+import io
+import os
+import re
+import struct
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from levitax.data import read_image
 
@@ -123,13 +129,95 @@ def test_of_several_frames_the_first_is_taken(picture, written):
     assert np.array_equal(read_image(path), picture)
 
 
-def test_damaged_files(picture, written, tmp_path):
+def test_corrupt_files(picture, written, tmp_path):
     path = written(Image.fromarray(picture), "x.png")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(OSError, match=r"x\.png` is damaged, or no picture that Pillow reads"):
+    with pytest.raises(OSError, match=r"x\.png` cannot be read as an image: image file is truncated"):
         read_image(path)
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(OSError, match=r"text\.jpg` is damaged, or no picture that Pillow reads"):
-        read_image(tmp_path / "text.jpg")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*nowhere\.png'"):
         read_image(tmp_path / "nowhere.png")
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "it is a Git LFS pointer .* `git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "it is an HTML page"),
+        (b"<HTML>", "it is an HTML page"),
+        (b"<?xml version='1.0'?><Error/>", r"its header is corrupt, or .*; it begins with b\"<\?xml"),
+        (b"no image", "its header is corrupt, or its format not one that Pillow reads; it begins with b'no image'"),
+    ],
+)
+def test_what_is_no_image(tmp_path, content, message):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(OSError, match=rf"x\.jpg` cannot be read as an image: {message}"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (struct.error("unpack requires 4 bytes"), "struct.error: unpack requires 4 bytes"),
+        (NotImplementedError("unknown blocks"), "NotImplementedError: unknown blocks"),
+        (OverflowError(), "OverflowError"),
+        (MemoryError(), "MemoryError"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (KeyError(9), "KeyError: 9"),
+        (zlib.error("wrong check"), "zlib.error: wrong check"),
+        (OSError("broken data stream."), "broken data stream"),
+        (OSError(22, "Invalid argument"), r"\[Errno 22\] Invalid argument"),
+        (Exception("anything"), "Exception: anything"),
+    ],
+)
+def test_whatever_a_decoder_raises(picture, written, monkeypatch, error, reason):
+    path = written(Image.fromarray(picture), "x.png")
+
+    def load(self):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(OSError, match=rf"x\.png` cannot be read as an image: {reason}\.$") as caught:
+        read_image(path)
+    assert caught.value.__cause__ is error
+
+
+def test_the_limit_of_pixels(picture, written, monkeypatch):
+    path = written(Image.fromarray(picture), "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    message = (
+        r"x\.png` cannot be read as an image: .*600 pixels.* limit of 598 pixels.* `PIL.Image.MAX_IMAGE_PIXELS = None`"
+    )
+    with pytest.raises(OSError, match=message):
+        read_image(path)
+    # Between once and twice the limit is a warning, which may be made strict.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert np.array_equal(read_image(path), picture)
+    with pytest.raises(OSError, match=r"limit of 300 pixels.* `PIL.Image.MAX_IMAGE_PIXELS = None`"):
+        read_image(path)
+
+
+def test_open_files(picture, written):
+    path = written(Image.fromarray(picture), "x.png")
+    with open(path, "rb") as file:
+        file.seek(7)
+        assert np.array_equal(read_image(file), picture)
+        assert np.array_equal(read_image(file), picture)
+    path.write_bytes(path.read_bytes()[:-30])
+    with open(path, "rb") as file, pytest.raises(OSError, match=r"x\.png` cannot be read as an image"):
+        read_image(file)
+    with pytest.raises(OSError, match=r"^The file cannot be read as an image"):
+        read_image(io.BytesIO(path.read_bytes()))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="not Linux")
+def test_what_the_system_says_while_reading_names_the_file():
+    # Reading the memory of a process from its start fails.
+    with pytest.raises(OSError, match=r"\[Errno 5\] Input/output error: '/proc/self/mem'"):
+        read_image("/proc/self/mem")

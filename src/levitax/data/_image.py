@@ -1,64 +1,153 @@
+import io
 import os
-from contextlib import nullcontext
+import threading
+import warnings
+from functools import partial
 from io import BufferedIOBase
+from types import ModuleType
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
 from .._checks import check_choice
 from .._extras import extra, require
+from ._exif import find_orientation, split_exif, turn_upright
+from ._samples import describe_samples, Samples
 
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+else:
+    # Imported only where images are read.
+    PillowImage = Any
 
 _INSTALL = extra("data")
 
+# Filters of warnings belong to the process: threads that change them at once would leave them changed.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def read_image(
-    path: str | os.PathLike[str] | BufferedIOBase, *, channels: int = 3
+    path: str | os.PathLike[str] | BufferedIOBase | PillowImage, *, channels: int = 3
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Reads a picture in any format that Pillow knows, as one sees it.
+    """Reads an image in any format that Pillow reads.
 
-    It is turned upright as its EXIF data say. What is transparent shows white behind it. Grey, palette, CMYK and other
-    colours become red, green and blue, or grey if `channels` is 1. 16 bits a channel, and numbers beyond, are brought
-    to 8. Of several frames the first is taken.
+    Applies the EXIF orientation, composites transparency over white, and takes the first of several frames. Grey,
+    palette, CMYK and other colours become RGB, or grey if `channels` is 1. Wider samples are scaled to 8 bits:
+
+    - Unsigned samples of up to 16 bits: from the range that the format declares.
+    - Signed samples of 8 or 16 bits: from 0 to the largest number of the type.
+    - Floats and 32-bit integers declare no range. White is the first of 1 (floats only), 255 and 65535 that no sample
+        exceeds, or else the largest sample. A dark image may so become brighter than its neighbours: convert such data
+        to 8 or 16 bits first.
+
+    Pillow's warnings stay warnings under `-W error`, except for `PIL.Image.DecompressionBombWarning`.
 
     **Arguments:**
 
-    - `path`: of the file, or one that is open for reading bytes, such as an `io.BytesIO`.
+    - `path`: of the file; or a file opened for reading bytes, such as an `io.BytesIO`, which is read from its start; or
+        a `PIL.Image.Image`.
     - `channels`: 3 for colours, 1 for grey.
 
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
 
-    **Raises:** `OSError` if there is no such file, or it is damaged or no picture; `ValueError` for other `channels`;
+    **Raises:** `OSError` with the name and the reason if the file cannot be opened, is corrupt or not an image, has
+    negative samples, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError` for other `channels`;
     `ModuleNotFoundError` without Pillow.
     """
     check_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
-    operations = require("PIL.ImageOps", "`levitax.data.read_image`", _INSTALL)
+    in_memory = isinstance(path, pillow.Image)
+    data = b"" if in_memory else _read_bytes(path)
+    decode = partial(_convert, pillow, path, channels) if in_memory else partial(_decode, pillow, data, channels)
     try:
-        # Through a file of our own: Pillow maps some TIFFs to memory, and turns those wrongly.
-        is_path = isinstance(path, str | os.PathLike)
-        with open(path, "rb") if is_path else nullcontext(path) as handle, pillow.open(handle) as file:
-            image = operations.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                image = pillow.fromarray(_eight_bits(np.asarray(image)))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = pillow.new("RGBA", image.size, "white")
-                image = pillow.alpha_composite(white, image)
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    # All that Pillow has been seen to raise for damaged files.
-    except (OSError, pillow.DecompressionBombError, SyntaxError, ValueError, TypeError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # Of the file system, which names the file.
-        raise OSError(f"`{path}` is damaged, or no picture that Pillow reads: {error}.") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+        try:
+            return decode()
+        # Pillow warns of metadata; with an error filter, that ends the decoding of a sound image.
+        except (UserWarning, DeprecationWarning):
+            with _ONE_AT_A_TIME, warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return decode()
+    except Exception as error:  # Decoders and plugins raise anything.
+        raise OSError(f"{_name(path)} cannot be read as an image: {_reason(pillow, error, data)}.") from error
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of 16 bits, or of more or of no fixed range, as bytes."""
-    finite = np.where(np.isfinite(pixels), pixels, 0)
-    largest = float(finite.max())
-    full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
-    if pixels.dtype == np.uint16 or (np.issubdtype(pixels.dtype, np.integer) and full == 1):
-        full = max(largest, 65535.0) if pixels.dtype == np.uint16 else 255.0
-    return np.clip(np.round(finite.astype(np.float64) * (255 / full)), 0, 255).astype(np.uint8)
+def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
+    """The whole file, so that errors from here on are the decoder's and not the system's."""
+    if isinstance(path, BufferedIOBase):
+        if path.seekable():
+            path.seek(0)
+        return path.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        # An error of reading, unlike one of opening, does not name the file.
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def _convert(pillow: ModuleType, image: PillowImage, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """The pixels of an image in memory."""
+    samples = Samples(bits=16) if image.mode.startswith("I;16") else Samples()
+    return _pixels(pillow, image, channels, samples, find_orientation(b"", image.info))
+
+
+def _decode(pillow: ModuleType, data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    exif, data = split_exif(data)
+    # From memory: Pillow maps files to memory by their name, and turns some TIFF files wrongly then.
+    with pillow.open(io.BytesIO(data)) as file:
+        is_tiff = hasattr(file, "tag_v2")
+        if is_tiff:
+            # There, Pillow parses all of EXIF, and turns what it has loaded.
+            file.load_end = lambda: None
+        samples = describe_samples(file, data)
+        file.load()
+        # The size of a loaded TIFF file is that of the image turned upright; a copy has the size of its pixels.
+        image = file.copy() if is_tiff else file
+        if 0 in image.size:
+            raise OSError("it has no pixels")
+        return _pixels(pillow, image, channels, samples, find_orientation(data if is_tiff else exif, image.info))
+
+
+def _pixels(
+    pillow: ModuleType, image: PillowImage, channels: int, samples: Samples, orientation: int
+) -> UInt8[np.ndarray, "height width channels"]:
+    """The pixels of a loaded image, in 8 bits, over white and upright."""
+    if samples.are_wide(image.mode):
+        image = pillow.fromarray(samples.eight_bits(np.asarray(image)))
+    elif image.mode == "LAB":
+        image = image.convert("RGB")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return turn_upright(pixels.reshape(*pixels.shape[:2], channels), orientation)
+
+
+def _name(path: str | os.PathLike[str] | BufferedIOBase) -> str:
+    name = getattr(path, "name", None) if isinstance(path, BufferedIOBase) else path
+    return f"`{os.fspath(name)}`" if isinstance(name, str | os.PathLike) else "The file"
+
+
+def _reason(pillow: ModuleType, error: Exception, data: bytes) -> str:
+    """Why a file could not be decoded, in a form that follows a colon."""
+    text = str(error).rstrip(".")
+    if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
+        return f"{text}. If you trust it, raise Pillow's limit before: `PIL.Image.MAX_IMAGE_PIXELS = None` lifts it"
+    if not isinstance(error, pillow.UnidentifiedImageError):
+        kind = type(error)
+        name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        return text if isinstance(error, OSError) and text else f"{name}: {text}".rstrip(": ")
+    start = data[:256].lstrip().lower()
+    if not data:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer to an image; run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is an HTML page, such as a server sends in place of an image; download the image again"
+    return f"its header is corrupt, or its format not one that Pillow reads; it begins with {data[:16]!r}"

@@ -1,0 +1,94 @@
+"""The EXIF orientation, read from the bytes of a file: one odd tag must not keep an image from being read."""
+
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+_ORIENTATION = 0x0112
+
+# By the type of a TIFF field, the bytes of an integer.
+_INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8}
+
+# In order of the orientation, the directions of rows and columns; from 5 on, rows are stored as columns.
+_DIRECTIONS = ((1, 1), (1, -1), (-1, -1), (-1, 1))
+
+
+def split_exif(data: bytes) -> tuple[bytes, bytes]:
+    """The EXIF block of a JPEG file (empty if there is none), and a file without what Pillow parses and pixels do not
+    need. Of AVIF the second part alone: its decoder has an orientation of its own, and ignores that of EXIF."""
+    if data[4:8] == b"ftyp":
+        # The type of an item in the index; decoders skip unknown ones.
+        return b"", re.sub(rb"(infe.{8}(?:..)?)Exif", rb"\1none", data, flags=re.DOTALL)
+    if data[:2] != b"\xff\xd8":
+        return b"", data
+    exif, kept, start = b"", [data[:2]], 2
+    while data[start : start + 1] == b"\xff" and 0xC0 <= (marker := int.from_bytes(data[start + 1 : start + 2])) < 0xFF:
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+        segment = data[start:end]
+        if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
+            exif = exif or segment[4:]
+        # Colours depend on segments 0 and 14; segment 1 may hold XMP, with another orientation.
+        elif not 0xE1 <= marker <= 0xEF or marker == 0xEE or segment[4:33] == b"http://ns.adobe.com/xap/1.0/\0":
+            kept.append(segment)
+        start = end
+        if marker == 0xDA:
+            break
+    return exif, b"".join([*kept, data[start:]])
+
+
+def find_orientation(exif: bytes, info: dict[str, Any]) -> int:
+    """The orientation in an EXIF block or a TIFF file, else in the metadata that Pillow found; 1 if there is none."""
+    found = _in_tiff(exif) or _in_tiff(_bytes(info.get("exif"))) or _in_tiff(_raw_profile(info))
+    if not found:
+        xmp = _bytes(info.get("xmp")) or _bytes(info.get("XML:com.adobe.xmp"))
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        found = int(match[1]) if match else 1
+    return found
+
+
+def turn_upright(
+    pixels: UInt8[np.ndarray, "old_height old_width channels"], orientation: int
+) -> UInt8[np.ndarray, "height width channels"]:
+    """The image as displayed; orientations beyond 1 to 8 are ignored."""
+    if not 1 <= orientation <= 8:
+        return pixels
+    rows, columns = _DIRECTIONS[(orientation - 1) % 4]
+    stored = pixels.swapaxes(0, 1) if orientation > 4 else pixels
+    return np.ascontiguousarray(stored[::rows, ::columns])
+
+
+def _in_tiff(data: bytes) -> int:
+    """The orientation in the first directory; 0 if there is none. Past the end of `data`, all numbers are 0."""
+    data = re.sub(rb"^(Exif\0\0){1,2}", b"", data)
+    if data[:2] not in (b"II", b"MM"):
+        return 0
+    number = lambda start, size: int.from_bytes(data[start : start + size], "little" if data[:1] == b"I" else "big")
+    wide = number(2, 2) == 43  # BigTIFF.
+    counts, offsets = (8, 8) if wide else (2, 4)
+    directory = number(offsets, offsets)
+    entry = 4 + 2 * offsets
+    start = directory + counts
+    for at in range(start, min(start + entry * number(directory, counts), len(data)), entry):
+        if number(at, 2) == _ORIENTATION:
+            size = _INTEGERS.get(number(at + 2, 2), 0)
+            value = at + 4 + offsets
+            # More numbers than fit here are elsewhere; the first one counts.
+            return number(number(value, offsets) if size * number(at + 4, offsets) > offsets else value, size)
+    return 0
+
+
+def _raw_profile(info: dict[str, Any]) -> bytes:
+    """The EXIF block of a PNG file in text, as ImageMagick once wrote it."""
+    try:
+        return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
+    except ValueError:
+        return b""
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    return value if isinstance(value, bytes) else b""
