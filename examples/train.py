@@ -18,6 +18,7 @@ On several hosts run the same command on each, under `srun` or `mpirun`, or with
 """
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import json
@@ -118,6 +119,11 @@ def main() -> None:
     with mistakes_in_a_line(parser):
         start_distributed(arguments.coordinator, arguments.processes, arguments.process)
         recipe = make_recipe(arguments, arguments.preset or ("digits" if is_digits else "paper"))
+        if recipe.freeze_norms:
+            raise ValueError(
+                "The recipe has `freeze_norms` True, for models that are trained already: use `finetune.py`, or "
+                "`--set freeze_norms=false trained=all`."
+            )
         data = open_images(arguments, arguments.channels)
         data = data._replace(preprocessing=with_options(data.preprocessing, arguments))
         recipe = fitted(recipe, arguments, data)
@@ -174,31 +180,61 @@ def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
     """The preset, with what the command line changes in it."""
-    fields = RECIPES[preset].to_dict()
-    for name in ("epochs", "batch_size"):
-        if getattr(arguments, name) is not None:
-            fields[name] = getattr(arguments, name)
+    given = given_fields(arguments)
+    try:
+        return Recipe.from_dict(RECIPES[preset].to_dict() | given)
+    except (TypeError, ValueError) as error:
+        way_out = "On the command line, `--set` sets a field, as in `--set warmup_epochs=0`."
+        raise type(error)(f"{error} {way_out}") from None
+
+
+def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the recipe that the command line sets, each once."""
+    given = [(name, getattr(arguments, name)) for name in ("epochs", "batch_size")]
+    given = [(name, value) for name, value in given if value is not None]
     for assignment in arguments.set:
         name, _, value = assignment.partition("=")
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
-    return Recipe.from_dict(fields)
+        if not value:
+            raise ValueError(f"`--set {assignment}` has no value; expected `--set FIELD=VALUE`.")
+        given.append((name, parsed(value)))
+    fields: dict[str, Any] = {}
+    for name, value in given:
+        if name in fields:
+            raise ValueError(f"`{name}` is set twice, to {fields[name]!r} and to {value!r}; set it once.")
+        fields[name] = value
+    return fields
+
+
+def parsed(text: str) -> Any:
+    """A value in JSON or Python, or else the text."""
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return parse(text)
+    return text
 
 
 def fitted(recipe: Recipe, arguments: argparse.Namespace, data: DataSet) -> Recipe:
-    """The recipe, with a smaller batch where a few pictures would make less than eight steps an epoch of it."""
-    pictures = len(data.train.labels)
-    if arguments.batch_size is not None or pictures >= 8 * recipe.batch_size:
+    """The recipe, with a smaller batch if an epoch of few images would have fewer than eight steps, and the command
+    line sets none."""
+    given, pictures = given_fields(arguments), len(data.train.labels)
+    if "batch_size" in given:
         return recipe
-    batch_size = 2 ** max(3, (pictures // 8).bit_length() - 1)
+    # Only batches of whole parts and groups, if the command line sets these.
+    unit = recipe.accumulate * (given.get("group_size") or 1)
+    batch_size = unit * 2 ** max(math.ceil(math.log2(8 / unit)), (pictures // (8 * unit)).bit_length() - 1, 0)
+    if batch_size >= recipe.batch_size:
+        return recipe
+    group_size = recipe.group_size
+    if group_size is not None and batch_size // recipe.accumulate % group_size:
+        group_size = None
     if jax.process_index() == 0:
         print(
             f"{pictures} pictures: batches of {batch_size}, not {recipe.batch_size}, and the learning rate goes down "
             "with them; `--batch-size` and `--set learning_rate=...` set both"
         )
-    return dataclasses.replace(recipe, batch_size=batch_size)
+        if group_size != recipe.group_size:
+            print(f"a batch is one group, not groups of {recipe.group_size}; `--set group_size=...` sets it")
+    return dataclasses.replace(recipe, batch_size=batch_size, group_size=group_size)
 
 
 def overrides(arguments: argparse.Namespace, recipe: Recipe, data: DataSet) -> dict[str, Any]:
@@ -251,6 +287,8 @@ def run(
     data: DataSet, model: levitax.LeViT, state: eqx.nn.State, recipe: Recipe, arguments: argparse.Namespace
 ) -> None:
     """Trains a model, or goes on where the checkpoints in the output folder end."""
+    if arguments.checkpoint_every is not None and arguments.checkpoint_every < 1:
+        raise ValueError(f"`--checkpoint-every` is {arguments.checkpoint_every}; expected at least 1 step.")
     preprocessing = dataclasses.replace(data.preprocessing, image_size=model.config.image_size)
     data = data._replace(preprocessing=preprocessing)
     teacher = make_teacher(arguments.teacher, preprocessing)

@@ -132,3 +132,34 @@ def test_inputs_may_be_any_pytree_of_arrays(model_and_state, x):
 def test_a_predictor_is_sent_to_vmap(make):
     with pytest.raises(TypeError, match=r"`Predictor`, which takes no state: for a batch use `jax.vmap\(predict\)"):
         levitax.batched(levitax.fuse(*make()))
+
+
+@pytest.mark.parametrize("group_size", (None, 2), ids=("whole", "groups"))
+def test_an_empty_batch_has_no_statistics(group_size, model_and_state, x):
+    model, state = model_and_state
+    with pytest.raises(ValueError, match=r"more than one value per channel.*the batch holds none\. Use a larger batch"):
+        levitax.batched(model, group_size=group_size)(x[:0], state)
+    outputs, new = levitax.batched(eqx.nn.inference_mode(model), group_size=group_size)(x[:0], state)
+    assert outputs["sum"].shape == (0, 4, 3) and eqx.tree_equal(model.norm.running(new), model.norm.running(state))
+
+
+def test_images_without_tokens_have_no_statistics(model_and_state, x):
+    model, state = model_and_state
+    with pytest.raises(ValueError, match="the batch holds none"):
+        levitax.batched(model)(x[:, :0], state)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shapes"),
+    [
+        ({"a": np.zeros((6, 3)), "b": np.zeros((5, 3))}, r"\(6, 3\), \(5, 3\)"),
+        ({"a": np.zeros((6, 3)), "b": np.float32(1)}, r"\(6, 3\), \(\)"),
+        (np.float32(1), r"\(\)"),
+        ({}, "none"),
+    ],
+    ids=("lengths", "scalar beside", "scalar", "nothing"),
+)
+def test_a_batch_has_a_leading_axis(batch, shapes, model_and_state):
+    model, state = model_and_state
+    with pytest.raises(ValueError, match=f"`images` has arrays of shapes {shapes}; expected a leading axis"):
+        levitax.batched(model)(batch, state)

@@ -152,6 +152,9 @@ def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(tr
         ("train.py", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
         ("train.py", ["--set", "distillation=hard"], "there is no teacher: pass `--teacher`"),
         ("train.py", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),
+        ("train.py", ["--preset", "probe"], "for models that are trained already: use `finetune.py`"),
+        ("train.py", ["--checkpoint-every", 0], "`--checkpoint-every` is 0; expected at least 1 step"),
+        ("train.py", ["--set", "batch_size=5000"], "`batch_size` is 5000, and there are 4000 pictures"),
         ("train.py", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
     ],
 )

@@ -1,8 +1,158 @@
+"""Training on several devices by other means than `levitax.train.make_mesh`, and where the devices are eight."""
+
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import levitax
+from levitax.train import cross_entropy, make_step, replicate, shard_batch, TrainState
+
+
+# In these modes the types of arrays say on which devices they lie, also where there is only one.
+EXPLICIT = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+AUTO = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+WHOLE, SPREAD = PartitionSpec(), PartitionSpec("data")
+
+
+class Normed(eqx.Module):
+    """A normalisation and a linear map."""
+
+    norm: levitax.nn.BatchNorm
+    linear: eqx.nn.Linear
+
+    def __init__(self, axis_name: Any = "batch", *, key):
+        self.norm = levitax.nn.BatchNorm(8, axis_name=axis_name)
+        self.linear = eqx.nn.Linear(8, 5, key=key)
+
+    def __call__(self, x, state, *, key=None):
+        del key
+        x, state = self.norm(x, state)
+        return self.linear(x), state
+
+
+@pytest.fixture
+def made(key):
+    return eqx.nn.make_with_state(Normed)(key=key)
+
+
+@pytest.fixture
+def batch(images):
+    return images(6, 8) * jnp.linspace(0.5, 3, 6)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
+
+
+def loss_and_gradient(model, state, batch):
+    """Also what one's own step computes: loss, new statistics, gradient."""
+
+    def compute_loss(model):
+        logits, new = levitax.batched(model)(batch[0], state)
+        return cross_entropy(logits, batch[1]), new
+
+    (loss, new), gradient = eqx.filter_value_and_grad(compute_loss, has_aux=True)(model)
+    return loss, new, gradient
+
+
+def only_arrays(tree):
+    return eqx.filter(tree, eqx.is_array)
+
+
+def put(tree, spec):
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(EXPLICIT, spec)), tree)
+
+
+def first(tree):
+    return jax.tree.map(lambda array: array[0], tree)
+
+
+def by_pmap(model, state, batch):
+    run = jax.pmap(lambda batch: only_arrays(loss_and_gradient(model, state, batch)), axis_name="data")
+    return first(run(jax.tree.map(lambda array: array[None], batch)))
+
+
+def by_pmap_with_arguments(model, state, batch):
+    run = eqx.filter_pmap(loss_and_gradient, axis_name="data", in_axes=(None, None, 0))
+    return first(only_arrays(run(model, state, jax.tree.map(lambda array: array[None], batch))))
+
+
+def by_shard_map(model, state, batch):
+    run = lambda batch: only_arrays(loss_and_gradient(model, state, batch))
+    return jax.jit(jax.shard_map(run, mesh=AUTO, in_specs=(SPREAD,), out_specs=WHOLE, check_vma=False))(batch)
+
+
+def on_an_explicit_mesh(model, state, batch):
+    whole = lambda tree: eqx.combine(put(only_arrays(tree), WHOLE), tree)
+    return only_arrays(eqx.filter_jit(loss_and_gradient)(whole(model), whole(state), put(batch, SPREAD)))
+
+
+def with_the_batch_alone_on_an_explicit_mesh(model, state, batch):
+    return only_arrays(eqx.filter_jit(loss_and_gradient)(model, state, put(batch, SPREAD)))
+
+
+MODES: list[Callable[..., Any]] = [
+    by_pmap,
+    by_pmap_with_arguments,
+    by_shard_map,
+    on_an_explicit_mesh,
+    with_the_batch_alone_on_an_explicit_mesh,
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_other_ways_to_train_on_devices_compute_the_same(mode, made, batch, error):
+    expected = only_arrays(eqx.filter_jit(loss_and_gradient)(*made, batch))
+    ours = mode(*made, batch)
+    assert error(jax.tree.leaves(ours), jax.tree.leaves(expected)) < 1e-6
+
+
+def test_a_shard_map_that_checks_types_is_sent_to_a_mesh(made, batch):
+    run = lambda batch: only_arrays(loss_and_gradient(*made, batch))
+    checked = jax.shard_map(run, mesh=AUTO, in_specs=(SPREAD,), out_specs=WHOLE)
+    with pytest.raises(ValueError, match=r"cannot sum over the batch axis 'batch' .*`levitax\.train\.make_mesh`"):
+        checked(batch)
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+@pytest.mark.parametrize("map_devices", ("pmap", "shard_map"))
+def test_steps_that_each_device_would_make_alone_are_refused(map_devices, accumulate, made, batch, key):
+    optimizer = optax.sgd(0.1)
+    arrays, rest = eqx.partition(TrainState(*made, optimizer, key=key), eqx.is_array)
+    step = make_step(optimizer, accumulate=accumulate)
+    run = lambda images, labels: only_arrays(step(eqx.combine(arrays, rest), images, labels))
+    if map_devices == "pmap":
+        mapped, batch = jax.pmap(run), jax.tree.map(lambda array: array[None], batch)
+    else:
+        mapped = jax.shard_map(run, mesh=AUTO, in_specs=(SPREAD, SPREAD), out_specs=WHOLE, check_vma=False)
+    with pytest.raises(ValueError, match=r"inside `jax\.pmap` or `jax\.shard_map`.*`levitax\.train\.make_mesh`"):
+        mapped(*batch)
+
+
+@pytest.mark.parametrize("where", ("all", "batch", "mesh"))
+@pytest.mark.parametrize("keywords", ({}, {"accumulate": 2, "group_size": 3}), ids=str)
+def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, batch, key, error):
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def losses_and_arrays(spread, **mesh):
+        train_state = TrainState(*made, optimizer, ema=True, key=key)
+        if spread and where == "all":
+            train_state = replicate(train_state, EXPLICIT)
+        rows = shard_batch(batch, EXPLICIT) if spread and where != "mesh" else batch
+        step = make_step(optimizer, ema_decay=0.9, **keywords, **mesh)
+        losses = []
+        for _ in range(2):
+            train_state, metrics = step(train_state, *rows)
+            losses.append(metrics.loss)
+        return losses, jax.tree.leaves(eqx.filter(train_state, eqx.is_inexact_array))
+
+    expected = losses_and_arrays(spread=False)
+    assert error(losses_and_arrays(spread=True, mesh=EXPLICIT), expected) < 1e-6
 
 
 # Devices are counted when JAX starts, so it starts anew.
@@ -36,10 +186,42 @@ def error(ours, theirs):
     return np.max([abs(one - other).max() / abs(other).max() for one, other in pairs])
 
 
+explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 alone = step(model, state, images)
 together = step(*eqx.filter_shard((model, state), everywhere), eqx.filter_shard(images, spread))
 assert len(together[0].classification.sharding.device_set) == 8
-print(error(together[0], alone[0]), error(statistics(together[1]), statistics(alone[1])))
+spread, everywhere = NamedSharding(explicit, P("data")), NamedSharding(explicit, P())
+arrays, rest = eqx.partition((model, state), eqx.is_array)
+typed = step(*eqx.combine(jax.device_put(arrays, everywhere), rest), jax.device_put(images, spread))
+assert jax.typeof(typed[0].classification).sharding.spec == P("data", None)
+for other in (together, typed):
+    print(error(other[0], alone[0]), error(statistics(other[1]), statistics(alone[1])))
+
+
+class Normed(eqx.Module):
+    norm: levitax.nn.BatchNorm
+
+    def __init__(self, axis_name):
+        self.norm = levitax.nn.BatchNorm(3, axis_name=axis_name)
+
+    def __call__(self, x, state, *, key=None):
+        return self.norm(x, state)
+
+
+def over(axis_name):
+    model, state = eqx.nn.make_with_state(Normed)(axis_name)
+    run = jax.pmap(lambda x: levitax.batched(model)(x, state), axis_name="data")
+    outputs, new = run(images.reshape(8, 2, 256, 3))
+    mean, var = new.get(model.norm.statistics)
+    return outputs.reshape(16, 256, 3), mean, var
+
+
+model, state = eqx.nn.make_with_state(Normed)("batch")
+outputs, new = levitax.batched(model)(images.reshape(16, 256, 3), state)
+mean, var = new.get(model.norm.statistics)
+whole, part = over(("batch", "data")), over("batch")
+# With their axis named, all devices have the statistics of all images; without, each has those of its own.
+print(error(whole, (outputs, jnp.stack([mean] * 8), jnp.stack([var] * 8))), error(whole[1], part[1]))
 """
 
 
@@ -48,5 +230,6 @@ def test_batch_statistics_over_eight_devices_are_those_of_one():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    outputs, statistics = map(float, result.stdout.split())
-    assert outputs < 1e-6 and statistics < 1e-6
+    *same, (whole, parts) = (list(map(float, line.split())) for line in result.stdout.splitlines())
+    assert len(same) == 2 and max(outputs_and_statistics for line in same for outputs_and_statistics in line) < 1e-6
+    assert whole < 1e-6 and parts > 0.1

@@ -3,9 +3,11 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from ._checks import as_integer
+from ._explicit import first_axis, in_auto_mode
 from ._fuse import Predictor
 from ._keys import keys_of_batch
 
@@ -17,7 +19,8 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
     """`jax.vmap` of a model over a batch: `logits, state = batched(model)(images, state, key=key)`.
 
     The axis is named "batch", as every [`levitax.nn.BatchNorm`][] of the model expects. In training, its statistics are
-    taken over all of the batch; under `jax.jit` also where the batch is spread over several devices.
+    taken over all of the batch, also where `jax.jit` spreads it over several devices, as with
+    [`levitax.train.make_mesh`][]. Inside `jax.pmap` or `jax.shard_map`, they are those of each device's part.
 
     **Arguments:**
 
@@ -32,40 +35,48 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
     axis, and one new state.
 
     **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer, `TypeError` for a
-    [`levitax.Predictor`][]; the function, `ValueError` for a batch that `group_size` does not divide.
+    [`levitax.Predictor`][]; the function, `ValueError` for arrays of different lengths, for a batch that `group_size`
+    does not divide, and in training for an empty batch.
     """
     if isinstance(model, Predictor):
         raise TypeError("`model` is a `Predictor`, which takes no state: for a batch use `jax.vmap(predict)(images)`.")
     if group_size is not None:
         as_integer("group_size", group_size)
 
-    def over_batch(images, state, keys):
-        one = lambda image, state, key: model(image, state, key=key)
+    arrays, rest = eqx.partition(model, eqx.is_array)
+
+    def over_batch(arrays, images, state, keys):
+        one = lambda image, state, key: eqx.combine(arrays, rest)(image, state, key=key)
         return jax.vmap(one, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")(images, state, keys)
 
-    def call(images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None):
-        size = _batch_size(images)
-        keys = keys_of_batch(key, size)
-        if group_size is None:
-            return over_batch(images, state, keys)
+    def over_groups(arrays, images, state, keys):
+        size = batch_size("images", images)
+        # An empty batch has no groups, and in inference no need of them.
+        if group_size is None or not size:
+            return over_batch(arrays, images, state, keys)
         if size % group_size:
             raise ValueError(f"`group_size` is {group_size}, which does not divide a batch of {size} images.")
         split = lambda array: array.reshape(size // group_size, group_size, *array.shape[1:])
         images, keys = jax.tree.map(split, (images, keys))
-        outputs, states = jax.vmap(over_batch, in_axes=(0, None, 0))(images, state, keys)
+        outputs, states = jax.vmap(over_batch, in_axes=(None, 0, None, 0))(arrays, images, state, keys)
         join = lambda array: array.reshape(size, *array.shape[2:])
         # About the first one, so that what no group has changed stays to the bit.
         mean = lambda array: array[0] + (array - array[:1]).mean(0) if eqx.is_inexact_array(array) else array[0]
         return jax.tree.map(join, outputs), jax.tree.map(mean, states)
 
+    def call(images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None):
+        keys = keys_of_batch(key, batch_size("images", images))
+        return in_auto_mode(over_groups, (first_axis(images), PartitionSpec()), arrays, images, state, keys)
+
     return call
 
 
-def _batch_size(images):
-    for leaf in jax.tree.leaves(images):
-        if getattr(leaf, "ndim", 0) > 0:
-            return leaf.shape[0]
-    raise TypeError(
-        f"`images` is of type `{type(images).__name__}`, without an axis of the batch; expected an array `(batch, "
-        "height, width, channels)`, or a PyTree of arrays with a leading axis."
-    )
+def batch_size(name: str, batch: PyTree) -> int:
+    """The length of the leading axis that all arrays of `batch` share, or an error that names `name`."""
+    shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"`{name}` has arrays of shapes {', '.join(map(str, shapes)) or 'none'}; expected a leading axis of the "
+            "same length on each, with a row for each example."
+        )
+    return shapes[0][0]

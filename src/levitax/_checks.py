@@ -48,13 +48,16 @@ def as_rate(name: str, value: Any) -> float:
 
 
 def as_number(name: str, value: Any, low: int | float, high: int | float, *, optional: bool = False) -> Any:
-    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`; or an error with `name`."""
-    if value is None and optional:
-        return None
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`; or an error with `name`. A
+    traced value stays as it is, since it cannot be seen."""
+    if (value is None and optional) or isinstance(value, jax.core.Tracer):
+        return value
+    is_scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == () and value.dtype != bool
+    is_number = is_scalar or (isinstance(value, Real) and not isinstance(value, bool))
+    number = float(value) if is_number else math.nan
     if not low <= number <= high or math.isinf(number):
-        either = " or None" if optional else ""
-        raise ValueError(f"`{name}` is {value!r}; expected a number from {low:g} to {high:g}{either}.")
+        rule = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"`{name}` is {value!r}; expected {rule}{' or None' if optional else ''}.")
     return number
 
 

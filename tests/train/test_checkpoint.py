@@ -9,6 +9,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -102,6 +103,14 @@ def test_of_one_that_is_damaged_nothing_is_restored(train_state, fresh, tmp_path
     assert names(tmp_path) == {"damaged-1", "2"}
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("step", "kind"), [("1", TypeError), (1.0, TypeError), (True, TypeError), (-1, ValueError)])
+def test_steps_are_numbers(step, kind, train_state, fresh, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(kind, match=r"`step` is .*; expected an integer of at least 0"):
+            checkpoints.restore(fresh, step=step)
+
+
 def test_nothing_is_saved_before_what_is_there(train_state, tmp_path):
     save(tmp_path, train_state, 5)
     with Checkpoints(tmp_path) as checkpoints:
@@ -117,11 +126,122 @@ def test_what_cannot_be_saved_is_an_error_and_no_warning(train_state, tmp_path):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_a_step_that_is_there_is_left(train_state, fresh, tmp_path):
+def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fresh, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for score in (0.5, 0.5, None):
+            checkpoints.save(at(train_state, 1), {"number": 1}, score=score)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(fresh)
+        assert restored is not None
+        checkpoints.save(restored.train_state, restored.progress, score=0.5)
+    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+
+
+@pytest.mark.parametrize(
+    ("progress", "score", "told"),
+    [
+        ({"number": 1}, 0.9, r"\(0\.5, now 0\.9\)"),
+        ({"number": 1}, 0.1, r"\(0\.5, now 0\.1\)"),
+        ({"number": 2}, None, ""),
+    ],
+    ids=("better", "worse", "progress"),
+)
+def test_a_step_that_is_there_is_not_saved_with_other_progress_or_another_score(
+    progress, score, told, train_state, fresh, tmp_path
+):
+    message = f"/1` has been saved already, with other progress or another score {told}.*first `save` of a step"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(train_state, 1), {"number": 1}, score=0.5)
+        with pytest.raises(ValueError, match=message):
+            checkpoints.save(at(train_state, 1), progress, score=score)
+        assert checkpoints.best == (1, 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(fresh)
+        with pytest.raises(ValueError, match=message):
+            checkpoints.save(at(train_state, 1), progress, score=score)
+
+
+def test_a_first_score_for_a_step_that_is_there_is_refused(train_state, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(train_state, 1), {"number": 1})
+        with pytest.raises(ValueError, match=r"another score \(None, now 0\.9\)"):
+            checkpoints.save(at(train_state, 1), {"number": 1}, score=0.9)
+        assert checkpoints.best is None
+
+
+def test_a_step_of_another_run_is_not_taken_for_this_ones(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(at(fresh, 1), {"number": 1})
+        with pytest.raises(ValueError, match=r"/1` was written by another run.*`restore`, or choose another folder"):
+            checkpoints.save(at(fresh, 1), {"number": 1})
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("score", (float("nan"), float("inf"), -float("inf"), "0.9", True, [0.9]))
+def test_scores_are_finite_numbers(score, train_state, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"`score` is .*; expected a finite number or None"):
+            checkpoints.save(train_state, {}, score=score)
+        assert checkpoints.latest is None and checkpoints.best is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_scores_may_be_numbers_of_numpy_and_jax(train_state, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in ((1, np.float32(0.25)), (2, jnp.float32(0.5)), (3, 0)):
+            checkpoints.save(at(train_state, step), {}, score=score)
+        assert checkpoints.best == (2, 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best == (2, 0.5)
+
+
+def test_a_best_that_was_deleted_is_told_and_chosen_anew(train_state, tmp_path):
+    save(tmp_path, train_state, 1, 2, 3, scores={1: 0.9, 2: 0.1, 3: 0.2})
+    shutil.rmtree(tmp_path / "1")
+    with pytest.warns(UserWarning, match="The best checkpoint, of step 1, is no longer in"):
+        checkpoints = Checkpoints(tmp_path)
+    with checkpoints:
+        assert checkpoints.best is None
+        checkpoints.restore(train_state)
+        checkpoints.save(at(train_state, 4), {}, score=0.3)
+        assert checkpoints.best == (4, 0.3)
+
+
+@pytest.mark.parametrize("folder", ("gs://bucket/run", Path("s3://bucket/run"), "file:///tmp/run"), ids=str)
+def test_a_url_is_no_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"`folder` is '.*', a URL; expected a path on this machine"):
+        Checkpoints(folder)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_json_would_change_is_refused(train_state, tmp_path):
+    nested = {"losses": [{3: 0.5}]}
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(TypeError, match=r"`progress\.losses` has the key 3, of which JSON would make a string"):
+            checkpoints.save(train_state, nested)
+    with pytest.raises(TypeError, match=r"`description\.losses` has the key 3"):
+        Checkpoints(tmp_path, description=nested)
+    # It would differ from itself.
+    with pytest.raises(ValueError, match=r"`description` cannot be saved as JSON: .* nan"):
+        Checkpoints(tmp_path, description={"rate": float("nan")})
+
+
+def test_metrics_may_be_nan(train_state, fresh, tmp_path):
+    with Checkpoints(tmp_path, description={"classes": ("cat", "dog")}) as checkpoints:
+        for _ in range(2):
+            checkpoints.save(train_state, {"loss": float("nan"), "best": float("inf")})
+    with Checkpoints(tmp_path, description={"classes": ["cat", "dog"]}) as checkpoints:
+        restored = checkpoints.restore(fresh)
+    assert restored is not None and np.isnan(restored.progress["loss"]) and np.isposinf(restored.progress["best"])
+
+
+def test_a_value_that_is_absent_differs_from_that_word(train_state, tmp_path):
+    with Checkpoints(tmp_path, description={"teacher": "absent"}) as checkpoints:
+        checkpoints.save(train_state, {})
+    with pytest.raises(ValueError, match='`teacher` was "absent" and is absent'):
+        Checkpoints(tmp_path, description={})
 
 
 def test_the_arrays_lie_where_those_of_the_new_run_do(train_state, fresh, tmp_path):
@@ -178,6 +298,18 @@ damages = pytest.mark.parametrize(
         (empty, "cannot be read"),
     ],
 )
+
+
+@damages
+def test_the_latest_is_whole(damage, message, train_state, tmp_path):
+    del message
+    save(tmp_path, train_state, 1, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == tmp_path / "2"
+        damage(tmp_path / "2")
+        assert checkpoints.latest == tmp_path / "1"
+        truncate(tmp_path / "1")
+        assert checkpoints.latest is None
 
 
 @damages

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from levitax.train import make_mesh, replicate, shard_batch, start_distributed
 from levitax.train._mesh import gather_local
@@ -55,6 +56,25 @@ def test_of_what_a_cluster_has_started_jax_finds_out_by_itself(variable, value, 
     assert initialized == [{}]
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("here:1", 0, 0), "`num_processes` is 0; expected an integer of at least 1"),
+        (("here:1", 2, 2), "`process_id` is 2 of 2 processes, which count from 0"),
+        (("here:1", 2, -1), "`process_id` is -1; expected an integer of at least 0"),
+        (("here:1", 2, True), "`process_id` is True; expected an integer of at least 0"),
+        (("", 2, 0), "`coordinator_address` is ''; expected host:port"),
+        # As of a variable of the shell that is not set.
+        (("", None, None), "`num_processes` and `process_id` missing"),
+    ],
+)
+def test_processes_are_counted(arguments, message, initialized):
+    with pytest.raises((TypeError, ValueError), match=message):
+        start_distributed(*arguments)
+    assert initialized == []
+
+
 def test_what_is_missing_is_named(initialized):
     with pytest.raises(
         ValueError, match=r"^`coordinator_address` and `process_id` missing; .* JAX_COORDINATOR_ADDRESS"
@@ -74,6 +94,22 @@ def test_keys_and_numbers_are_replicated_and_all_else_is_left(key):
 def test_what_was_spread_comes_together_again(images):
     batch = np.asarray(images(4, 3, 3, 1))
     assert np.array_equal(gather_local(shard_batch(batch, make_mesh())), batch)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_spread(images):
+    batch, mesh = np.asarray(images(4, 3, 3, 1)), make_mesh()
+    with pytest.raises(
+        ValueError, match=r"`batch` has arrays of shapes \(4, 3, 3, 1\), \(3,\); expected a leading axis"
+    ):
+        shard_batch((batch, np.arange(3)), mesh)
+    with pytest.raises(ValueError, match=r"`mesh` has the axes \('x',\); expected one called 'data'.*make_mesh\(\)"):
+        shard_batch(batch, jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,)))
+    for put in (shard_batch, replicate):
+        with pytest.raises(
+            TypeError, match=r"`mesh` is of type `NoneType`; expected .*`levitax\.train\.make_mesh\(\)`"
+        ):
+            put(batch, None)
 
 
 # Devices are counted when JAX starts, so it starts anew.

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -5,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import levitax
@@ -174,6 +176,65 @@ def test_the_official_training_starts_with_two_epochs_at_the_warm_up_rate():
 def test_without_a_warm_up_the_cosine_starts_at_once(flags):
     schedule = warmup_cosine(0.5, epochs=4, steps_per_epoch=5, warmup_epochs=0, min_learning_rate=0.1, **flags)
     np.testing.assert_allclose(schedule(jnp.array([0, 10, 20, 1000])), [0.5, 0.3, 0.1, 0.1], rtol=1e-6)
+
+
+LENGTHS = {"epochs": 10, "steps_per_epoch": 4}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("keywords", "kind", "message"),
+    [
+        ({"epochs": 0}, ValueError, "`epochs` is 0; expected an integer of at least 1"),
+        ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` is 0; expected an integer of at least 1"),
+        ({"steps_per_epoch": 2.5}, TypeError, r"`steps_per_epoch` is 2\.5; expected an integer of at least 1"),
+        ({"warmup_epochs": -1}, ValueError, "`warmup_epochs` is -1; expected an integer of at least 0"),
+        ({"warmup_epochs": 10}, ValueError, "`warmup_epochs` is 10 of 10 `epochs`: nothing would be left to train"),
+        ({"learning_rate": math.nan}, ValueError, "`learning_rate` is nan; expected a number from 0 to inf"),
+        ({"learning_rate": -1e-3}, ValueError, r"`learning_rate` is -0\.001; expected a number from 0"),
+        ({"min_learning_rate": math.inf}, ValueError, "`min_learning_rate` is inf"),
+        ({"warmup_learning_rate": "1e-6"}, ValueError, "`warmup_learning_rate` is '1e-6'"),
+        ({"late": True}, ValueError, "`late` is True and `by_epoch` False"),
+        ({"by_epoch": 1}, TypeError, "`by_epoch` is 1; expected True or False"),
+    ],
+    ids=str,
+)
+def test_schedules_of_nothing_are_refused(keywords, kind, message):
+    with pytest.raises(kind, match=message):
+        warmup_cosine(**{"learning_rate": 0.5, **LENGTHS, **keywords})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ("learning_rate", "weight_decay", "eps", "clipping"))
+@pytest.mark.parametrize("value", (-0.1, math.nan, math.inf, "0.1", True))
+def test_numbers_of_the_optimiser_are_finite_and_not_negative(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` is .*; expected a number from"):
+        adamw(**{"learning_rate": 0.1, name: value})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "name"),
+    [
+        ({"clipping": 0.0}, "clipping"),
+        ({"clipping": -0.1}, "clipping"),
+        ({"eps": -1.0}, "eps"),
+        ({"eps": math.nan}, "eps"),
+    ],
+    ids=str,
+)
+def test_numbers_of_clipping_leave_something(keywords, name):
+    with pytest.raises(ValueError, match=f"`{name}` is .*; expected a number from"):
+        adaptive_grad_clip(**keywords)
+
+
+def test_numbers_of_the_optimiser_may_be_traced():
+    # `inject_hyperparams` makes the optimiser anew in each step.
+    optimizer = optax.inject_hyperparams(adamw)(learning_rate=0.1, weight_decay=0.5, clipping=0.01)
+    params, gradient = {"kernel": jnp.ones((2, 3))}, {"kernel": jnp.full((2, 3), 2.0)}
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    plain = adamw(0.1, weight_decay=0.5, clipping=0.01)
+    expected, _ = plain.update(gradient, plain.init(params), params)
+    assert eqx.tree_equal(updates, expected, rtol=1e-6, atol=0)
 
 
 def test_frozen_normalisations_keep_their_statistics_and_learn(make, randomise, images, key):

@@ -1,5 +1,8 @@
 import os
 import signal
+import threading
+
+import pytest
 
 from levitax.train import Preemption
 
@@ -13,3 +16,15 @@ def test_a_signal_is_a_question_until_the_end():
     assert signal.getsignal(signal.SIGTERM) == before
     with Preemption() as preemption:
         assert not preemption.reached(1)
+
+
+def test_elsewhere_than_in_the_main_thread_it_warns():
+    def enter():
+        with pytest.warns(UserWarning, match="outside of the main thread.*SIGTERM will end the process"), Preemption():
+            entered.set()
+
+    entered = threading.Event()
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered.is_set()

@@ -339,6 +339,15 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("finetune", {"alpha": 0.3}, ["`alpha` and `temperature` belong to distillation", "'none'"]),
     ("finetune", {"temperature": 3.0}, ["`alpha` and `temperature` belong to distillation", "'none'"]),
     ("paper", {"temperature": 3.0}, ["`temperature` is 3.0 and `distillation` 'hard'"]),
+    (
+        "paper",
+        {"mixup": 0.0, "cutmix": 0.0, "mix_probability": 0.5},
+        ["`mix_probability` is 0.5", "nothing to mix", "at 1"],
+    ),
+    ("finetune", {"mix_probability": 0.5}, ["`mix_probability` is 0.5", "nothing to mix", "at 1"]),
+    ("paper", {"mixup": 0.0, "switch_probability": 0.3}, ["`switch_probability` is 0.3", "switch between", "at 0.5"]),
+    ("paper", {"cutmix": 0.0, "switch_probability": 0.3}, ["`switch_probability` is 0.3", "switch between", "at 0.5"]),
+    ("paper", {"mix_probability": 0.0, "switch_probability": 1.0}, ["`switch_probability` is 1.0", "switch between"]),
     ("paper", {"accumulate": 3}, ["`accumulate` is 3", "does not divide a `batch_size` of 2048"]),
     ("paper", {"group_size": 300}, ["`group_size` is 300", "does not divide the 2048 images"]),
     ("paper", {"accumulate": 16}, ["`group_size` is 256", "does not divide the 128 images"]),
@@ -351,3 +360,14 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
 def test_contradictions(name, changes, fragments):
     with fails(ValueError, *fragments):
         replace(RECIPES[name], **changes)
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.0}, {"mixup": 0.0, "cutmix": 0.0}, {"mix_probability": 0.0}], ids=str)
+def test_mixing_is_switched_off_by_any_of_its_numbers(changes):
+    replace(PAPER, **changes)
+
+
+@pytest.mark.parametrize("steps", (0, -1))
+def test_an_epoch_has_steps(steps):
+    with fails(ValueError, f"`steps_per_epoch` is {steps}", "integer of at least 1"):
+        PAPER.schedule(steps)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import levitax
-from levitax.train import make_step, TrainState
+from levitax.train import head_only, make_step, TrainState
 
 
 OPTIMIZER = optax.sgd(0.5)
@@ -108,21 +108,61 @@ def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
 
 
 def test_averaging_leaves_the_model_that_is_trained(start, batches):
-    averaging, plain = start(ema=True), start()
+    averaging, plain, plain_step = start(ema=True), start(), make_step(OPTIMIZER, loss)
     for batch in batches:
-        (averaging, _), (plain, _) = step(averaging, *batch), step(plain, *batch)
+        (averaging, _), (plain, _) = step(averaging, *batch), plain_step(plain, *batch)
     assert plain.ema is None
     assert eqx.tree_equal((averaging.model, averaging.state), (plain.model, plain.state))
 
 
-def test_without_a_decay_the_average_stays(start, made, batches):
+def test_a_decay_of_one_keeps_the_average_as_it_is(start, made, batches):
     train_state = start(ema=True)
     for batch in batches:
-        train_state, _ = make_step(OPTIMIZER, loss)(train_state, *batch)
+        train_state, _ = make_step(OPTIMIZER, loss, ema_decay=1.0)(train_state, *batch)
     model, state = train_state.averaged()
     np.testing.assert_array_equal(model.weight, made[0].weight)
     assert eqx.tree_equal(model.norm.running(state), made[0].norm.running(made[1]))
     assert not jnp.allclose(train_state.model.weight, made[0].weight)
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_an_average_that_no_step_would_move_is_refused(accumulate, start, batches):
+    train_state = start(ema=True)
+    plain = make_step(OPTIMIZER, loss, accumulate=accumulate)
+    with pytest.raises(ValueError, match=r"keeps an average.*`ema_decay=`, such as 0\.99996, or .* without `ema=True`"):
+        plain(train_state, *batches[0])
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(train_state) if eqx.is_array(leaf))
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_a_decay_without_an_average_is_refused(accumulate, start, batches):
+    train_state = start()
+    averaging = make_step(OPTIMIZER, loss, accumulate=accumulate, ema_decay=0.9)
+    with pytest.raises(ValueError, match=r"`ema_decay` is 0\.9, and .* no average.*`TrainState\(..., ema=True\)`"):
+        averaging(train_state, *batches[0])
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(train_state) if eqx.is_array(leaf))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("decay", (-0.1, 1.1, 99.996, float("nan"), float("inf"), "0.9", True))
+def test_decays_are_from_0_to_1(decay):
+    with pytest.raises(ValueError, match=r"`ema_decay` is .*; expected a number from 0 to 1 or None"):
+        make_step(OPTIMIZER, loss, ema_decay=decay)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whether_to_average_is_true_or_false(start):
+    with pytest.raises(TypeError, match=r"`ema` is 0\.9; expected True or False"):
+        start(ema=0.9)
+
+
+def test_the_names_of_what_is_trained(start):
+    assert start().trained == ("weight", "norm.weight", "norm.bias")
+
+
+def test_nothing_to_train_is_refused(make, key):
+    with pytest.raises(ValueError, match=r"`parameters` picks no array.*`num_classes=0` has no head for `head_only`"):
+        TrainState(*make(num_classes=0), OPTIMIZER, parameters=head_only, key=key)
 
 
 # With 0.99996, two weights that do not add up to 1 in float32 would move it by 1e-4 in time.

@@ -303,6 +303,63 @@ def test_a_batch_that_cannot_be_split(keywords, message, rows, key):
     assert not any(array.is_deleted() for array in arrays(train_state))
 
 
+@pytest.mark.parametrize("accumulate", (1, 2))
+@pytest.mark.parametrize("kind", (Map, Normed))
+def test_an_empty_batch_is_refused(kind, accumulate, rows, key):
+    train_state = start(make_small(kind, key), key)
+    with pytest.raises(ValueError, match="`images` is an empty batch; expected at least one image"):
+        make_step(OPTIMIZER, accumulate=accumulate)(train_state, rows[0][:0], rows[1][:0])
+    assert not any(array.is_deleted() for array in arrays(train_state))
+
+
+def only_bias(model):
+    return eqx.tree_at(lambda model: model.linear.weight, trainable(model), None)
+
+
+# Without momentum it has no state that would differ.
+@pytest.mark.parametrize("optimizer", (OPTIMIZER, optax.sgd(0.1)), ids=("with a state", "without"))
+@pytest.mark.parametrize("accumulate", (1, 2))
+@pytest.mark.parametrize(
+    ("of_state", "of_step"), [(only_bias, trainable), (trainable, only_bias)], ids=("less", "more")
+)
+def test_what_is_trained_is_that_of_the_train_state(of_state, of_step, accumulate, optimizer, rows, key):
+    train_state = TrainState(*make_small(Map, key), optimizer, parameters=of_state, key=key)
+    step = make_step(optimizer, parameters=of_step, accumulate=accumulate)
+    message = r"`parameters` picks [12] arrays .* made for [12]: `linear\.weight` is in one .*the same `parameters=`"
+    with pytest.raises(ValueError, match=message):
+        step(train_state, *rows)
+    assert not any(array.is_deleted() for array in arrays(train_state))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [optax.adam(0.1), optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.chain(OPTIMIZER, optax.adam(0.1))],
+    ids=("adam", "sgd", "momentum", "longer"),
+)
+def test_another_optimiser_is_refused(other, rows, key):
+    train_state = TrainState(*make_small(Map, key), OPTIMIZER, key=key)
+    with pytest.raises(ValueError, match=r"`optimizer` keeps a state of another form.*the same optimiser"):
+        make_step(other)(train_state, *rows)
+
+
+def test_the_arrays_of_a_batch_have_as_many_rows(rows, key):
+    class Sum(Map):
+        def __call__(self, x, state, *, key=None):
+            return super().__call__(x["a"] + x["b"], state, key=key)
+
+    train_state = start(make_small(Sum, key), key)
+    with pytest.raises(ValueError, match=r"`images` has arrays of shapes \(6, 3\), \(5, 3\); expected a leading axis"):
+        make_step(OPTIMIZER)(train_state, {"a": rows[0], "b": rows[0][:5]}, rows[1])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_groups_are_counted_and_a_mesh_is_one():
+    with pytest.raises(ValueError, match="`group_size` is 0; expected an integer of at least 1"):
+        make_step(OPTIMIZER, group_size=0)
+    with pytest.raises(TypeError, match=r"`mesh` is of type `str`; expected .*`levitax\.train\.make_mesh\(\)`"):
+        make_step(OPTIMIZER, mesh="data")  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("keywords", "kind"),
@@ -330,7 +387,6 @@ def test_what_is_not_trained_stays_to_the_bit(trained, batches, key):
 
 def test_what_is_trained_has_its_gradient(rows, key, error):
     made = make_small(Map, key)
-    only_bias = lambda model: eqx.tree_at(lambda model: model.linear.weight, trainable(model), None)
     train_state = TrainState(made[0], made[1], OPTIMIZER, parameters=only_bias, key=key)
     ours, metrics = make_step(OPTIMIZER, parameters=only_bias)(train_state, *rows)
     expected, all_metrics = STEP(start(made, key), *rows)

@@ -1,6 +1,7 @@
 """The EXIF orientation, read from the bytes of a file: one odd tag must not keep an image from being read."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def split_exif(data: bytes) -> tuple[bytes, bytes]:
     return exif, b"".join([*kept, data[start:]])
 
 
-def find_orientation(exif: bytes, info: dict[str, Any]) -> int:
+def find_orientation(exif: bytes, info: Mapping[Any, Any]) -> int:
     """The orientation in an EXIF block or a TIFF file, else in the metadata that Pillow found; 1 if there is none."""
     found = _in_tiff(exif) or _in_tiff(_bytes(info.get("exif"))) or _in_tiff(_raw_profile(info))
     if not found:
@@ -80,7 +81,7 @@ def _in_tiff(data: bytes) -> int:
     return 0
 
 
-def _raw_profile(info: dict[str, Any]) -> bytes:
+def _raw_profile(info: Mapping[Any, Any]) -> bytes:
     """The EXIF block of a PNG file in text, as ImageMagick once wrote it."""
     try:
         return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))

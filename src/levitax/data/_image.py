@@ -5,7 +5,7 @@ import warnings
 from functools import partial
 from io import BufferedIOBase
 from types import ModuleType
-from typing import Any, TYPE_CHECKING
+from typing import Any, cast, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -58,9 +58,12 @@ def read_image(
     """
     check_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
-    in_memory = isinstance(path, pillow.Image)
-    data = b"" if in_memory else _read_bytes(path)
-    decode = partial(_convert, pillow, path, channels) if in_memory else partial(_decode, pillow, data, channels)
+    if isinstance(path, pillow.Image):
+        data, decode = b"", partial(_convert, pillow, cast(PillowImage, path), channels)
+    else:
+        path = cast(str | os.PathLike[str] | BufferedIOBase, path)
+        data = _read_bytes(path)
+        decode = partial(_decode, pillow, data, channels)
     try:
         try:
             return decode()
@@ -129,7 +132,7 @@ def _pixels(
     return turn_upright(pixels.reshape(*pixels.shape[:2], channels), orientation)
 
 
-def _name(path: str | os.PathLike[str] | BufferedIOBase) -> str:
+def _name(path: Any) -> str:
     name = getattr(path, "name", None) if isinstance(path, BufferedIOBase) else path
     return f"`{os.fspath(name)}`" if isinstance(name, str | os.PathLike) else "The file"
 

@@ -96,7 +96,8 @@ class BatchNorm(eqx.Module):
         """**Arguments:**
 
         - `channels`: size of the last axis.
-        - `axis_name`: the `jax.vmap` axis (or axes) that hold the batch. `None` when `x` itself holds the whole batch.
+        - `axis_name`: the `jax.vmap` axis (or axes) that hold the batch, with those of `jax.pmap` or `jax.shard_map`
+            if the statistics are to be taken over all devices. `None` when `x` itself holds the whole batch.
         - `eps`: added to the variance.
         - `momentum`: weight of the new statistics in the running ones (PyTorch's meaning, not Flax's).
         - `zero_init`: start with a weight of 0 instead of 1, so that a residual branch ending here starts as zero.
@@ -149,7 +150,7 @@ class BatchNorm(eqx.Module):
             mean, var = self._moments(centred)
             unbiased = RunningStatistics(centre + mean, var * (count / (count - 1)))
             move = lambda old, new: old + self.momentum * (lax.stop_gradient(new) - old)
-            state = state.set(self.statistics, jax.tree.map(move, running, unbiased))
+            state = _replace(state, self.statistics, jax.tree.map(move, running, unbiased))
             scale = self._scale(var)
             shift = self.bias - mean * scale
         y = centred * _per_channel(scale, x.ndim) + _per_channel(shift, x.ndim)
@@ -213,11 +214,11 @@ class BatchNorm(eqx.Module):
     def _count(self, x):
         """The number of values per channel in the batch."""
         count = self._sum_over_batch(x.size // x.shape[-1])
-        if count == 1:
+        if count < 2:
+            held = "one (one image, in a layer with one token, as the classifier's is)" if count else "none"
             raise ValueError(
-                "Training mode needs more than one value per channel to take a variance of, and the batch holds one "
-                "(one image, in a layer with one token, as the classifier's is). Use a larger batch, or "
-                "`eqx.nn.inference_mode(model)`."
+                "Training mode needs more than one value per channel to take a variance of, and the batch holds "
+                f"{held}. Use a larger batch, or `eqx.nn.inference_mode(model)`."
             )
         return count
 
@@ -231,6 +232,22 @@ class BatchNorm(eqx.Module):
                 f"Training mode needs the batch axis {self.axis_name!r}, and there is none here. Call "
                 "`levitax.batched(model)(images, state)`, or `eqx.nn.inference_mode(model)` for single images."
             ) from None
+        except Exception as error:
+            if not jax.sharding.get_abstract_mesh().manual_axes:
+                raise
+            raise ValueError(
+                f"JAX cannot sum over the batch axis {self.axis_name!r} in a `jax.shard_map` that checks which values "
+                "vary over devices. Leave out `jax.shard_map` and spread the batch with `levitax.train.make_mesh` and "
+                "`levitax.train.shard_batch`: batch statistics are then those of the whole batch. Or pass "
+                "`check_vma=False`: they are then those of each device, unless `axis_name` names its axes too."
+            ) from error
+
+
+def _replace(state, index, value):
+    """`state.set(index, value)`, also where the old value lies elsewhere: `set` refuses another sharding, as values
+    from outside of a `jax.pmap` have it inside."""
+    entry = jax.tree.structure(state.substate(index))
+    return state.update(jax.tree.unflatten(entry, jax.tree.leaves(value)))
 
 
 def _subtract(x, values):

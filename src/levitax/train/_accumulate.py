@@ -4,7 +4,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
+
+from .._batched import batch_size
+from .._explicit import in_auto_mode
 
 
 # Of what is trained, the model, the state, and a batch: ((loss, new state), gradient).
@@ -30,12 +34,17 @@ def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int |
     @eqx.filter_jit(donate="all-except-first")
     def add(given, total, state):
         trained, model, batch, index = given
-        part = jax.tree.map(lambda array: _part(array, index, accumulate, together), batch)
-        (value, state), gradient = value_and_grad(trained, model, state, *part)
-        return jax.tree.map(lambda total, new: total + new / accumulate, total, (value, gradient)), state
+        arrays, rest = eqx.partition(model, eqx.is_array)
+
+        def call(trained, arrays, batch, index, total, state):
+            part = jax.tree.map(lambda array: _part(array, index, accumulate, together), batch)
+            (value, state), gradient = value_and_grad(trained, eqx.combine(arrays, rest), state, *part)
+            return jax.tree.map(lambda total, new: total + new / accumulate, total, (value, gradient)), state
+
+        return in_auto_mode(call, PartitionSpec(), trained, arrays, batch, index, total, state)
 
     # Compiled so that the zeros lie where the parameters do, on one device or on many.
-    zeros = eqx.filter_jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)))
+    zeros = eqx.filter_jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True)
 
     def call(trained, model, state, *batch):
         _check(batch, accumulate, group_size)
@@ -54,7 +63,7 @@ def _part(array, index, accumulate, together):
 
 
 def _check(batch, accumulate, group_size):
-    size = jax.tree.leaves(batch)[0].shape[0]
+    size = batch_size("images", batch[0])
     if size % (accumulate * (group_size or 1)):
         of = "images" if group_size is None else f"images in groups of {group_size}"
         raise ValueError(f"`accumulate` is {accumulate}, which does not divide a batch of {size} {of}.")

@@ -2,6 +2,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -15,8 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from .._checks import as_integer
+from .._checks import as_integer, as_number
 from .._extras import extra, require
+from .._files import as_path
 from .._keys import key_numbers, with_numbers
 from ._state import TrainState
 
@@ -25,7 +27,7 @@ from ._state import TrainState
 # with much noise; that a byte of it has changed it does not see.
 _MANIFEST = "levitax_files.json"
 
-_ABSENT = "absent"
+_ABSENT = object()
 
 
 class Restored(NamedTuple):
@@ -54,11 +56,20 @@ class Best(NamedTuple):
     score: float
 
 
+class _Saved(NamedTuple):
+    """What was saved or restored last, but for the arrays. The progress is text, since NaN differs from itself."""
+
+    step: int
+    progress: str
+    score: float | None
+
+
 class _Content(NamedTuple):
     """What stands beside the arrays of a checkpoint."""
 
     arrays: dict[str, str]
     progress: dict[str, Any]
+    score: float | None
     best: Best | None
 
 
@@ -81,26 +92,31 @@ class Checkpoints:
         """**Arguments:**
 
         - `folder`: of the checkpoints alone; it is made if it is not there. In several processes, one that all see.
-        - `description`: what makes a checkpoint one of this run, such as configuration and recipe, as JSON has it. A
-            checkpoint with another one is refused.
-        - `keep`: how many of the last ones stay. The best stays beside them.
+        - `description`: what makes a checkpoint one of this run, such as configuration and recipe, in JSON:
+            dictionaries with strings as keys, lists (tuples become lists), strings, finite numbers, booleans and
+            `None`. A checkpoint with another description is refused.
+        - `keep`: the number of the last ones that stay, in addition to the best.
 
         **Raises:** `ValueError` if the newest checkpoint that can be read is of another description, with the
-        differences; `ModuleNotFoundError` without Orbax.
+        differences, and for a URL as `folder`; `TypeError` or `ValueError` for a `description` that JSON would change
+        and a `keep` that is no positive integer; `ModuleNotFoundError` without Orbax.
         """
-        self.folder = Path(folder).expanduser().resolve()
-        self._description = _as_json(description or {})
+        self.folder = as_path("folder", folder).resolve()
+        # Without NaN, which differs from itself, so that every checkpoint would be of another run.
+        self._description = _as_json("description", {} if description is None else description, allow_nan=False)
         self._keep = as_integer("keep", keep)
         self._best: Best | None = None
         # While a new best is being saved, the one before, which stays until that is done.
         self._best_before: Best | None = None
         self._saving: int | None = None
+        self._last: _Saved | None = None
         self._manager = self._open()
         # Known before anything is saved, which would take the best one's place, or another run's.
         for step in self._steps():
-            if _everywhere(_damage(self.folder / str(step))) is None:
+            if _agreed_damage(self.folder / str(step)) is None:
                 self._best = self._read_content(step).best
                 break
+        self._forget_a_lost_best()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -115,29 +131,37 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole. It waits for what is being saved."""
+        """The newest checkpoint that is whole, by the checksums of all its files. Waits for one that is being saved."""
         self.wait()
-        return next((self.folder / str(step) for step in self._steps()), None)
+        folders = (self.folder / str(step) for step in self._steps())
+        return next((folder for folder in folders if _damage(folder) is None), None)
 
     def save(self, train_state: TrainState, progress: Mapping[str, Any], *, score: float | None = None) -> None:
-        """Begins to save, and comes back when the arrays have been copied.
+        """Begins to save, and returns when the arrays have been copied.
 
-        A save that fails, as for want of space, is told in a warning; the checkpoints before it stay.
+        If a save fails (disk full, for example), it warns and keeps the earlier checkpoints.
 
         **Arguments:**
 
-        - `train_state`: all of it. Its step names the checkpoint; one that is there already is left.
-        - `progress`: whatever else the run needs to go on, as JSON has it.
-        - `score`: for the best to be known; the larger, the better.
+        - `train_state`: all of it. Its step names the checkpoint.
+        - `progress`: whatever else the run needs to go on, in JSON, as `description`; here numbers may be NaN.
+        - `score`: a finite number by which [`levitax.train.Checkpoints.best`][] is chosen; the larger, the better.
 
-        **Raises:** `TypeError` for `progress` that JSON does not have; `ValueError` if there are checkpoints of later
-        steps.
+        A step that this object has saved or restored may be saved again with the same progress and score, or none:
+        nothing is written.
+
+        **Raises:** `TypeError` for `progress` that JSON would change, `ValueError` for a `score` that is no finite
+        number; `ValueError` if there are checkpoints of later steps, or one of this step that another run has written,
+        or that was saved with other progress or another score.
         """
         self.wait()
         orbax = _orbax()
-        step, progress, arrays = int(train_state.step), _as_json(dict(progress)), _to_arrays(train_state)
+        step, progress, arrays = int(train_state.step), _as_json("progress", progress), _to_arrays(train_state)
+        score = as_number("score", score, -math.inf, math.inf, optional=True)
+        saved = _Saved(step, json.dumps(progress), score)
         newest = next(iter(self._steps()), -1)
         if step in self._steps():
+            self._check_same(saved)
             return
         if step < newest:
             raise ValueError(
@@ -151,6 +175,7 @@ class Checkpoints:
             "description": self._description,
             "arrays": _shapes(arrays),
             "progress": progress,
+            "score": score,
             "best": self._best,
         }
         needed = sum(array.nbytes for array in arrays.values())
@@ -162,6 +187,7 @@ class Checkpoints:
             self._saving = step
             args = {"arrays": orbax.args.StandardSave(arrays), "content": orbax.args.JsonSave(content)}
             self._manager.save(step, args=orbax.args.Composite(**args))
+            self._last = saved
 
     def wait(self) -> None:
         """Returns when what is being saved has been."""
@@ -189,10 +215,11 @@ class Checkpoints:
         """
         self.wait()
         orbax = _orbax()
-        steps = self._steps() if step is None else [one for one in self._steps() if one == step]
+        wanted = None if step is None else as_integer("step", step, minimum=0)
+        steps = [one for one in self._steps() if wanted in (None, one)]
         damages = {}
         for one in steps:
-            damage = _everywhere(_damage(self.folder / str(one)))
+            damage = _agreed_damage(self.folder / str(one))
             if damage is None:
                 content = self._read_content(one)
                 differences = _differences(content.arrays, _shapes(_to_arrays(like)))
@@ -204,6 +231,7 @@ class Checkpoints:
                 self._set_aside(damages)
                 args = orbax.args.StandardRestore(jax.tree.map(_abstract, _to_arrays(like)))
                 arrays = self._manager.restore(one, args=orbax.args.Composite(arrays=args))["arrays"]
+                self._last = _Saved(one, json.dumps(content.progress), content.score)
                 return Restored(_from_arrays(like, arrays), content.progress)
             damages[one] = damage
         if step is not None:
@@ -248,7 +276,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._manager = self._open()
-            last = f"the last good one is `{self.latest}`" if self.latest else "there is none before it"
+            latest = self.latest
+            last = f"the last good one is `{latest}`" if latest else "there is none before it"
             _tell(f"The checkpoint of step {step} could not be saved ({error}); {last}.")
 
     def _write_manifest(self):
@@ -272,7 +301,30 @@ class Checkpoints:
                 "they were made with, or choose another folder."
             )
         best = None if content["best"] is None else Best(*content["best"])
-        return _Content(content["arrays"], content["progress"], best)
+        # Older checkpoints have no score of their own.
+        return _Content(content["arrays"], content["progress"], content.get("score"), best)
+
+    def _check_same(self, saved):
+        """Raises unless nothing is lost by leaving the checkpoint of this step as it is."""
+        folder, last = self.folder / str(saved.step), self._last
+        if last is None or last.step != saved.step:
+            raise ValueError(
+                f"`{folder}` was written by another run, or by this one before others: go on from the newest with "
+                "`restore`, or choose another folder."
+            )
+        if last.progress != saved.progress or saved.score not in (None, last.score):
+            raise ValueError(
+                f"`{folder}` has been saved already, with other progress or another score ({last.score}, now "
+                f"{saved.score}), and stays as it is. Pass both to the first `save` of a step."
+            )
+
+    def _forget_a_lost_best(self):
+        if self._best is not None and self._best.step not in self._steps():
+            _tell(
+                f"The best checkpoint, of step {self._best.step}, is no longer in `{self.folder}`: the best is chosen "
+                "from the next scores."
+            )
+            self._best = None
 
     def _set_aside(self, damages):
         for step, damage in damages.items():
@@ -286,6 +338,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged")
         if damages:
             self._manager.reload()
+            self._forget_a_lost_best()
 
 
 def _tell(message: str) -> None:
@@ -328,8 +381,26 @@ def _abstract(array):
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=getattr(array, "sharding", None))
 
 
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+def _as_json(name: str, value: Any, *, allow_nan: bool = True) -> Any:
+    """`value`, a mapping, as JSON gives it back; raises for what it would not."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a mapping, such as a dictionary.")
+    _check_keys(name, value)
+    try:
+        return json.loads(json.dumps(dict(value), allow_nan=allow_nan))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}` cannot be saved as JSON: {error}.") from None
+
+
+def _check_keys(name, value):
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"`{name}` has the key {key!r}, of which JSON would make a string: use {str(key)!r}.")
+            _check_keys(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_keys(name, item)
 
 
 def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
@@ -343,7 +414,7 @@ def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
                 saved.get(name, _ABSENT), here.get(name, _ABSENT), f"{path}.{name}" if path else name
             )
         ]
-    show = lambda value: value if value is _ABSENT else json.dumps(value)
+    show = lambda value: "absent" if value is _ABSENT else json.dumps(value)
     return [] if saved == here else [f"`{path}` was {show(saved)} and is {show(here)}"]
 
 
@@ -363,8 +434,6 @@ def _checksum(path):
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint."""
-    if jax.process_index():
-        return None
     try:
         expected = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -378,6 +447,11 @@ def _damage(folder: Path) -> str | None:
         if found[name][1] != crc:
             return f"{name} has changed"
     return None
+
+
+def _agreed_damage(folder: Path) -> str | None:
+    """What the first process finds wrong with the files of a checkpoint, in all of them."""
+    return _everywhere(_damage(folder) if jax.process_index() == 0 else None)
 
 
 def _everywhere(message: str | None) -> str | None:

@@ -4,8 +4,10 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from .._explicit import in_auto_mode
 from ._state import TrainState
 
 
@@ -25,9 +27,12 @@ def compile_update(update: Update) -> Update:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def run(static, arrays, *rest):
-        train_state, metrics = update(_join(static, arrays), *rest)
-        after[static], arrays = _split(train_state)
-        return arrays, metrics
+        def call(arrays, *rest):
+            train_state, metrics = update(_join(static, arrays), *rest)
+            after[static], arrays = _split(train_state)
+            return arrays, metrics
+
+        return in_auto_mode(call, PartitionSpec(), arrays, *rest)
 
     def compiled(train_state: TrainState, *rest: PyTree) -> tuple[TrainState, Any]:
         static, arrays = _split(train_state)

@@ -6,6 +6,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from .._batched import batch_size
+from .._checks import as_integer
 from .._keys import key_numbers, with_numbers
 
 
@@ -35,24 +37,20 @@ def start_distributed(
     - `num_processes`: how many there are.
     - `process_id`: which one this is, from 0.
 
-    **Raises:** `ValueError` if some of the three are known and others not; `RuntimeError` from JAX if the others cannot
-    be reached.
+    **Raises:** `TypeError` or `ValueError` if some of the three are known and others not, or one is not what it says;
+    `RuntimeError` from JAX if the others cannot be reached.
     """
     environment = os.environ.get
-
-    def number(value, name):
-        try:
-            return int(environment(name, -1)) if value is None else value
-        except ValueError:
-            raise ValueError(f"{name} is {environment(name)!r} in the environment; expected a whole number.") from None
-
     given = {
-        "coordinator_address": coordinator_address or environment("JAX_COORDINATOR_ADDRESS", -1),
-        "num_processes": number(num_processes, "JAX_NUM_PROCESSES"),
-        "process_id": number(process_id, "JAX_PROCESS_ID"),
+        "coordinator_address": environment("JAX_COORDINATOR_ADDRESS") or None,
+        "num_processes": _number("JAX_NUM_PROCESSES"),
+        "process_id": _number("JAX_PROCESS_ID"),
     }
-    missing = [name for name, value in given.items() if value == -1]
+    arguments = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    given |= {name: value for name, value in arguments.items() if value is not None}
+    missing = [name for name, value in given.items() if value is None]
     if not missing:
+        _check_process(**given)
         jax.distributed.initialize(**given)
     elif len(missing) < len(given):
         raise ValueError(
@@ -64,10 +62,33 @@ def start_distributed(
         jax.distributed.initialize()
 
 
+def _number(name):
+    """A number of the environment, or `None`."""
+    text = os.environ.get(name)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r} in the environment; expected a whole number.") from None
+
+
+def _check_process(coordinator_address, num_processes, process_id):
+    if not isinstance(coordinator_address, str) or not coordinator_address:
+        raise ValueError(f"`coordinator_address` is {coordinator_address!r}; expected host:port of the first process.")
+    count = as_integer("num_processes", num_processes)
+    if as_integer("process_id", process_id, minimum=0) >= count:
+        raise ValueError(f"`process_id` is {process_id} of {count} processes, which count from 0.")
+
+
 def make_mesh() -> Mesh:
     """All devices of all processes in a row, those of each process together, over which batches are spread."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def in_auto(mesh: Mesh) -> Mesh:
+    """The same devices, with axes along which XLA chooses how arrays are laid out."""
+    _check_mesh(mesh)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -84,7 +105,10 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     - `mesh`: from [`levitax.train.make_mesh`][].
 
     **Returns:** the same tree, its arrays on the devices.
+
+    **Raises:** `TypeError` if `mesh` is no mesh.
     """
+    _check_mesh(mesh)
     put = lambda leaf: with_numbers(leaf, jax.device_put(key_numbers(leaf), replicated(mesh)))
     return jax.tree.map(lambda leaf: put(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
 
@@ -100,20 +124,32 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
     **Returns:** the same tree, of arrays of all rows.
 
-    **Raises:** `ValueError` if the devices of this process do not divide its rows.
+    **Raises:** `ValueError` if the arrays have not a row for each example, the devices of this process do not divide
+    the rows, or `mesh` has no axis "data"; `TypeError` if it is no mesh.
     """
+    _check_mesh(mesh)
+    if _AXIS not in mesh.axis_names:
+        raise ValueError(
+            f"`mesh` has the axes {mesh.axis_names}; expected one called {_AXIS!r}, over which the batch is spread, as "
+            "in `levitax.train.make_mesh()`."
+        )
+    rows, here = batch_size("batch", batch), mesh.local_mesh.shape[_AXIS]
+    if rows % here:
+        raise ValueError(
+            f"The batch has {rows} rows in this process, which its {here} devices do not divide. Choose a batch size "
+            f"that is a multiple of all {mesh.shape[_AXIS]} devices."
+        )
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-    here = len(mesh.local_devices)
-
-    def put(rows):
-        if len(rows) % here:
-            raise ValueError(
-                f"The batch has {len(rows)} rows in this process, which its {here} devices do not divide. Choose a "
-                f"batch size that is a multiple of all {mesh.size} devices."
-            )
-        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
-
+    put = lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
     return jax.tree.map(put, batch)
+
+
+def _check_mesh(mesh):
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"`mesh` is of type `{type(mesh).__name__}`; expected the `jax.sharding.Mesh` that "
+            "`levitax.train.make_mesh()` makes."
+        )
 
 
 def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_rows ..."]:

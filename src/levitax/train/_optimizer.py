@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from .._checks import as_flag, as_integer, as_number
 from ..nn import AttentionBias, BatchNorm
 
 
 Model = TypeVar("Model")
+# Clipping to 0 would train nothing.
+_SMALLEST_CLIPPING = 1e-6
+
 Parameters: TypeAlias = Callable[[PyTree], PyTree]
 """Picks what is trained out of a model: the same tree, with `None` for all else."""
 
@@ -40,7 +44,10 @@ def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.Gr
     - `eps`: the norm that weights are taken to have at least, so that zeros can begin to move.
 
     **Returns:** an optax transformation, to stand before the optimiser; its update needs the parameters.
+
+    **Raises:** `ValueError` unless `clipping` is above 0 and `eps` at least 0.
     """
+    clipping, eps = as_number("clipping", clipping, _SMALLEST_CLIPPING, math.inf), as_number("eps", eps, 0, math.inf)
     # As columns, one a unit, which `axis=0` then takes the norms of.
     units = lambda leaf: leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1).T
     clip = optax.adaptive_grad_clip(clipping, eps, axis=0)
@@ -69,7 +76,12 @@ def adamw(
     - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` for none.
 
     **Returns:** an optax optimiser; its update needs the parameters.
+
+    **Raises:** `ValueError` for a number that is negative or not finite, or a `clipping` of 0.
     """
+    if not callable(learning_rate):
+        learning_rate = as_number("learning_rate", learning_rate, 0, math.inf)
+    weight_decay, eps = as_number("weight_decay", weight_decay, 0, math.inf), as_number("eps", eps, 0, math.inf)
     optimizer = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask)
     return optimizer if clipping is None else optax.chain(adaptive_grad_clip(clipping), optimizer)
 
@@ -94,14 +106,25 @@ def warmup_cosine(
 
     - `learning_rate`: where the cosine starts.
     - `epochs`, `steps_per_epoch`: length of the training.
-    - `warmup_epochs`: length of the straight line.
-    - `warmup_learning_rate`, `min_learning_rate`: where the line starts, and the cosine ends.
+    - `warmup_epochs`: length of the straight line, below `epochs`.
+    - `warmup_learning_rate`, `min_learning_rate`: where the line starts, and the cosine ends. Without a warm-up, the
+        former has no effect.
     - `by_epoch`: the same value in all steps of an epoch, as in the official training.
     - `late`: every epoch has the value that belongs to the one before, and the first one its own: the official training
         starts with two epochs at `warmup_learning_rate`. Goes with `by_epoch`.
 
     **Returns:** an optax schedule, from the number of the step to the learning rate.
+
+    **Raises:** `TypeError` or `ValueError` for lengths that are no positive integers (no warm-up is 0), learning rates
+    that are negative or not finite, flags that are no `bool`, a warm-up that leaves nothing to train, and `late`
+    without `by_epoch`.
     """
+    epochs, steps_per_epoch = as_integer("epochs", epochs), as_integer("steps_per_epoch", steps_per_epoch)
+    warmup_epochs = as_integer("warmup_epochs", warmup_epochs, minimum=0)
+    learning_rate = as_number("learning_rate", learning_rate, 0, math.inf)
+    warmup_learning_rate = as_number("warmup_learning_rate", warmup_learning_rate, 0, math.inf)
+    min_learning_rate = as_number("min_learning_rate", min_learning_rate, 0, math.inf)
+    check_schedule(epochs, warmup_epochs, by_epoch=as_flag("by_epoch", by_epoch), late=as_flag("late", late))
 
     def schedule(count):
         epoch = jnp.asarray(count) / steps_per_epoch
@@ -115,6 +138,19 @@ def warmup_cosine(
         return jnp.where(epoch < warmup_epochs, line, cosine)
 
     return schedule
+
+
+def check_schedule(epochs: int, warmup_epochs: int, *, by_epoch: bool, late: bool) -> None:
+    """Raises for lengths and flags that contradict each other."""
+    if warmup_epochs >= epochs:
+        raise ValueError(
+            f"`warmup_epochs` is {warmup_epochs} of {epochs} `epochs`: nothing would be left to train. Set a smaller "
+            "`warmup_epochs`, or more `epochs`."
+        )
+    if late and not by_epoch:
+        raise ValueError(
+            "`late` is True and `by_epoch` False: only a learning rate that is set once an epoch is set late."
+        )
 
 
 def trainable(model: PyTree) -> PyTree:

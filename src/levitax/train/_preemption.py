@@ -1,5 +1,6 @@
 import signal
 import threading
+import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -9,7 +10,8 @@ class Preemption:
     """Turns SIGTERM, with which clusters announce that they will stop a process, into a question that a training loop
     asks after each step: `with Preemption() as preemption: ... if preemption.reached(step): save and leave`.
 
-    In several processes, all of which JAX tells of a signal to one, they agree on the step.
+    In several processes, all of which JAX tells of a signal to one, they agree on the step. In one process, enter it in
+    the main thread: Python takes signals in no other, so elsewhere it warns, and is never reached.
     """
 
     def __init__(self):
@@ -17,9 +19,17 @@ class Preemption:
         self._before = None
 
     def __enter__(self) -> "Preemption":
-        # In several processes JAX listens itself. Handlers can be set in the main thread only.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        # In several processes JAX listens itself.
+        if jax.process_count() > 1:
+            return self
+        if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
+        else:
+            warnings.warn(
+                "`Preemption` was entered outside of the main thread, where Python takes no signals: SIGTERM will end "
+                "the process without a checkpoint. Enter it in the main thread.",
+                stacklevel=2,
+            )
         return self
 
     def __exit__(self, *_) -> None:

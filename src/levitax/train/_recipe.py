@@ -3,15 +3,14 @@ import difflib
 import math
 from collections.abc import Mapping
 from functools import partial
-from numbers import Real
 from typing import Any, Literal
 
 import optax
 from jaxtyping import PyTree
 
-from .._checks import as_flag, as_integer, check_choice
+from .._checks import as_crop_scale, as_flag, as_integer, as_number, check_choice
 from ._loss import cross_entropy, distillation_loss, Loss
-from ._optimizer import adamw, head_only, trainable, warmup_cosine
+from ._optimizer import adamw, check_schedule, head_only, trainable, warmup_cosine
 
 
 # Smallest and largest value of each number that is no count, and whether `None` may stand for it.
@@ -127,38 +126,14 @@ class Recipe:
         check_choice("trained", self.trained, ("all", "head"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name, (low, high, optional) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-            if not low <= number <= high or math.isinf(number):
-                either = " or None" if optional else ""
-                raise ValueError(f"`{name}` is {value!r}; expected a number from {low:g} to {high:g}{either}.")
-            put(name, number)
-        if self.crop_scale is not None:
-            try:
-                low, high = map(float, self.crop_scale)
-            except (TypeError, ValueError):
-                low = high = math.nan
-            if not 0 < low <= high <= 1:
-                raise ValueError(
-                    f"`crop_scale` is {self.crop_scale!r}; expected the smallest and the largest share of a picture, "
-                    "0 < smallest <= largest <= 1, or None."
-                )
-            put("crop_scale", (low, high))
+            put(name, as_number(name, getattr(self, name), low, high, optional=optional))
+        put("crop_scale", as_crop_scale(self.crop_scale))
         self._check_together()
 
     def _check_together(self):
+        check_schedule(self.epochs, self.warmup_epochs, by_epoch=self.by_epoch, late=self.late)
+        mixing = [name for name in ("mixup", "cutmix") if getattr(self, name) > 0 and self.mix_probability > 0]
         contradictions = [
-            (
-                self.warmup_epochs >= self.epochs,
-                f"`warmup_epochs` is {self.warmup_epochs} of {self.epochs} `epochs`: nothing would be left to train. "
-                "Set a smaller `warmup_epochs`, or more `epochs`.",
-            ),
-            (
-                self.late and not self.by_epoch,
-                "`late` is True and `by_epoch` False: only a learning rate that is set once an epoch is set late.",
-            ),
             (
                 self.trained == "head" and self.distillation != "none",
                 f"`trained` is 'head' and `distillation` {self.distillation!r}: a linear probe has no teacher.",
@@ -176,6 +151,16 @@ class Recipe:
                 self.distillation == "hard" and self.temperature != 1,
                 f"`temperature` is {self.temperature} and `distillation` 'hard', which takes the teacher's likeliest "
                 "class at any temperature.",
+            ),
+            (
+                not mixing and self.mix_probability not in (0, 1),
+                f"`mix_probability` is {self.mix_probability}, and there is nothing to mix: `mixup` and `cutmix` are "
+                "0. Set one of them above 0, or leave `mix_probability` at 1.",
+            ),
+            (
+                len(mixing) < 2 and self.switch_probability != 0.5,
+                f"`switch_probability` is {self.switch_probability}, and there is nothing to switch between: it goes "
+                "with `mixup`, `cutmix` and `mix_probability` above 0. Leave it at 0.5.",
             ),
             (
                 self.batch_size % self.accumulate > 0,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .._checks import as_flag
 from .._keys import as_key
 from ._optimizer import Parameters, trainable
 
@@ -23,6 +24,7 @@ class TrainState(eqx.Module):
     - `ema`: the exponential moving average of the floating-point arrays of model and state, or `None`.
     - `key`: the one given.
     - `step`: `()`, how many steps have been done.
+    - `trained`: the names of the arrays of the model that are trained.
     """
 
     model: PyTree
@@ -31,6 +33,7 @@ class TrainState(eqx.Module):
     ema: PyTree
     key: PRNGKeyArray
     step: Int[Array, ""]
+    trained: tuple[str, ...] = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -51,10 +54,20 @@ class TrainState(eqx.Module):
         - `ema`: keep a moving average as well, which a step made with `ema_decay` moves.
         - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken
             up again at step `n` goes on as it would have.
+
+        **Raises:** `ValueError` if `parameters` picks nothing, `TypeError` if `ema` is no `bool`.
         """
+        as_flag("ema", ema)
         self.model, self.state, self.key = _copy((model, state, as_key(key)))
         # Some optimisers keep the parameters they start from, and a buffer can be given up once only.
-        self.opt_state = _copy(optimizer.init(parameters(self.model)))
+        params = parameters(self.model)
+        self.trained = names_of(params)
+        if not self.trained:
+            raise ValueError(
+                "`parameters` picks no array of the model, so nothing would be trained. A model made with "
+                "`num_classes=0` has no head for `head_only`."
+            )
+        self.opt_state = _copy(optimizer.init(params))
         self.ema = _copy(ema_part(model, state)) if ema else None
         self.step = jnp.zeros((), jnp.int32)
 
@@ -72,6 +85,11 @@ class TrainState(eqx.Module):
 def ema_part(model: PyTree, state: eqx.nn.State) -> PyTree:
     """What has an average: floating-point arrays, and never an integer, which an average would turn into another."""
     return eqx.filter((model, state), eqx.is_inexact_array)
+
+
+def names_of(params: PyTree) -> tuple[str, ...]:
+    """The name of each array of what is trained."""
+    return tuple(jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def _copy(tree):

@@ -8,14 +8,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from .._batched import batched
-from .._checks import as_integer
+from .._batched import batch_size, batched
+from .._checks import as_integer, as_number
 from ._accumulate import in_parts
 from ._compile import compile_update
 from ._loss import cross_entropy, Loss
-from ._mesh import replicated
+from ._mesh import in_auto, replicated
 from ._optimizer import Parameters, trainable
 from ._state import ema_part, TrainState
+from ._step_checks import check_batch, step_check
 
 
 class Metrics(NamedTuple):
@@ -48,14 +49,15 @@ def make_step(
     - `optimizer`: the one that the [`levitax.train.TrainState`][] was made with.
     - `loss`: the mean over a batch, from the model's outputs and the targets.
     - `parameters`: picks what is trained out of the model, as [`levitax.train.trainable`][], the default, and
-        [`levitax.train.head_only`][] do. No gradient is computed for the rest.
+        [`levitax.train.head_only`][] do. No gradient is computed for the rest. The train state must be made with the
+        same.
     - `accumulate`: take the batch in this many parts, one after the other, and step with the mean of their gradients:
         those of the whole batch in the memory of a part, but for batch normalisation, whose statistics are then those
         of each part. Part `i` has the images, or with `group_size` the groups of images, `i`, `i + accumulate`, and so
         on, so that each device keeps its own.
     - `group_size`: of [`levitax.batched`][].
-    - `ema_decay`: what the moving average keeps of itself in a step; 0.99996 in the official training. By default
-        it stays as it is.
+    - `ema_decay`: what the moving average keeps of itself in a step, from 0 to 1; 0.99996 in the official training.
+        Goes with a train state made with `ema=True`, and with no other.
     - `mesh`: over whose devices the batch is spread, as by [`levitax.train.shard_batch`][]. The train state stays whole
         on each of them.
 
@@ -64,10 +66,17 @@ def make_step(
     that of the one that comes out. Without `accumulate`, a call returns while the device still computes; looking at a
     metric waits.
 
-    **Raises:** `TypeError` or `ValueError` if `accumulate` is no positive integer; the step, `ValueError` for a batch
-    that cannot be split as asked.
+    **Raises:** `TypeError` or `ValueError` if `accumulate` or `group_size` is no positive integer, `ema_decay` no
+    number from 0 to 1, or `mesh` no mesh. The step raises `ValueError` for a batch that is empty or cannot be split as
+    asked; for a train state made with another optimiser or other `parameters`, or with an average and without
+    `ema_decay`, or the other way round; and inside `jax.pmap` and `jax.shard_map`.
     """
     as_integer("accumulate", accumulate)
+    if group_size is not None:
+        as_integer("group_size", group_size)
+    ema_decay = as_number("ema_decay", ema_decay, 0, 1, optional=True)
+    whole = None if mesh is None else replicated(in_auto(mesh))
+    check_train_state = step_check(optimizer, parameters, ema_decay)
 
     def compute_loss(trained, model, state, images, targets, keys):
         model = eqx.combine(trained, model)
@@ -80,8 +89,10 @@ def make_step(
 
     def forward_and_backward(train_state, images, targets):
         """The train state with the new batch statistics, loss, gradient."""
+        check_batch(images)
+        check_train_state(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
-        keys = jax.random.split(key, jax.tree.leaves(images)[0].shape[0])
+        keys = jax.random.split(key, batch_size("images", images))
         model = train_state.model
         (value, state), gradient = value_and_grad(parameters(model), model, train_state.state, images, targets, keys)
         return eqx.tree_at(lambda old: old.state, train_state, state), value, gradient
@@ -90,7 +101,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, train_state.opt_state, parameters(train_state.model))
         model = eqx.apply_updates(train_state.model, updates)
         ema = train_state.ema
-        if ema is not None and ema_decay is not None:
+        if ema_decay is not None:
             # Not `optax.incremental_update`, whose two weights do not quite add up to 1 in float32: at 0.99996 what
             # never changes was 1.3e-4 off after 3,000 steps.
             rate = 1 - ema_decay
@@ -103,7 +114,7 @@ def make_step(
             is_leaf=lambda node: node is None,
         )
         metrics = Metrics(value, optax.tree.norm(gradient))
-        return (train_state, metrics) if mesh is None else eqx.filter_shard((train_state, metrics), replicated(mesh))
+        return (train_state, metrics) if whole is None else eqx.filter_shard((train_state, metrics), whole)
 
     if accumulate == 1:
         compiled = compile_update(lambda *given: update(*forward_and_backward(*given)))

@@ -1,0 +1,102 @@
+"""The recipe that the command line of the training scripts makes."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from levitax.train import Recipe, RECIPES
+
+
+pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
+matplotlib: Any = pytest.importorskip("matplotlib", reason="needs the extra `examples`")
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    """`examples/train.py`, as a module."""
+    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
+        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
+        yield importlib.import_module("train")
+    for name in ("train", "beside", "command_line", "report"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def recipe_of(script):
+    def recipe_of(preset: str, *options: str, images: int = 10**6) -> Recipe:
+        parser = argparse.ArgumentParser()
+        script.add_common_arguments(parser)
+        arguments = parser.parse_args(options)
+        data = SimpleNamespace(train=SimpleNamespace(labels=np.zeros(images, np.int64)))
+        return script.fitted(script.make_recipe(arguments, preset), arguments, data)
+
+    return recipe_of
+
+
+@pytest.mark.parametrize("option", [("--set", "batch_size=1024"), ("--batch-size", "1024")])
+def test_a_batch_that_is_given_is_taken(option, recipe_of, capsys):
+    assert recipe_of("digits", *option, images=4000).batch_size == 1024
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size", "group_size"),
+    [
+        ((), 64, None),
+        (("--set", "accumulate=4"), 64, None),
+        (("--set", "group_size=32"), 64, 32),
+        (("--set", "group_size=32", "accumulate=2"), 64, 32),
+        (("--set", "group_size=128"), 128, 128),
+    ],
+    ids=str,
+)
+def test_a_few_images_make_small_batches_of_whole_groups(options, batch_size, group_size, recipe_of, capsys):
+    recipe = recipe_of("paper", *options, images=512)
+    assert (recipe.batch_size, recipe.group_size) == (batch_size, group_size)
+    printed = capsys.readouterr().out
+    assert f"512 pictures: batches of {batch_size}, not 2048, and the learning rate goes down with them" in printed
+    assert ("a batch is one group, not groups of 256" in printed) == (group_size is None)
+
+
+@pytest.mark.parametrize("images", (3, 10, 127))
+def test_batches_have_at_least_eight_images(images, recipe_of):
+    assert recipe_of("finetune", images=images).batch_size == 8
+
+
+def test_many_images_leave_the_recipe_as_it_is(recipe_of, capsys):
+    assert recipe_of("paper") == RECIPES["paper"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("null", None), ("None", None), ("[0.5, 1]", (0.5, 1.0)), ("(0.5, 1.0)", (0.5, 1.0))],
+)
+def test_values_are_those_of_json_or_python(value, expected, recipe_of):
+    assert recipe_of("paper", "--set", f"crop_scale={value}", "late=False", "by_epoch=false").crop_scale == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "1"), "`warmup_epochs` is 3 of 1 `epochs`.* as in `--set warmup_epochs=0`"),
+        (("--epochs", "9", "--set", "epochs=8"), "`epochs` is set twice, to 9 and to 8"),
+        (("--batch-size", "9", "--set", "batch_size=9"), "`batch_size` is set twice"),
+        (("--set", "cutmix=0", "--set", "cutmix=1"), "`cutmix` is set twice, to 0 and to 1"),
+        (("--set", "epochs="), "`--set epochs=` has no value; expected `--set FIELD=VALUE`"),
+        (("--set", "epochs"), "`--set epochs` has no value"),
+        (("--set", "epoch=9"), "no field 'epoch'.*'epochs'"),
+        (("--set", "epochs=NaN"), "`epochs` is nan; expected an integer"),
+        (("--set", "late=maybe"), "`late` is 'maybe'; expected True or False"),
+    ],
+    ids=str,
+)
+def test_what_no_recipe_can_be_made_of(options, message, recipe_of):
+    with pytest.raises((TypeError, ValueError), match=message):
+        recipe_of("finetune", *options)
