@@ -40,7 +40,7 @@ class Normed(eqx.Module):
 
 
 @pytest.fixture
-def made(key):
+def made(key) -> Any:
     return eqx.nn.make_with_state(Normed)(key=key)
 
 

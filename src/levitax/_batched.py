@@ -56,7 +56,7 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
             return over_batch(arrays, images, state, keys)
         if size % group_size:
             raise ValueError(f"`group_size` is {group_size}, which does not divide a batch of {size} images.")
-        split = lambda array: array.reshape(size // group_size, group_size, *array.shape[1:])
+        split = lambda array: array.reshape(-1, group_size, *array.shape[1:])
         images, keys = jax.tree.map(split, (images, keys))
         outputs, states = jax.vmap(over_batch, in_axes=(None, 0, None, 0))(arrays, images, state, keys)
         join = lambda array: array.reshape(size, *array.shape[2:])
@@ -73,7 +73,7 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 
 def batch_size(name: str, batch: PyTree) -> int:
     """The length of the leading axis that all arrays of `batch` share, or an error that names `name`."""
-    shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
+    shapes: list[tuple[int, ...]] = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
             f"`{name}` has arrays of shapes {', '.join(map(str, shapes)) or 'none'}; expected a leading axis of the "

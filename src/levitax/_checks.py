@@ -3,12 +3,13 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def as_integer(name: str, value: Any, minimum: int = 1) -> int:
@@ -50,11 +51,11 @@ def as_rate(name: str, value: Any) -> float:
 def as_number(name: str, value: Any, low: int | float, high: int | float, *, optional: bool = False) -> Any:
     """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`; or an error with `name`. A
     traced value stays as it is, since it cannot be seen."""
-    if (value is None and optional) or isinstance(value, jax.core.Tracer):
+    if (value is None and optional) or isinstance(value, Tracer):
         return value
     is_scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == () and value.dtype != bool
     is_number = is_scalar or (isinstance(value, Real) and not isinstance(value, bool))
-    number = float(value) if is_number else math.nan
+    number = float(cast(Any, value)) if is_number else math.nan
     if not low <= number <= high or math.isinf(number):
         rule = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
         raise ValueError(f"`{name}` is {value!r}; expected {rule}{' or None' if optional else ''}.")

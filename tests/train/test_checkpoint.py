@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -189,7 +190,8 @@ def test_scores_are_finite_numbers(score, train_state, tmp_path):
 @pytest.mark.usefixtures("unchecked")
 def test_scores_may_be_numbers_of_numpy_and_jax(train_state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        for step, score in ((1, np.float32(0.25)), (2, jnp.float32(0.5)), (3, 0)):
+        scores: list[Any] = [np.float32(0.25), jnp.float32(0.5), 0]
+        for step, score in enumerate(scores, 1):
             checkpoints.save(at(train_state, step), {}, score=score)
         assert checkpoints.best == (2, 0.5)
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def test_what_cannot_be_spread(images):
         with pytest.raises(
             TypeError, match=r"`mesh` is of type `NoneType`; expected .*`levitax\.train\.make_mesh\(\)`"
         ):
-            put(batch, None)
+            put(batch, cast(Any, None))
 
 
 # Devices are counted when JAX starts, so it starts anew.

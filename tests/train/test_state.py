@@ -160,7 +160,7 @@ def test_the_names_of_what_is_trained(start):
     assert start().trained == ("weight", "norm.weight", "norm.bias")
 
 
-def test_nothing_to_train_is_refused(make, key):
+def test_nothing_to_train_is_refused(make: Any, key):
     with pytest.raises(ValueError, match=r"`parameters` picks no array.*`num_classes=0` has no head for `head_only`"):
         TrainState(*make(num_classes=0), OPTIMIZER, parameters=head_only, key=key)
 

@@ -44,7 +44,7 @@ def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int |
         return in_auto_mode(call, PartitionSpec(), trained, arrays, batch, index, total, state)
 
     # Compiled so that the zeros lie where the parameters do, on one device or on many.
-    zeros = eqx.filter_jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True)
+    zeros = jax.jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True)
 
     def call(trained, model, state, *batch):
         _check(batch, accumulate, group_size)
