@@ -40,7 +40,7 @@ class Normed(eqx.Module):
 
 
 @pytest.fixture
-def made(key) -> Any:
+def made(key) -> tuple[Any, Any]:
     return eqx.nn.make_with_state(Normed)(key=key)
 
 
@@ -107,13 +107,13 @@ MODES: list[Callable[..., Any]] = [
 
 @pytest.mark.parametrize("mode", MODES)
 def test_other_ways_to_train_on_devices_compute_the_same(mode, made, batch, error):
-    expected = only_arrays(eqx.filter_jit(loss_and_gradient)(*made, batch))
+    expected = only_arrays(eqx.filter_jit(loss_and_gradient)(made[0], made[1], batch))
     ours = mode(*made, batch)
     assert error(jax.tree.leaves(ours), jax.tree.leaves(expected)) < 1e-6
 
 
 def test_a_shard_map_that_checks_types_is_sent_to_a_mesh(made, batch):
-    run = lambda batch: only_arrays(loss_and_gradient(*made, batch))
+    run = lambda batch: only_arrays(loss_and_gradient(made[0], made[1], batch))
     checked = jax.shard_map(run, mesh=AUTO, in_specs=(SPREAD,), out_specs=WHOLE)
     with pytest.raises(ValueError, match=r"cannot sum over the batch axis 'batch' .*`levitax\.train\.make_mesh`"):
         checked(batch)
@@ -123,7 +123,7 @@ def test_a_shard_map_that_checks_types_is_sent_to_a_mesh(made, batch):
 @pytest.mark.parametrize("map_devices", ("pmap", "shard_map"))
 def test_steps_that_each_device_would_make_alone_are_refused(map_devices, accumulate, made, batch, key):
     optimizer = optax.sgd(0.1)
-    arrays, rest = eqx.partition(TrainState(*made, optimizer, key=key), eqx.is_array)
+    arrays, rest = eqx.partition(TrainState(made[0], made[1], optimizer, key=key), eqx.is_array)
     step = make_step(optimizer, accumulate=accumulate)
     run = lambda images, labels: only_arrays(step(eqx.combine(arrays, rest), images, labels))
     if map_devices == "pmap":
@@ -140,7 +140,7 @@ def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, ba
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def losses_and_arrays(spread, **mesh):
-        train_state = TrainState(*made, optimizer, ema=True, key=key)
+        train_state = TrainState(made[0], made[1], optimizer, ema=True, key=key)
         if spread and where == "all":
             train_state = replicate(train_state, EXPLICIT)
         rows = shard_batch(batch, EXPLICIT) if spread and where != "mesh" else batch

@@ -160,9 +160,10 @@ def test_the_names_of_what_is_trained(start):
     assert start().trained == ("weight", "norm.weight", "norm.bias")
 
 
-def test_nothing_to_train_is_refused(make: Any, key):
+def test_nothing_to_train_is_refused(make, key):
+    model, state = make(num_classes=0)
     with pytest.raises(ValueError, match=r"`parameters` picks no array.*`num_classes=0` has no head for `head_only`"):
-        TrainState(*make(num_classes=0), OPTIMIZER, parameters=head_only, key=key)
+        TrainState(model, state, OPTIMIZER, parameters=head_only, key=key)
 
 
 # With 0.99996, two weights that do not add up to 1 in float32 would move it by 1e-4 in time.
