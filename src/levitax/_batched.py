@@ -5,7 +5,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
-from ._checks import as_integer
+from ._checks import as_integer, check_callable
 from ._fuse import Predictor
 from ._keys import keys_of_batch
 
@@ -32,10 +32,12 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
     axis, and one new state.
 
     **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer, `TypeError` for a
-    [`levitax.Predictor`][]; the function, `ValueError` for a batch that `group_size` does not divide.
+    [`levitax.Predictor`][] and for what cannot be called; the function, `ValueError` for a batch that `group_size` does
+    not divide, and `TypeError` or `ValueError` for images without an axis of the batch and for what is no key.
     """
     if isinstance(model, Predictor):
         raise TypeError("`model` is a `Predictor`, which takes no state: for a batch use `jax.vmap(predict)(images)`.")
+    check_callable("model", model, "a model, or a function like one")
     if group_size is not None:
         as_integer("group_size", group_size)
 
