@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,8 +33,8 @@ IMAGES = {
     ),
     "batches": ((4, 2, 16, 20, 3), "(4, 2, 16, 20, 3)", "images.reshape(-1, 16, 20, 3)", "levitax.batched(model)"),
     "six axes": ((1, 1, 1, 16, 20, 3), "(1, 1, 1, 16, 20, 3)", "images.reshape(-1, 16, 20, 3)", "batched(model)"),
-    "scalar": ((), "()", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.read_image"),
-    "one axis": ((16,), "(16,)", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.read_image"),
+    "scalar": ((), "()", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.Preprocessing"),
+    "one axis": ((16,), "(16,)", "expected (16, 20, 3)", "Pass a whole image", "levitax.data.Preprocessing"),
     "flat": ((960,), "(960,)", "expected (16, 20, 3)", "image.reshape(16, 20, 3)"),
     "flat batch": ((5, 960), "(5, 960)", "images.reshape(-1, 16, 20, 3)", "levitax.batched(model)"),
     "grey of another size": ((28, 28), "(28, 28)", "image[:, :, None].repeat(3, -1)"),
@@ -41,7 +42,7 @@ IMAGES = {
     "channels first, of another size": ((3, 32, 48), "jnp.moveaxis(image, 0, -1)", "image_size=(32, 48)"),
     "batch of grey images": ((5, 16, 20), "(5, 16, 20)", "images[..., None].repeat(3, -1)", "levitax.batched(model)"),
     "width first": ((20, 16, 3), "(20, 16, 3)", "jnp.swapaxes(image, 0, 1)"),
-    "both": ((32, 48, 4), "(32, 48, 4)", "image_size=(32, 48)", "in_channels=4", "preprocess"),
+    "both": ((32, 48, 4), "(32, 48, 4)", "image_size=(32, 48)", "in_channels=4", "levitax.data.Preprocessing"),
     "empty": ((0, 20, 3), "(0, 20, 3)", "no elements", "read, cropped or gathered"),
     "empty batch": ((0, 16, 20, 3), "(0, 16, 20, 3)", "no elements"),
     "size": ((20, 16, 3), "(20, 16, 3)", "expected (16, 20, 3)", "image_size=(20, 16)", "resize"),
@@ -117,6 +118,8 @@ KEYWORDS: list[tuple[dict[str, Any], Any, list[str]]] = [
     ({"network": "vit-pytorch"}, ValueError, ["`network` is 'vit-pytorch'", "'paper'", "Did you mean 'vit_pytorch'"]),
     ({"patch_size": 32}, ValueError, ["`patch_size` is 32", "16, 8, 4"]),
     ({"dtype": "int32"}, ValueError, ["`dtype` is 'int32'", "'bfloat16'"]),
+    ({"dtype": None}, ValueError, ["`dtype` is None", "'bfloat16'"]),
+    ({"patch_size": np.zeros(3)}, ValueError, ["`patch_size` is", "16, 8, 4"]),
     ({"dtype": "bf16"}, ValueError, ["`dtype` is 'bf16'", "'bfloat16'"]),
     ({"distillation": 2}, TypeError, ["`distillation` is 2", "True or False"]),
     ({"remat": "yes"}, TypeError, ["`remat` is 'yes'", "True or False"]),
@@ -283,6 +286,76 @@ def test_an_image_that_is_no_array(image, make):
     with fails(TypeError, "`image` is of type", type(image).__name__, "`jnp.asarray(image, jnp.float32)`"):
         model, state = make()
         eqx.nn.inference_mode(model)(image, state)
+
+
+@pytest.mark.parametrize("x", (None, 1.0, [[1.0] * 4]), ids=repr)
+def test_layers_given_no_array(x: Any, key):
+    layer, state = eqx.nn.make_with_state(levitax.nn.LinearNorm)(4, 4, key=key)
+    with fails(TypeError, "`x` is of type", type(x).__name__, "expected an array with 4 channels"):
+        layer(x, state)
+
+
+def test_layers_given_integers_would_have_weights_of_zero(key):
+    layers = [
+        (eqx.nn.make_with_state(levitax.nn.LinearNorm)(3, 4, key=key), (2, 3)),
+        (eqx.nn.make_with_state(levitax.nn.NormLinear)(3, 4, key=key), (3,)),
+        (eqx.nn.make_with_state(levitax.nn.ConvNorm)(3, 4, key=key), (4, 4, 3)),
+        (eqx.nn.make_with_state(levitax.nn.Stem)(3, (4, 8), key=key), (4, 4, 3)),
+        (eqx.nn.make_with_state(levitax.nn.BatchNorm)(3), (2, 3)),
+    ]
+    for (layer, state), shape in layers:
+        with fails(TypeError, "`x` has dtype uint8", "use `x.astype(jnp.float32)`"):
+            eqx.nn.inference_mode(layer)(jnp.ones(shape, jnp.uint8), state)
+
+
+def test_a_batch_where_a_map_belongs(key):
+    makers: tuple[Any, ...] = (partial(levitax.nn.ConvNorm, 3, 4), partial(levitax.nn.Stem, 3, (4, 8)))
+    for make_layer in makers:
+        layer, state = eqx.nn.make_with_state(make_layer)(key=key)
+        with fails(ValueError, "(2, 4, 4, 3)", "expected (height, width, channels)", "`jax.vmap`"):
+            layer(jnp.ones((2, 4, 4, 3)), state)
+
+
+def test_the_maps_of_a_batch_are_not_classified_as_one(make):
+    model, state = make()
+    for shape in ((3, 2, 2, 24), (2, 3, 24), (24,)):
+        with fails(ValueError, f"`features` has shape {shape}", "expected (2, 2, 24)", "`jax.vmap`"):
+            model.classify(jnp.ones(shape), state)
+
+
+def test_an_activation_by_its_name(key):
+    name: Any = "relu"
+    for make_layer in (
+        partial(levitax.nn.MLP, 4, 4),
+        partial(levitax.nn.Stem, 3, (4, 8)),
+        partial(levitax.nn.Attention, 4, (2, 2), heads=1, key_dim=4, value_dim=4),
+    ):
+        with fails(TypeError, "`activation` is of type `str`", "a function, such as `jax.nn.gelu`"):
+            make_layer(activation=name, key=key)
+
+
+def test_what_is_no_model(make):
+    nothing: Any = None
+    for call in (lambda: levitax.batched(nothing), lambda: levitax.Predictor(nothing, make()[1])):
+        with fails(TypeError, "`model` is of type `NoneType`", "expected a model"):
+            call()
+
+
+@pytest.mark.parametrize("images", (None, 1.0, jnp.zeros(()), []), ids=repr)
+def test_images_without_a_batch(images, make):
+    model, state = make()
+    with fails(TypeError, "`images` is of type", "without an axis of the batch", "(batch, height, width, channels)"):
+        levitax.batched(model)(images, state)
+
+
+@pytest.mark.parametrize("stage", (2, -3, 1.0, None), ids=repr)
+def test_a_stage_that_is_not_there(stage: Any, make):
+    config = make()[0].config
+    for method in (config.grid, config.block_sizes):
+        with fails((TypeError, ValueError), "`stage` is"):
+            method(stage)
+    assert config.grid(-1) == config.grid(1) == (2, 2)
+    assert config.block_sizes(-2) == config.block_sizes(0)
 
 
 def test_a_layer_given_another_number_of_channels_or_tokens(key):

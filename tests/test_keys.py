@@ -88,11 +88,11 @@ def model_and_state(make):
 @pytest.mark.parametrize(("value", "kind", "message"), WRONG.values(), ids=WRONG)
 def test_also_in_calls(value, kind, message, model_and_state):
     model, state = model_and_state
-    block = model.stages[0].blocks[0]
+    inference, block = eqx.nn.inference_mode(model), model.stages[0].blocks[0]
     tokens = jnp.zeros((16, 16))
     for call in (
-        lambda: model(jnp.asarray(IMAGE), state, key=value),
-        lambda: model.features(jnp.asarray(IMAGE), state, key=value),
+        lambda: inference(jnp.asarray(IMAGE), state, key=value),
+        lambda: inference.features(jnp.asarray(IMAGE), state, key=value),
         lambda: block(tokens, state, key=value),
         lambda: block.attention(tokens, state, key=value),
         lambda: block.mlp(tokens, state, key=value),

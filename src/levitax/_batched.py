@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
-from ._checks import as_integer
+from ._checks import as_integer, check_callable
 from ._explicit import first_axis, in_auto_mode
 from ._fuse import Predictor
 from ._keys import keys_of_batch
@@ -35,11 +35,13 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
     axis, and one new state.
 
     **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer, `TypeError` for a
-    [`levitax.Predictor`][]; the function, `ValueError` for arrays of different lengths, for a batch that `group_size`
-    does not divide, and in training for an empty batch.
+    [`levitax.Predictor`][] and for what cannot be called; the function, `TypeError` or `ValueError` for arrays of
+    different lengths, for a batch that `group_size` does not divide, for what is no key, and in training for an empty
+    batch.
     """
     if isinstance(model, Predictor):
         raise TypeError("`model` is a `Predictor`, which takes no state: for a batch use `jax.vmap(predict)(images)`.")
+    check_callable("model", model, "a model, or a function like one")
     if group_size is not None:
         as_integer("group_size", group_size)
 
@@ -74,6 +76,11 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 def batch_size(name: str, batch: PyTree) -> int:
     """The length of the leading axis that all arrays of `batch` share, or an error that names `name`."""
     shapes: list[tuple[int, ...]] = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
+    if not any(shapes):
+        raise TypeError(
+            f"`{name}` is of type `{type(batch).__name__}`, without an axis of the batch; expected an array `(batch, "
+            "height, width, channels)`, or a PyTree of arrays with a leading axis."
+        )
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
             f"`{name}` has arrays of shapes {', '.join(map(str, shapes)) or 'none'}; expected a leading axis of the "

@@ -92,11 +92,27 @@ def check_positive(**sizes: Any) -> None:
 
 
 def check_axis(name: str, array: Any, axis: int, size: int, what: str) -> None:
-    """Raises unless `array` has `size` elements along `axis`; `what` says of what."""
+    """Raises unless `array` is a floating-point one that has `size` elements along `axis`; `what` says of what."""
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(f"`{name}` is of type `{type(array).__name__}`; expected an array with {size} {what}.")
+    # Weights take the dtype of what they are multiplied with: as integers they would be 0.
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype}; expected floating-point numbers: use `{name}.astype(jnp.float32)`."
+        )
     if array.ndim == 0 or array.shape[axis] != size:
         raise ValueError(
             f"`{name}` has shape {array.shape}; this layer takes {size} {what} on axis {axis}. Bring the input to that "
             "shape, or make the layer for this one."
+        )
+
+
+def check_map(name: str, array: Any) -> None:
+    """Raises unless `array` has the axes of one map."""
+    if jnp.ndim(array) != 3:
+        raise ValueError(
+            f"`{name}` has shape {jnp.shape(array)}; expected (height, width, channels), one map. For a batch use "
+            "`jax.vmap`."
         )
 
 
@@ -110,11 +126,17 @@ def check_state(state: Any) -> None:
         )
 
 
+def check_callable(name: str, value: Any, what: str) -> None:
+    """Raises unless `value` can be called; `what` says as what."""
+    if not callable(value):
+        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected {what}.")
+
+
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises unless `value` is one of `choices`, naming the nearest ones."""
     choices = tuple(choices)
     # 16.0 equals 16, but is no number of pixels.
-    if value in choices and not isinstance(value, float):
+    if np.ndim(value) == 0 and value in choices and not isinstance(value, float):
         return
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -140,16 +140,18 @@ class LeViTConfig:
                 )
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a stage; `stage` counts from 0.
+        """Rows and columns of tokens in a stage; `stage` counts from 0, or from the end if negative.
 
         Each convolution of the stem and each shrinking attention takes `size` to `ceil(size / 2)`.
         """
+        stage = self._stage(stage)
         height, width = self.image_size
         pixels = self.patch_size * 2**stage
         return -(-height // pixels), -(-width // pixels)
 
     def block_sizes(self, stage: int) -> tuple[BlockSizes, ...]:
-        """The blocks of stage `stage`, counted from 0. Every stage but the first begins with the one that shrinks."""
+        """The blocks of `stage`, counted as in `grid`. Every stage but the first begins with the one that shrinks."""
+        stage = self._stage(stage)
         dim, key_dim = self.dim[stage], self.key_dim[stage]
         block = BlockSizes(
             grid=self.grid(stage),
@@ -177,6 +179,12 @@ class LeViTConfig:
         )
         return (subsample, *blocks)
 
+    def _stage(self, stage: int) -> int:
+        number = as_integer("stage", stage, minimum=-self.stages)
+        if number >= self.stages:
+            raise ValueError(f"`stage` is {number}; expected one of the {self.stages}, counted from 0.")
+        return number % self.stages
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, with lists in place of tuples, as JSON has them."""
         fields = dataclasses.asdict(self)
@@ -193,7 +201,8 @@ class LeViTConfig:
 
 def _floating_name(dtype):
     try:
-        name = jnp.dtype(dtype).name
+        # `None` would be float64.
+        name = None if dtype is None else jnp.dtype(dtype).name
     except TypeError:
         name = None
     if name is None or not jnp.issubdtype(name, jnp.floating):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from . import nn
-from ._checks import check_state
+from ._checks import check_callable, check_state
 from ._model import LeViT
 
 
@@ -31,8 +31,9 @@ class Predictor(eqx.Module, Generic[Model]):
         - `model`: called as `model(x, state) -> (output, state)`; put into inference mode here.
         - `state`: what was made with it.
 
-        **Raises:** `TypeError` if `state` is no `eqx.nn.State`.
+        **Raises:** `TypeError` if `state` is no `eqx.nn.State`, or `model` cannot be called.
         """
+        check_callable("model", model, "a model, or a function like one")
         check_state(state)
         self.model = eqx.nn.inference_mode(model)
         self.state = state

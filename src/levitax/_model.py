@@ -112,7 +112,7 @@ class LeViT(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError`, naming the argument, for sizes that are not positive integers, rates
         outside [0, 1), tuples that do not have one number for each stage, unknown names, too few channels for the stem,
-        and images too small for the stages.
+        images too small for the stages, and what is no key.
         """
         config = LeViTConfig(
             image_size=image_size,
@@ -180,10 +180,9 @@ class LeViT(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError`, as a call does.
         """
-        keys = split_key(key, len(self.stages))
         tokens, state = self._embed(image, state)
         maps = []
-        for index, (stage, stage_key) in enumerate(zip(self.stages, keys, strict=True)):
+        for index, (stage, stage_key) in enumerate(zip(self.stages, split_key(key, len(self.stages)), strict=True)):
             tokens, state = stage(tokens, state, key=stage_key)
             maps.append(tokens.reshape(*self.config.grid(index), -1))
         return tuple(maps), state
@@ -197,7 +196,15 @@ class LeViT(eqx.Module):
         - `state`: the one that `features` returned with it.
 
         **Returns:** float32 logits `(classes,)`, or what else a call returns; and the new state.
+
+        **Raises:** `ValueError` for another shape.
         """
+        expected = (*self.config.grid(-1), self.config.dim[-1])
+        if jnp.shape(features) != expected:
+            raise ValueError(
+                f"`features` has shape {jnp.shape(features)}; expected {expected}, the last of the maps of one image. "
+                "For a batch use `jax.vmap`."
+            )
         x = features.astype(jnp.float32).mean((0, 1))
         return (x, state) if self.head is None else self.head(x, state)
 

@@ -91,8 +91,7 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
     **Returns:** the model, in training mode, and its state.
 
     **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name or keyword, with the nearest
-    ones; and what
-    [`levitax.LeViT`][] raises.
+    ones; and what [`levitax.LeViT`][] raises.
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")

@@ -44,6 +44,8 @@ def to_stablehlo(
     path = as_path("path", path)
     if isinstance(platforms, str):
         raise TypeError(f'`platforms` is "{platforms}"; expected a sequence of names: `("{platforms}",)`.')
+    if not isinstance(platforms, Sequence) or not platforms:
+        raise TypeError(f"`platforms` is {platforms!r}; expected a sequence of names, such as `('cpu', 'cuda')`.")
     for platform in platforms:
         check_choice("platform", platform, PLATFORMS)
     served = endpoint(predict, options)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_integers, as_rate, check_axis, check_positive
+from .._checks import as_integers, as_rate, check_axis, check_callable, check_positive
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias, GatheredAttentionBias
@@ -148,10 +148,12 @@ class Attention(eqx.Module):
         - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
         - `key`: for the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and rates outside [0, 1).
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), and for
+        what is no key or no activation.
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
+        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         in_key, bias_key, out_key = jax.random.split(as_key(key), 3)
         # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
@@ -188,8 +190,8 @@ class Attention(eqx.Module):
         **Returns:** `(queries, out_dim)`, of `ceil(rows / stride) * ceil(columns / stride)` queries in row-major order,
         in the dtype of `x`; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
-        its normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what its
+        normalisations raise.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)

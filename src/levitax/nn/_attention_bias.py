@@ -45,7 +45,7 @@ class AttentionBias(eqx.Module):
         - `std`: standard deviation of the initial table. 0 in the paper, which starts without a preference.
         - `key`: draws the table.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
         """
         check_positive(heads=heads, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")

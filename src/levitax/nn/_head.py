@@ -43,7 +43,7 @@ class DistilledHead(eqx.Module):
         - `inference`: return the mean.
         - `key`: for the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
         """
         classification_key, distillation_key = jax.random.split(as_key(key))
         self.classification = NormLinear(dim, num_classes, use_norm=use_norm, key=classification_key)

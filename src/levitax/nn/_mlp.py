@@ -2,7 +2,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_rate
+from .._checks import as_rate, check_callable
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._norm_linear import LinearNorm
@@ -36,8 +36,10 @@ class MLP(eqx.Module):
         - `use_norm`: normalise both maps, the second from a weight of 0. Without, both maps have a bias.
         - `key`: for the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and rates outside [0, 1).
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), and for
+        what is no key or no activation.
         """
+        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         expand_key, contract_key = jax.random.split(as_key(key))
         self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
         self.contract = LinearNorm(
@@ -57,8 +59,8 @@ class MLP(eqx.Module):
 
         **Returns:** `(tokens, dim)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what
-        its normalisations raise.
+        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what its normalisations
+        raise.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         hidden_key, output_key = split_key(key, 2)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_axis, check_positive
+from .._checks import check_axis, check_map, check_positive
 from .._keys import as_key
 from ._batch_norm import BatchNorm
 from ._convolution import convolve
@@ -47,7 +47,7 @@ class LinearNorm(eqx.Module):
         - `zero_init`: start the normalisation with a weight of 0.
         - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
         """
         check_positive(in_features=in_features, out_features=out_features)
         weight_key, bias_key = jax.random.split(as_key(key))
@@ -66,7 +66,8 @@ class LinearNorm(eqx.Module):
 
         **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        **Raises:** `TypeError` for what is no floating-point array, `ValueError` for another number of channels; and
+        what its normalisation raises.
         """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
@@ -109,7 +110,8 @@ class ConvNorm(eqx.Module):
         - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
         - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and an even `kernel_size`.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, an even `kernel_size`, and for
+        what is no key.
         """
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         if kernel_size % 2 == 0:
@@ -133,10 +135,12 @@ class ConvNorm(eqx.Module):
         **Returns:** `(new_height, new_width, out_channels)`, of `ceil(size / stride)` pixels a side, in the dtype of
         `x`; and the new state.
 
-        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        **Raises:** `TypeError` for what is no floating-point array, `ValueError` for another number of channels; and
+        what its normalisation raises.
         """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
+        check_map("x", x)
         x = keep(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
@@ -164,7 +168,7 @@ class NormLinear(eqx.Module):
             normalisation, draws both from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, as the
             vit-pytorch network does.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
         """
         check_positive(in_features=in_features, out_features=out_features)
         weight_key, bias_key = jax.random.split(as_key(key))
@@ -190,7 +194,8 @@ class NormLinear(eqx.Module):
 
         **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, and what its normalisation raises.
+        **Raises:** `TypeError` for what is no floating-point array, `ValueError` for another number of channels; and
+        what its normalisation raises.
         """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_callable
 from .._keys import as_key
 from ._activations import Activation, hard_swish
 from ._norm_linear import ConvNorm
@@ -34,10 +35,12 @@ class Stem(eqx.Module):
         - `use_norm`: normalise each convolution. Without, each has a bias.
         - `key`: for the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and without `widths`.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, without `widths`, and for what
+        is no key or no activation.
         """
-        if not widths:
-            raise ValueError("`widths` is empty; expected the output channels of at least one convolution.")
+        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
+            raise ValueError(f"`widths` is {widths!r}; expected the output channels of at least one convolution.")
+        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         keys = jax.random.split(as_key(key), len(widths))
         self.convolutions = tuple(
             ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, key=conv_key)
@@ -57,7 +60,8 @@ class Stem(eqx.Module):
         **Returns:** a map of tokens `(grid_height, grid_width, dim)`, of `ceil(size / 2**len(widths))` a side, in the
         dtype of `image`; and the new state.
 
-        **Raises:** `ValueError` for another number of channels, and what its normalisations raise.
+        **Raises:** `TypeError` for what is no floating-point array, `ValueError` for another number of channels or of
+        axes; and what its normalisations raise.
         """
         del key
         return eqx.filter_checkpoint(self._embed, policy=keep_marked)(image, state)
