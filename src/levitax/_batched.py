@@ -83,7 +83,7 @@ def batch_size(name: str, batch: PyTree) -> int:
         )
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
-            f"`{name}` has arrays of shapes {', '.join(map(str, shapes)) or 'none'}; expected a leading axis of the "
+            f"`{name}` has arrays of shapes {', '.join(map(str, shapes))}; expected a leading axis of the "
             "same length on each, with a row for each example."
         )
     return shapes[0][0]
