@@ -191,7 +191,8 @@ def test_a_damaged_picture_is_told_in_a_line(finish, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "pictures")
     (tmp_path / "pictures" / "train" / "dark" / "00.png").write_bytes(b"no picture")
     told = finish("run", "--data", tmp_path / "pictures")
-    assert re.search(r"^finetune.py: `.*00.png` is damaged and skipped; 1 so far.$", told, re.MULTILINE)
+    pattern = r"^finetune.py: `.*00.png` cannot be read as an image: .*. Skipped; 1 so far.$"
+    assert re.search(pattern, told, re.MULTILINE)
     assert "Warning" not in told
 
 

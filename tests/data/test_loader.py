@@ -1,16 +1,22 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from levitax.data import Arrays, eval_batches, Shard, Split, steps_per_epoch, train_batches, Transform
+from levitax.data import Arrays, eval_batches, read_image, Shard, Split, steps_per_epoch, train_batches, Transform
 
 
 class Damaged(NamedTuple):
@@ -43,11 +49,22 @@ class Alone:
         return image
 
 
-class Failing:
+class Failing(NamedTuple):
     """A mistake of the user's own."""
 
+    error: BaseException
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        raise KeyError("my own mistake")
+        raise self.error
+
+
+class Changed(NamedTuple):
+    """The image after a function."""
+
+    change: Callable[[np.ndarray], Any]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.change(image)
 
 
 def pictures(number=13):
@@ -254,74 +271,121 @@ def test_evaluation_is_the_same_each_time():
     assert same(evaluate(), evaluate())
 
 
-# Damaged pictures.
+# Corrupt images.
 
 
-@pytest.mark.parametrize(("damaged", "instead"), [(5, 6), (12, 0)])
-def test_in_training_the_next_picture_comes_in_place_of_a_damaged_one(damaged, instead):
-    with pytest.warns(UserWarning, match=f"`file-{damaged}.png` is damaged and skipped; 1 so far") as caught:
-        batches = train(broken(damaged), steps=15)
-    expected = indices(train(steps=15))
+@pytest.mark.parametrize(("corrupt", "instead"), [(5, 6), (12, 0)])
+@pytest.mark.parametrize("repeats", (1, 2))
+def test_in_training_the_next_image_replaces_a_corrupt_one(corrupt, instead, repeats):
+    message = f"^`file-{corrupt}.png`: broken off. Skipped; 1 so far.$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        batches = train(broken(corrupt), steps=15, repeats=repeats)
+    expected = indices(train(steps=15, repeats=repeats))
     # Once, however often it comes.
-    assert len(caught) == 1 and (expected == damaged).sum() > 1
-    expected[expected == damaged] = instead
+    assert len(caught) == 1 and (expected == corrupt).sum() > 1
+    expected[expected == corrupt] = instead
     assert np.array_equal(indices(batches), expected)
     for batch in batches:
         assert np.array_equal(batch.images[:, 0, 0, 0], batch.indices) and (batch.weights == 1).all()
         assert np.array_equal(batch.labels, batch.indices % 3)
 
 
-@pytest.mark.parametrize("damaged", ((5,), (12,), (4, 5, 6), (0,)))
-def test_in_evaluation_a_damaged_picture_has_no_weight(damaged):
+@pytest.mark.parametrize("corrupt", ((5,), (12,), (4, 5, 6), (0,)))
+def test_in_evaluation_a_corrupt_image_has_no_weight(corrupt):
     with pytest.warns(UserWarning) as caught:
-        batches = evaluate(broken(*damaged))
+        batches = evaluate(broken(*corrupt))
     messages = [str(warning.message) for warning in caught]
-    assert len(messages) == len(damaged)
-    assert all(any(f"`file-{index}.png` is damaged" in message for message in messages) for index in damaged)
+    assert messages == [
+        f"`file-{index}.png`: broken off. Skipped; {number} so far." for number, index in enumerate(corrupt, 1)
+    ]
     weights = np.concatenate([batch.weights for batch in batches])
-    assert np.flatnonzero(weights == 0).tolist() == [*damaged, 13, 14, 15]
+    assert np.flatnonzero(weights == 0).tolist() == [*corrupt, 13, 14, 15]
     counted = np.concatenate([batch.indices for batch in batches])[weights == 1]
-    assert counted.tolist() == [index for index in range(13) if index not in damaged]
+    assert counted.tolist() == [index for index in range(13) if index not in corrupt]
 
 
 def test_warnings_point_at_the_loop():
-    with pytest.warns(UserWarning, match="is damaged") as caught, eval_batches(broken(5), Alone(), batch_size=4) as it:
+    with pytest.warns(UserWarning, match="Skipped") as caught, eval_batches(broken(5), Alone(), batch_size=4) as it:
         list(it)
     assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
-def test_as_many_damaged_pictures_as_asked_for_are_put_up_with(read):
+def test_as_many_corrupt_images_as_asked_for_are_tolerated(read):
     split = broken(1, 5, 9)
     with pytest.warns(UserWarning) as caught:
         read(split, max_damaged=3)
     assert [str(warning.message)[-9:] for warning in caught] == ["1 so far.", "2 so far.", "3 so far."]
-    message = r"More than 2 pictures are damaged, `file-[159].png` the last of them; mend .* `max_damaged`"
+    message = r"More than 2 images cannot be read, the last being `file-[159].png`: broken off. Fix .* `max_damaged`"
     with pytest.warns(UserWarning) as caught, pytest.raises(OSError, match=message):
         read(split, max_damaged=2)
     assert len(caught) == 2
-    with pytest.raises(OSError, match="More than 0 pictures are damaged"):
+    with pytest.raises(OSError, match="More than 0 images cannot be read"):
         read(split, max_damaged=0)
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
-def test_damaged_pictures_in_a_row_count_each(read):
-    with warnings.catch_warnings(), pytest.raises(OSError, match="More than 2 pictures are damaged"):
+def test_corrupt_images_in_a_row_count_each(read):
+    with warnings.catch_warnings(), pytest.raises(OSError, match="More than 2 images cannot be read"):
         warnings.simplefilter("ignore")
         read(broken(4, 5, 6, 7), max_damaged=2)
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
-def test_a_split_of_damaged_pictures_is_refused_without_miscounting_them(read):
-    with pytest.raises(OSError, match="damaged") as refusal:
+def test_a_split_of_corrupt_images_is_refused_without_miscounting_them(read):
+    message = r"None of the 13 images can be read. `file-\d+.png`: broken off."
+    with pytest.raises(OSError, match=message):
         read(broken(*range(13)))
-    assert "100" not in str(refusal.value)
 
 
-def test_what_only_fills_up_is_not_taken_for_damaged():
+def test_what_only_fills_up_is_not_taken_for_corrupt():
     with pytest.warns(UserWarning) as caught:
         evaluate(broken(0), max_damaged=1)
     assert len(caught) == 1
+
+
+class Files(NamedTuple):
+    """Files of images."""
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index], channels=1)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+def files(folder):
+    """One is sound, one is cut off, one has too many pixels, one is not there."""
+    paths = [str(folder / f"{name}.png") for name in ("sound", "cut", "large", "missing")]
+    for path, shape in zip(paths[:3], ((16, 16), (16, 16), (20, 30)), strict=True):
+        Image.fromarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)).save(path)
+    with open(paths[1], "r+b") as file:
+        file.truncate(200)
+    return Files(tuple(paths), np.arange(4))
+
+
+REASONS = (
+    r"cut.png` cannot be read as an image: .*truncated.*\. Skipped; 1 so far\.",
+    r"large.png` cannot be read as an image: .*600 pixels.* limit of 598 .*MAX_IMAGE_PIXELS.*\. Skipped; 2 so far\.",
+    r"\[Errno 2\] No such file or directory: '.*missing.png'\. Skipped; 3 so far\.",
+)
+
+
+@pytest.mark.parametrize("workers", (0, pytest.param(2, marks=pytest.mark.slow)))
+def test_warnings_name_the_file_once_and_keep_the_reason(tmp_path, monkeypatch, workers):
+    # Workers have the limit of this process.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.warns(UserWarning) as caught:
+        batches = evaluate(files(tmp_path), Alone(), batch_size=2, workers=workers)
+    assert np.concatenate([batch.weights for batch in batches]).tolist() == [1, 0, 0, 0]
+    for warning, reason, path in zip(caught, REASONS, files(tmp_path).paths[1:], strict=True):
+        assert re.search(reason, str(warning.message)) and str(warning.message).count(path) == 1
+    with pytest.warns(UserWarning) as caught:
+        train(files(tmp_path), Alone(), batch_size=4, repeats=2, steps=10, workers=workers)
+    assert len(caught) == 3
 
 
 # What is refused.
@@ -329,7 +393,7 @@ def test_what_only_fills_up_is_not_taken_for_damaged():
 
 @pytest.mark.parametrize("batch_size", (14, 100))
 def test_a_batch_larger_than_the_split(batch_size):
-    message = f"`batch_size` is {batch_size}, and there are 13 pictures to train on: not one batch"
+    message = f"`batch_size` is {batch_size}, and there are 13 images to train on: not one batch"
     with pytest.raises(ValueError, match=message):
         steps_per_epoch(pictures(), batch_size)
     with pytest.raises(ValueError, match=message):
@@ -349,9 +413,43 @@ def test_no_pictures_at_a_time(read):
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
-def test_mistakes_in_a_transform_are_not_taken_for_damage(read):
-    with pytest.raises(KeyError, match="my own mistake"):
-        read(transform=Failing())
+@pytest.mark.parametrize("error", (KeyError("my own mistake"), OSError("my own mistake")))
+def test_mistakes_in_a_transform_are_not_taken_for_corrupt_images(read, error):
+    with pytest.raises(type(error), match="my own mistake") as caught:
+        read(broken(), Failing(error))
+    assert re.match(r"While transforming `file-\d+.png`", caught.value.__notes__[0])
+
+
+def test_mistakes_in_a_split_name_the_image():
+    class Wrong(Damaged):
+        def read(self, index: int) -> np.ndarray:
+            return self.images[index + 13]
+
+    with pytest.raises(IndexError, match="out of bounds") as caught:
+        evaluate(Wrong(*broken()))
+    assert caught.value.__notes__[0] == "While reading `file-0.png`."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image / 255, r"gave an array of shape \(4, 3, 1\) and dtype float64; expected an array"),
+        (lambda image: image[..., 0], r"gave an array of shape \(4, 3\) and dtype uint8; expected an array"),
+        (lambda image: image.tolist(), r"gave a value of type `list`; expected an array"),
+        (lambda image: None, r"gave a value of type `NoneType`; expected an array"),
+    ],
+)
+def test_a_transform_that_gives_no_image(change, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        evaluate(transform=Changed(change))
+    assert caught.value.__notes__[0] == "While transforming `picture 0`."
+
+
+def test_a_transform_that_gives_images_of_several_shapes():
+    transform = Changed(lambda image: image[: 1 + image[0, 0, 0] // 3])
+    message = r"images of several shapes: \(1, 3, 1\) of `picture 2`, \(2, 3, 1\) of `picture 3`; expected one"
+    with pytest.raises(ValueError, match=message):
+        evaluate(transform=transform)
 
 
 def test_leaving_before_the_first_batch():
@@ -398,13 +496,58 @@ def test_batches_of_workers_stay_as_they_are():
 
 
 @pytest.mark.slow
-def test_damaged_pictures_in_workers():
+def test_corrupt_images_in_workers():
     with at_most(180):
-        with pytest.warns(UserWarning, match="`file-5.png` is damaged") as caught:
+        with pytest.warns(UserWarning, match="`file-5.png`: broken off. Skipped") as caught:
             batches = evaluate(broken(5), workers=2)
         assert len(caught) == 1 and sum(batch.weights.sum() for batch in batches) == 12
-        with pytest.raises(OSError, match=r"More than 0 pictures are damaged, `file-5.png` the last of them"):
+        message = r"More than 0 images cannot be read, the last being `file-5.png`: broken off"
+        with pytest.raises(OSError, match=message):
             evaluate(broken(5), workers=2, max_damaged=0)
+    assert multiprocessing.active_children() == []
+
+
+class Awkward(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(f"{text} number {number}")
+
+
+class Locked(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self):
+        super().__init__("a lock")
+        self.lock = threading.Lock()
+
+
+def fail_awkwardly(image):
+    raise Awkward(3, "mistake")
+
+
+def fail_locked(image):
+    raise Locked()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transform", "kind", "message"),
+    [
+        (Failing(KeyError("my own mistake")), KeyError, "my own mistake"),
+        (Failing(SystemExit(0)), SystemExit, "0"),
+        (Changed(fail_awkwardly), RuntimeError, "Awkward: mistake number 3"),
+        (Changed(fail_locked), RuntimeError, "Locked: a lock"),
+        (Changed(lambda image: os._exit(0)), RuntimeError, "A worker process died with exit code 0"),
+        (Changed(lambda image: os._exit(7)), RuntimeError, "A worker process died with exit code 7"),
+    ],
+    ids=["error", "exit", "unlike", "unpicklable", "death", "failure"],
+)
+def test_mistakes_in_workers(transform, kind, message):
+    with at_most(180), pytest.raises(kind, match=message) as caught:
+        evaluate(broken(), transform, workers=1)
+    told = "".join(traceback.format_exception_only(caught.value))
+    assert "died" in message or kind is SystemExit or "While transforming `file-0.png`" in told
     assert multiprocessing.active_children() == []
 
 
@@ -424,7 +567,7 @@ def test_a_worker_that_dies_is_reported():
     killed = 0.0
     with (
         at_most(180),
-        pytest.raises(RuntimeError, match=r"A worker that reads pictures has died \(.*-9.*fewer `workers` than 2"),
+        pytest.raises(RuntimeError, match=r"A worker process died with exit code -9.*fewer `workers`"),
         train_batches(pictures(), Beside(), batch_size=4, steps=100_000_000, seed=0, workers=2) as batches,
     ):
         for number, _ in enumerate(batches):
@@ -435,3 +578,76 @@ def test_a_worker_that_dies_is_reported():
                 killed = time.monotonic()
     assert time.monotonic() - killed < 60
     assert multiprocessing.active_children() == []
+
+
+SCRIPT = """
+import sys
+{top}
+import numpy as np
+from levitax.data import Arrays, EvalTransform, eval_batches
+
+class Own:
+    def __call__(self, image, rng):
+        return EvalTransform(image_size=(8, 8), crop_ratio=1.0)(image)
+
+# More than fits in a pipe.
+split = Arrays(np.zeros((9000, 8, 8, 1), np.uint8), np.arange(9000) % 3)
+with eval_batches(split, Own(), batch_size=3000, workers=2) as batches:
+    print(sum(batch.weights.sum() for batch in batches), "read")
+"""
+
+
+def indented(script):
+    return "\n".join(f"    {line}" if line else "" for line in script.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "top"),
+    [
+        ("file", ""),
+        ("file", "sys.exit(0) if __name__ != '__main__' else None"),
+        ("file", "import os; os._exit(0) if __name__ != '__main__' else None"),
+        ("input", ""),
+    ],
+    ids=["unguarded", "exit", "sudden exit", "standard input"],
+)
+def test_a_worker_that_dies_at_its_start_is_reported(tmp_path, source, top):
+    (tmp_path / "script.py").write_text(SCRIPT.format(top=top))
+    command = {"file": "script.py", "input": "-"}[source]
+    with open(tmp_path / "script.py") as script:
+        result = subprocess.run(
+            [sys.executable, command], stdin=script, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+    assert result.returncode == 1
+    assert "RuntimeError: A worker process ended with exit code" in result.stderr
+    assert 'if __name__ == "__main__":' in result.stderr and "`workers=0`" in result.stderr
+    assert "read" not in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ("guarded", "argument", "interactive"))
+def test_workers_read_for_scripts(tmp_path, source):
+    """With a transform of the script's own, and also where there is nothing to import."""
+    script, typed = SCRIPT.format(top=""), None
+    if source == "guarded":
+        (tmp_path / "script.py").write_text(f"if __name__ == '__main__':\n{indented(script)}\n")
+    if source == "interactive":
+        script, typed = "", script + "\n"
+    command = {"guarded": ["script.py"], "argument": ["-c", script], "interactive": ["-iqc", ""]}[source]
+    result = subprocess.run(
+        [sys.executable, *command], input=typed, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "9000.0 read")
+    assert result.stderr.replace(">>> ", "").replace("... ", "").strip() == ""
+
+
+@pytest.mark.slow
+def test_workers_that_nobody_ends_end_with_the_script(tmp_path):
+    script = SCRIPT.format(top="").replace("with eval_batches(", "batches = eval_batches(").split(" as batches:")[0]
+    script = (
+        f"if __name__ == '__main__':\n{indented(script)}.__enter__()\n    print(next(batches).weights.sum(), 'read')\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "3000.0 read", "")

@@ -1,13 +1,10 @@
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
-import threading
+import sys
 import warnings
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -16,18 +13,18 @@ from .._checks import as_integer
 from .._extras import extra, require
 from ._sets import Split
 from ._transforms import Transform
+from ._workers import compute_ahead
 
 
 class Batch(NamedTuple):
-    """Pictures of one size, in bytes, as they go to the accelerator.
+    """Images of one size in uint8, as they go to the accelerator.
 
     **Attributes:**
 
     - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
     - `labels`: `(batch,)`, the class of each, from 0.
-    - `indices`: `(batch,)`, which picture of the split each is.
-    - `weights`: `(batch,)`, 1, or 0 for what only fills up the last batch of an evaluation, and there for pictures that
-        are damaged.
+    - `indices`: `(batch,)`, the number of each image in the split.
+    - `weights`: `(batch,)`, 1; in an evaluation 0 for corrupt images and for those that fill up the last batch.
     """
 
     images: UInt8[np.ndarray, "batch height width channels"]
@@ -38,12 +35,12 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which of several processes this is: each reads its own part of every batch.
+    """This process's share of every batch.
 
     **Arguments:**
 
-    - `index`: which one, from 0, as `jax.process_index()` tells.
-    - `count`: of how many, as `jax.process_count()` tells.
+    - `index`: of this process, from 0: `jax.process_index()`.
+    - `count`: of processes: `jax.process_count()`.
 
     **Raises:** `TypeError` or `ValueError` if `index` is no integer from 0 to below `count`.
     """
@@ -56,7 +53,7 @@ class Shard:
             raise ValueError(f"`index` is {self.index} of {self.count} processes, which count from 0.")
 
     def rows(self, batch_size: int) -> int:
-        """How many of the `batch_size` rows of a batch are this process's.
+        """The number of this process's rows in a batch of `batch_size`.
 
         **Raises:** `ValueError` if the processes do not divide them.
         """
@@ -65,14 +62,14 @@ class Shard:
         return batch_size // self.count
 
     def place(self, position: int, batch_size: int) -> tuple[int, int]:
-        """Where a picture that this process reads has its place.
+        """The place of an image that this process reads.
 
         **Arguments:**
 
-        - `position`: which one of those that this process reads, from 0.
+        - `position`: counts the images that this process reads, from 0.
         - `batch_size`: over all processes.
 
-        **Returns:** the batch, from 0, and the row in all of it.
+        **Returns:** the batch, from 0, and the row in the whole batch.
 
         **Raises:** `ValueError` if the processes do not divide `batch_size`.
         """
@@ -84,11 +81,11 @@ _ALONE = Shard()
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """How many full batches an epoch has.
+    """The number of full batches in an epoch.
 
     **Arguments:**
 
-    - `split`: pictures to train on.
+    - `split`: images to train on.
     - `batch_size`: over all processes.
 
     **Returns:** their number.
@@ -98,7 +95,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     steps = len(split.labels) // as_integer("batch_size", batch_size)
     if steps == 0:
         raise ValueError(
-            f"`batch_size` is {batch_size}, and there are {len(split.labels)} pictures to train on: not one batch."
+            f"`batch_size` is {batch_size}, and there are {len(split.labels)} images to train on: not one batch."
         )
     return steps
 
@@ -118,32 +115,34 @@ def train_batches(
 ) -> contextlib.closing[Generator[Batch]]:
     """Batches to train on, shuffled anew in each epoch: `with train_batches(...) as batches: ...`.
 
-    Batch `n` depends on `seed` and `n` alone, and on nothing that went before. So the number of steps done is all that
-    has to be remembered to go on as if nothing had happened, with other workers and on other machines too.
+    Batch `n` depends only on `seed` and `n`. To resume a run, with other workers or on other machines too, the number
+    of steps done is enough.
 
-    A damaged picture is named in a warning, and the next one of the split comes in its place.
+    A corrupt image triggers a warning with its name and the reason, and is replaced by the next image of the split.
+    What `transform` raises ends the iterator, with a note that names the image.
 
     **Arguments:**
 
-    - `split`, `transform`: pictures, and what is done to each; `transform` gets a `numpy.random.Generator` of its own
-        for each picture.
-    - `batch_size`: over all processes. An epoch has [`levitax.data.steps_per_epoch`][] batches; the rest of its
-        pictures are left out.
-    - `steps`: batches in all, over all epochs.
+    - `split`: the images.
+    - `transform`: applied to each image, with a `numpy.random.Generator` for each.
+    - `batch_size`: over all processes. An epoch has [`levitax.data.steps_per_epoch`][] batches; it leaves out the rest
+        of the images.
+    - `steps`: the number of batches, over all epochs.
     - `seed`: of order and transforms.
-    - `repeats`: how often a picture comes in an epoch, which then sees fewer of them. Its copies are in one batch,
+    - `repeats`: how often an image comes in an epoch, which then has fewer images. Its copies are in one batch,
         `batch_size / repeats` apart.
     - `start`: the first batch, counted from 0 and over all epochs.
-    - `shard`: the part of this process; by default all is.
-    - `workers`: processes that read and transform; 0 does so in a thread of this one.
-    - `max_damaged`: how many damaged pictures to put up with, in this process and since this call.
+    - `shard`: of this process; by default the whole batch.
+    - `workers`: the number of processes that read and transform; 0 uses a thread of this process. Workers import the
+        main script, so what it runs belongs under `if __name__ == "__main__":`.
+    - `max_damaged`: the number of corrupt images tolerated per call and process.
 
-    **Returns:** a context manager, which gives an iterator of [`levitax.data.Batch`][] with the rows of this process,
-    and ends the workers when it is left.
+    **Returns:** a context manager. It gives an iterator of [`levitax.data.Batch`][] with the rows of this process, and
+    ends the workers on exit.
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split; from the
-    iterator, `OSError` for more damaged pictures than that, `RuntimeError` if a worker dies, and `ModuleNotFoundError`
-    without grain.
+    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split. From the
+    iterator: `OSError` for more than `max_damaged` corrupt images, `RuntimeError` if a worker dies, and
+    `ModuleNotFoundError` without grain.
     """
     as_integer("repeats", repeats)
     for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_damaged", max_damaged)):
@@ -163,30 +162,32 @@ def eval_batches(
     workers: int = 0,
     max_damaged: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
-    """All pictures in their order, once: `with eval_batches(...) as batches: ...`.
+    """All images once, in order: `with eval_batches(...) as batches: ...`.
 
-    The last batch is filled up, with weights of 0. Damaged pictures have a weight of 0 too.
+    The last batch is filled up with images of weight 0. Corrupt images have weight 0, too.
 
     **Arguments:**
 
-    - `split`, `transform`: pictures, and what is done to each.
+    - `split`, `transform`, `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
     - `batch_size`: over all processes.
-    - `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
 
     **Returns:** what [`levitax.data.train_batches`][] returns.
 
     **Raises:** `ValueError` if the processes do not divide `batch_size`; from the iterator, what that of
     [`levitax.data.train_batches`][] raises.
     """
+    as_integer("batch_size", batch_size)
+    for name, value in (("workers", workers), ("max_damaged", max_damaged)):
+        as_integer(name, value, minimum=0)
     plan = _EvalPlan(len(split.labels), batch_size, shard)
     return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_damaged))
 
 
 class _Place(NamedTuple):
-    """A picture's place in a run: which one it is, what its draws start from, whether it is one of the data and not
-    there to fill a batch, and whether another may stand in for it."""
+    """An image's place in a run: its number in the split, the seed of its transform, whether it counts or fills up a
+    batch, and whether the next image may replace it."""
 
-    picture: int
+    image: int
     seed: tuple[int, int]
     counts: bool
     replaceable: bool
@@ -194,7 +195,7 @@ class _Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _TrainPlan:
-    pictures: int
+    images: int
     batch_size: int
     steps_per_epoch: int
     steps: int
@@ -213,127 +214,149 @@ class _TrainPlan:
         drawn = (step_of_epoch * self.batch_size + _spread_copies(self.batch_size, self.repeats)[row]) // self.repeats
         grain = require("grain.experimental", "`levitax.data.train_batches`", extra("data"))
         seed = _epoch_seed(self.seed, epoch)
-        index = grain.index_shuffle(int(drawn), max_index=self.pictures - 1, seed=seed, rounds=4)
+        index = grain.index_shuffle(int(drawn), max_index=self.images - 1, seed=seed, rounds=4)
         return _Place(int(index), (self.seed, step * self.batch_size + row), counts=True, replaceable=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalPlan:
-    pictures: int
+    images: int
     batch_size: int
     shard: Shard
 
     def __len__(self):
-        return -(-self.pictures // self.batch_size) * self.shard.rows(self.batch_size)
+        return -(-self.images // self.batch_size) * self.shard.rows(self.batch_size)
 
     def __getitem__(self, position):
         step, row = self.shard.place(position, self.batch_size)
         index = step * self.batch_size + row
-        counts = index < self.pictures
+        counts = index < self.images
         return _Place(index if counts else 0, (0, index), counts=counts, replaceable=False)
 
 
 @functools.lru_cache(maxsize=1)
 def _epoch_seed(seed, epoch):
-    """32 bits, all that the shuffling takes."""
+    """32 bits, as the shuffle takes."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 @functools.lru_cache(maxsize=1)
 def _spread_copies(batch_size, repeats):
-    """For each row of a batch its place in an order where the copies of a picture follow one another."""
+    """For each row of a batch, its place in an order with the copies of an image next to each other."""
     return np.concatenate([np.arange(copy, batch_size, repeats) for copy in range(repeats)])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """Reads and transforms the picture of a place. It runs in the workers, and touches nothing of JAX."""
+class _Corrupt(NamedTuple):
+    """An image that cannot be read: its number in the split, and why."""
 
+    image: int
+    reason: str
+
+    def named(self, split: Split) -> str:
+        """The reason, with the name of the image."""
+        name, reason = split.name(self.image), self.reason.rstrip(".")
+        return reason if name in reason else f"`{name}`: {reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadBatch:
+    """Reads and transforms a batch. It runs in workers, and touches nothing of JAX."""
+
+    plan: _TrainPlan | _EvalPlan
     split: Split
     transform: Transform
+    rows: int
     max_damaged: int
 
-    def __call__(self, place: _Place) -> dict[str, Any]:
-        pictures = len(self.split.labels)
-        for tried in range(min(self.max_damaged + 1, pictures)):
-            index = (place.picture + tried) % pictures
-            try:
-                image = self.split.read(index)
-            except OSError:
-                continue
-            return {
-                "image": self.transform(image, np.random.default_rng(place.seed)),
-                "label": np.int32(self.split.labels[index]),
-                "index": np.int64(index),
-                "weight": np.float32(place.counts and (tried == 0 or place.replaceable)),
-                "damaged": np.int64(place.picture if tried else -1),
-            }
-        if pictures <= self.max_damaged:
-            name = self.split.name(place.picture)
-            raise OSError(f"All {pictures} pictures are damaged, `{name}` for one; mend the data.")
-        raise OSError(_too_many(self.max_damaged, self.split.name(place.picture)))
+    def __call__(self, number: int) -> tuple[Batch, list[_Corrupt]]:
+        places = [self.plan[position] for position in range(number * self.rows, (number + 1) * self.rows)]
+        indices, images, corrupt = zip(*map(self._read, places), strict=True)
+        shapes = {image.shape: index for index, image in zip(indices, images, strict=True)}
+        if len(shapes) > 1:
+            listed = ", ".join(f"{shape} of `{self.split.name(index)}`" for shape, index in shapes.items())
+            raise ValueError(f"The transform gave images of several shapes: {listed}; expected one for all images.")
+        weights = [
+            place.counts and (place.replaceable or not found) for place, found in zip(places, corrupt, strict=True)
+        ]
+        batch = Batch(
+            np.stack(images),
+            np.asarray(self.split.labels)[list(indices)].astype(np.int32),
+            np.array(indices, np.int64),
+            np.array(weights, np.float32),
+        )
+        return batch, [found for found in corrupt if found]
+
+    def _read(self, place: _Place) -> tuple[int, np.ndarray, _Corrupt | None]:
+        """An image with its number, and why it is not the one of the place."""
+        images, found = len(self.split.labels), None
+        for tried in range(min(self.max_damaged + 1, images)):
+            index = (place.image + tried) % images
+            with _noting("reading", self.split, index):
+                try:
+                    image = self.split.read(index)
+                except OSError as error:
+                    found = found or _Corrupt(index, str(error) or type(error).__name__)
+                    continue
+            with _noting("transforming", self.split, index):
+                image = self.transform(image, np.random.default_rng(place.seed))
+                if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+                    raise TypeError(
+                        f"The transform gave {_described(image)}; expected an array (height, width, channels) in uint8."
+                    )
+            return index, image, found
+        assert found is not None
+        if images <= self.max_damaged:
+            raise OSError(f"None of the {images} images can be read. {found.named(self.split)}.")
+        raise OSError(_too_many(self.max_damaged, self.split, found))
+
+
+@contextlib.contextmanager
+def _noting(doing, split, index):
+    """Adds the name of the image to what the caller's own code raises."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"While {doing} `{split.name(index)}`.")
+        raise
 
 
 def _batches(plan, split, transform, rows, workers, max_damaged):
-    grain = require("grain", "Reading batches", extra("data"))
-    _settle_flags()
-    steps = grain.MapDataset.source(plan).map(_Read(split, transform, max_damaged))
-    steps = steps.batch(rows)
-    # One batch ahead in each worker, or in this process.
-    steps = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    read = _ReadBatch(plan, split, transform, rows, max_damaged)
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        steps = steps.mp_prefetch(options, worker_init_fn=_end_with_the_parent)
-    iterator = iter(steps)
-    damaged: set[int] = set()
-    try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "terminated unexpectedly" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"A worker that reads pictures has died ({error}). Most often memory ran out: use fewer `workers` "
-                    f"than {workers}, or smaller batches."
-                ) from error
-            for index in set(batch["damaged"].tolist()) - damaged - {-1}:
-                damaged.add(index)
-                if len(damaged) > max_damaged:
-                    raise OSError(_too_many(max_damaged, split.name(index)))
-                warnings.warn(f"`{split.name(index)}` is damaged and skipped; {len(damaged)} so far.", stacklevel=2)
-            # Those from workers lie in memory that is shared with them, and would keep it.
-            batch = {name: np.array(array) if workers else array for name, array in batch.items()}
-            yield Batch(batch["image"], batch["label"], batch["index"], batch["weight"])
-    finally:
-        iterator.close()
+        read = functools.partial(_with_settings, _pillow_settings(), read)
+    seen: set[int] = set()
+    with contextlib.closing(compute_ahead(read, range(len(plan) // rows), workers)) as results:
+        for batch, corrupt in results:
+            for found in corrupt:
+                if found.image in seen:
+                    continue
+                seen.add(found.image)
+                if len(seen) > max_damaged:
+                    raise OSError(_too_many(max_damaged, split, found))
+                warnings.warn(f"{found.named(split)}. Skipped; {len(seen)} so far.", stacklevel=2)
+            yield batch
 
 
-def _end_with_the_parent(index, count):
-    """Called in a worker. If the process that it reads for is killed, it would else wait for it for ever; and a signal
-    to end that goes to all of them, as clusters send it, is for that process to heed."""
-    del index, count
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def watch():
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _described(value):
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"a value of type `{type(value).__name__}`"
 
 
-def _settle_flags():
-    """grain reads flags of absl, which refuse to be read before a command line has been."""
-    flags = require("absl.flags", "Reading batches", extra("data")).FLAGS
-    if not flags.is_parsed():
-        flags.mark_as_parsed()
+def _pillow_settings():
+    """What a user may have set in Pillow, which workers import anew."""
+    names = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
+    return [(module, name, getattr(sys.modules[module], name)) for module, name in names if module in sys.modules]
 
 
-def _too_many(max_damaged, name):
+def _with_settings(settings, read, number):
+    for module, name, value in settings:
+        setattr(require(module, "Reading in workers", extra("data")), name, value)
+    return read(number)
+
+
+def _too_many(max_damaged, split, found):
     return (
-        f"More than {max_damaged} pictures are damaged, `{name}` the last of them; mend the data, or raise "
+        f"More than {max_damaged} images cannot be read, the last being {found.named(split)}. Fix the data, or raise "
         "`max_damaged`."
     )
