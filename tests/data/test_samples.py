@@ -136,7 +136,7 @@ def test_grey_as_pillow_writes_it(form, modes):
         if mode == "1":
             expected, image = 255 * (GREY > 127), Image.fromarray(GREY[..., 0] > 127)
         else:
-            samples = {"L": GREY, "F": GREY / 255}.get(mode, wider(GREY, 16))
+            samples = GREY if mode == "L" else GREY / 255 if mode == "F" else wider(GREY, 16)
             expected, image = GREY, Image.fromarray(samples[..., 0].astype(dtypes[mode]))
         assert image.mode == mode
         assert np.abs(read(saved(image, form), 1) - expected).max() <= 1

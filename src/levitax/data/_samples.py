@@ -49,8 +49,8 @@ class Samples:
             raise OSError(f"it has samples down to {lowest:g}, and negative ones have no brightness; shift them up")
         white = 2.0 ** (self.bits - self.signed) - 1
         if self.bits == 32:
-            largest = float(values.max())
-            white = next((white for white in (1.0, 255.0, 65535.0)[kind != "f" :] if largest <= white), largest)
+            largest, usual = float(values.max()), (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0)
+            white = next((white for white in usual if largest <= white), largest)
         if self.inverted:
             values = white - values
         scaled = np.clip(np.round(values * (255 / white)), 0, 255).astype(np.uint8)
@@ -66,9 +66,8 @@ def describe_samples(file: Any, data: bytes) -> Samples:
         tags = file.tag_v2
         _check_layout(file, tags)
         signed = tags.get(_FORMAT, (1,))[0] == _SIGNED
-        return Samples(
-            tags.get(_BITS, (1,))[0], signed, inverted=tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
-        )
+        inverted = tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+        return Samples(tags.get(_BITS, (1,))[0], signed, inverted)
     transparent = file.info.get("transparency")
     if file.format == "PNG" and transparent is not None and file.mode in ("L", "RGB"):
         # Stored with the bits of the file, and compared by Pillow with 8.
