@@ -168,8 +168,9 @@ def eval_batches(
 
     **Arguments:**
 
-    - `split`, `transform`, `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
+    - `split`, `transform`: as in [`levitax.data.train_batches`][].
     - `batch_size`: over all processes.
+    - `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
 
     **Returns:** what [`levitax.data.train_batches`][] returns.
 
