@@ -104,12 +104,12 @@ class _Worker:
         slot = self._slots[self._submitted % _AHEAD].name if self._slots else None
         self._submitted += 1
         with self._watched():
-            self._pipe.send((item, slot))
+            _send(self._pipe, (item, slot))
         return self._result
 
     def _result(self) -> Any:
         with self._watched():
-            while (answer := self._pipe.recv()) is None:
+            while (answer := _receive(self._pipe)) is None:
                 self._ready = True
         kind, content = answer
         if kind == "error":
@@ -148,13 +148,23 @@ class _Worker:
         self._pipe.close()
 
     def join(self, deadline: float) -> None:
-        self._process.join(max(deadline - time.monotonic(), 0))
+        # One that still starts has nothing to finish.
+        self._process.join(max(deadline - time.monotonic(), 0) if self._ready else 0)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         for slot in self._slots:
             slot.close()
             slot.unlink()
+
+
+def _send(pipe, value) -> None:
+    # Not `pipe.send`: where it fails, its traceback holds a buffer that crashes the collector of CPython 3.11 and 3.12.
+    pipe.send_bytes(pickle.dumps(value, protocol=5))
+
+
+def _receive(pipe) -> Any:
+    return pickle.loads(pipe.recv_bytes())
 
 
 def _serve(pipe) -> None:
@@ -168,14 +178,14 @@ def _serve(pipe) -> None:
         try:
             function = require("cloudpickle", "Reading in workers", extra("data")).loads(pickled)
         except Exception as error:
-            pipe.send(("error", _portable(error)))
+            _send(pipe, ("error", _portable(error)))
             return
-        pipe.send(None)
+        _send(pipe, None)
         while True:
-            item, name = pipe.recv()
+            item, name = _receive(pipe)
             if name not in slots:
                 slots[name] = SharedMemory(name)
-            pipe.send(_answer(function, item, slots[name]))
+            _send(pipe, _answer(function, item, slots[name]))
 
 
 def _answer(function, item, slot):
