@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from levitax.data import Arrays, eval_batches, open_data, Split, train_batches
+from levitax.data import Arrays, open_data, Split
 
 from .making import png
 
@@ -121,24 +121,3 @@ def test_each_split_has_one_warning(tmp_path):
         warnings.simplefilter("always")
         open_data(tmp_path)
     assert [warning.category for warning in caught] == [UserWarning] * 2
-
-
-WRONG_LABELS = {
-    "negative": (np.array([0, -1]), ValueError, r"`labels\[1\]` is -1; expected class numbers, from 0"),
-    "large": (np.array([0, 2**32 + 1]), ValueError, r"`labels\[1\]` is 4294967297"),
-    "floats": (np.array([0.0, 0.7]), TypeError, r"`labels` has shape \(2,\) and dtype float64; expected integers"),
-    "more": (np.array([0, 1, 1]), ValueError, r"`labels` has shape \(3,\)"),
-    "fewer": (np.array([0]), ValueError, r"`labels` has shape \(1,\)"),
-    "a column": (np.array([[0], [1]]), ValueError, r"`labels` has shape \(2, 1\)"),
-}
-
-
-@pytest.mark.parametrize(("labels", "kind", "message"), WRONG_LABELS.values(), ids=WRONG_LABELS)
-def test_wrong_labels(labels, kind, message, unchecked):
-    split = Arrays(np.zeros((2, 4, 4, 1), np.uint8), labels)
-    for batches in (
-        lambda: train_batches(split, lambda image, rng: image, batch_size=1, steps=1, seed=0),
-        lambda: eval_batches(split, lambda image, rng: image, batch_size=1),
-    ):
-        with pytest.raises(kind, match=message):
-            batches()

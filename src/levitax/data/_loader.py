@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 
 from .._checks import as_integer
 from .._extras import extra, require
-from ._sets import check_labels, Split
+from ._sets import Split
 from ._transforms import Transform
 from ._workers import compute_ahead
 
@@ -140,14 +140,13 @@ def train_batches(
     **Returns:** a context manager. It gives an iterator of [`levitax.data.Batch`][] with the rows of this process, and
     ends the workers on exit.
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split;
-    `TypeError` or `ValueError` for labels that are no class numbers. From the iterator: `OSError` for more than
-    `max_damaged` corrupt images, `RuntimeError` if a worker dies, and `ModuleNotFoundError` without grain.
+    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split. From the
+    iterator: `OSError` for more than `max_damaged` corrupt images, `RuntimeError` if a worker dies, and
+    `ModuleNotFoundError` without grain.
     """
     as_integer("repeats", repeats)
     for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_damaged", max_damaged)):
         as_integer(name, value, minimum=0)
-    check_labels(split)
     plan = _TrainPlan(
         len(split.labels), batch_size, steps_per_epoch(split, batch_size), steps, seed, repeats, start, shard
     )
@@ -169,19 +168,17 @@ def eval_batches(
 
     **Arguments:**
 
-    - `split`, `transform`: as in [`levitax.data.train_batches`][].
+    - `split`, `transform`, `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
     - `batch_size`: over all processes.
-    - `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
 
     **Returns:** what [`levitax.data.train_batches`][] returns.
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`; `TypeError` or `ValueError` for labels that
-    are no class numbers; from the iterator, what that of [`levitax.data.train_batches`][] raises.
+    **Raises:** `ValueError` if the processes do not divide `batch_size`; from the iterator, what that of
+    [`levitax.data.train_batches`][] raises.
     """
     as_integer("batch_size", batch_size)
     for name, value in (("workers", workers), ("max_damaged", max_damaged)):
         as_integer(name, value, minimum=0)
-    check_labels(split)
     plan = _EvalPlan(len(split.labels), batch_size, shard)
     return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_damaged))
 

@@ -3,11 +3,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from .._array_checks import check_each, check_form
 from ._listing import listed
 from ._preprocessing import Preprocessing
 
@@ -52,14 +50,6 @@ class Arrays(NamedTuple):
     def name(self, index: int) -> str:
         """The number `index`, for messages."""
         return f"image {index}"
-
-
-def check_labels(split: Split) -> None:
-    """Raises unless the labels of a split are class numbers, and those of arrays one for each image."""
-    images = len(split.images) if isinstance(split, Arrays) else "images"
-    check_form("labels", labels := np.asarray(split.labels), {jnp.integer: (images,)})
-    highest = np.iinfo(np.int32).max
-    check_each("labels", labels, lambda labels: (labels >= 0) & (labels <= highest), "class numbers, from 0.")
 
 
 class DataSet(NamedTuple):
