@@ -14,6 +14,8 @@ from levitax.train import Recipe, RECIPES
 
 
 pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
+# The messages are those that a user sees.
+pytestmark = pytest.mark.usefixtures("unchecked")
 matplotlib: Any = pytest.importorskip("matplotlib", reason="needs the extra `examples`")
 
 

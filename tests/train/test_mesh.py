@@ -158,6 +158,11 @@ try:
     shard_batch(images[:12], mesh)
 except ValueError as error:
     print(error)
+columns = jax.device_put(np.ones((2, 8)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data")))
+try:
+    gather_local(columns)
+except ValueError as error:
+    print(error)
 """
 
 
@@ -166,9 +171,10 @@ def test_over_eight_devices_steps_are_those_of_one():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    *lines, told = result.stdout.splitlines()
+    *lines, told, of_columns = result.stdout.splitlines()
     errors, first_losses = np.array([line.split() for line in lines], np.float64).T
     assert len(errors) == 4 and errors.max() < 1e-5
     # Statistics of groups or parts give other losses.
     assert abs(first_losses[1:] / first_losses[0] - 1).min() > 1e-4
+    assert "`array`, of shape (2, 8), lies on its devices as" in of_columns and "shard_batch" in of_columns
     assert "12 rows in this process, which its 8 devices do not divide" in told and "multiple of all 8" in told

@@ -227,6 +227,7 @@ def test_numbers_of_clipping_leave_something(keywords, name):
         adaptive_grad_clip(**keywords)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_numbers_of_the_optimiser_may_be_traced():
     # `inject_hyperparams` makes the optimiser anew in each step.
     optimizer = optax.inject_hyperparams(adamw)(learning_rate=0.1, weight_decay=0.5, clipping=0.01)

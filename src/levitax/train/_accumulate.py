@@ -43,7 +43,8 @@ def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int |
 
         return in_auto_mode(call, PartitionSpec(), trained, arrays, batch, index, total, state)
 
-    # Compiled so that the zeros lie where the parameters do, on one device or on many.
+    # Compiled so that the zeros lie where the parameters do, on one device or on many. JAX 0.10 finds the devices of an
+    # Explicit mesh by the parameters, so it must keep them though only their shapes are used.
     zeros = jax.jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True)
 
     def call(trained, model, state, *batch):

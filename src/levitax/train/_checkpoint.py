@@ -103,7 +103,7 @@ class Checkpoints:
         """
         self.folder = as_path("folder", folder).resolve()
         # Without NaN, which differs from itself, so that every checkpoint would be of another run.
-        self._description = _as_json("description", {} if description is None else description, allow_nan=False)
+        self._description = _as_json("description", {} if description is None else description, finite=True)
         self._keep = as_integer("keep", keep)
         self._best: Best | None = None
         # While a new best is being saved, the one before, which stays until that is done.
@@ -381,26 +381,29 @@ def _abstract(array):
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=getattr(array, "sharding", None))
 
 
-def _as_json(name: str, value: Any, *, allow_nan: bool = True) -> Any:
-    """`value`, a mapping, as JSON gives it back; raises for what it would not."""
+def _as_json(name: str, value: Any, *, finite: bool = False) -> Any:
+    """`value`, a mapping, as JSON gives it back; raises for what it would change, and for numbers that are not `finite`
+    if they must be."""
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a mapping, such as a dictionary.")
-    _check_keys(name, value)
+    _check_json(name, value, finite)
     try:
-        return json.loads(json.dumps(dict(value), allow_nan=allow_nan))
+        return json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError) as error:
         raise type(error)(f"`{name}` cannot be saved as JSON: {error}.") from None
 
 
-def _check_keys(name, value):
+def _check_json(name, value, finite):
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"`{name}` has the key {key!r}, of which JSON would make a string: use {str(key)!r}.")
-            _check_keys(f"{name}.{key}", item)
+            _check_json(f"{name}.{key}", item, finite)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_keys(name, item)
+            _check_json(name, item, finite)
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value}; expected a finite number.")
 
 
 def _differences(saved: Any, here: Any, path: str = "") -> list[str]:

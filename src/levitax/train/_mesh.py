@@ -160,7 +160,14 @@ def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_
     - `array`: `(rows, ...)`, spread over devices.
 
     **Returns:** `(local_rows, ...)`.
+
+    **Raises:** `ValueError` if the rows themselves are split.
     """
+    if array.ndim == 0 or any(shard.data.shape[1:] != array.shape[1:] for shard in array.addressable_shards):
+        raise ValueError(
+            f"`array`, of shape {array.shape}, lies on its devices as {array.sharding}; expected whole rows on each, "
+            "as `levitax.train.shard_batch` spreads them."
+        )
     # Where several devices have the same rows, once.
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
