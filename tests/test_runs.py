@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import levitax
+from levitax.data import Preprocessing
 
 
 pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilati
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES, BATCH = 48, 16
+PREPROCESSING = Preprocessing(image_size=16, crop_ratio=1.0)
 RECIPE = ("--preset", "digits", "--batch-size", BATCH, "--epochs", 6)
 
 
@@ -73,7 +75,8 @@ def train(begin, once, make):
     """Starts training into a folder, with the options of `train.py`, from a model that takes less time to compile than
     those it can make."""
     small = make(num_classes=2, distillation=False)
-    weights = once("small", lambda folder: levitax.save(folder / "model.safetensors", *small)) / "model.safetensors"
+    save = lambda folder: levitax.save(folder / "model.safetensors", *small, preprocessing=PREPROCESSING)
+    weights = once("small", save) / "model.safetensors"
 
     def train(out: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
         return begin("finetune.py", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
@@ -269,7 +272,7 @@ def test_a_teacher_is_asked_each_time_or_once_and_for_all(begin, finish, undistu
 
 
 def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
-    levitax.save(tmp_path / "five.safetensors", *make())
+    levitax.save(tmp_path / "five.safetensors", *make(), preprocessing=PREPROCESSING)
     told = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
     assert "the teacher must see the same images and know the same classes" in told and "Traceback" not in told
 
