@@ -26,7 +26,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a flag": (True, TypeError, "`key` is True; expected a key of `jax.random`, such as `jax.random.key(0)`"),
     "a string": ("key", TypeError, "`key` is of type `str`; expected a key of `jax.random`"),
     "a seed in an array": (np.array(0), TypeError, "`key` is an array of int64; expected a key of `jax.random`"),
-    "floats": (jnp.zeros(2), TypeError, "`key` is an array of float32; expected a key of `jax.random`"),
+    "floats": (jnp.zeros(2, jnp.float32), TypeError, "`key` is an array of float32; expected a key of `jax.random`"),
     "a generator": (np.random.default_rng(0), TypeError, "`key` is of type `Generator`; expected a key"),
     "keys": (
         jax.random.split(jax.random.key(0), 3),

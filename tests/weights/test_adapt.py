@@ -62,7 +62,8 @@ def test_the_same_grid_is_left_as_it_is(trained, image_size):
 def test_up_and_down_again_returns_smooth_tables(trained):
     def smooth(table):
         rows, columns = table.shape[1:]
-        return jnp.stack([jnp.outer(jnp.cos(jnp.linspace(0, 2, rows)), jnp.linspace(1, 2, columns))] * len(table))
+        wave = np.outer(np.cos(np.linspace(0, 2, rows)), np.linspace(1, 2, columns))
+        return jnp.asarray(np.stack([wave] * len(table)), jnp.float32)
 
     model = with_tables(trained[0], smooth)
     back, _ = adapt(*adapt(model, trained[1], image_size=56), image_size=32)

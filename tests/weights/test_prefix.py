@@ -117,6 +117,21 @@ def test_a_copy_next_to_the_model_is_offered(trained):
     assert eqx.tree_equal(load(arrays, prefix="ema."), trained)
 
 
+def test_a_copy_behind_a_wrapper_is_offered_by_its_whole_prefix(trained):
+    arrays = behind("model.", trained) | behind("model.ema.", trained)
+    with offers("model.ema."):
+        load(arrays)
+    assert eqx.tree_equal(load(arrays, prefix="model.ema."), trained)
+
+
+def test_a_layouts_own_prefix_is_not_offered(trained):
+    arrays = state_dict(*trained, layout="transformers")
+    del arrays["classifier.linear.weight"]
+    with pytest.raises(ValueError, match="1 missing") as refusal:
+        load(arrays)
+    assert "prefix" not in str(refusal.value)
+
+
 def test_a_prefix_that_no_name_has(trained):
     with pytest.raises(
         ValueError, match=r"`prefix` is 'decoder', and no name in what was given begins so.*\"encoder\.\""
@@ -127,8 +142,9 @@ def test_a_prefix_that_no_name_has(trained):
 
 
 def test_a_prefix_that_is_too_short_is_completed(trained):
-    with offers("model.backbone."):
-        load(behind("model.backbone.", trained) | behind("model.head.", trained), prefix="model.")
+    for prefix in ("model", "model."):
+        with offers("model.backbone.", "model.head."):
+            load(behind("model.backbone.", trained) | behind("model.head.", trained), prefix=prefix)
 
 
 def test_a_prefix_of_another_type(trained, unchecked):

@@ -48,7 +48,17 @@ def same(loaded, written) -> bool:
     return loaded[0].config == written[0].config and bool(jnp.array_equal(logits(*loaded), logits(*written)))
 
 
-@pytest.mark.parametrize("rectangle", RECTANGLES.values(), ids=RECTANGLES, indirect=True)
+SLOW = ("128x512", "192x768", "higher than wide", "patches of 8")
+
+
+@pytest.mark.parametrize(
+    "rectangle",
+    [
+        pytest.param(sizes, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, sizes in RECTANGLES.items()
+    ],
+    indirect=True,
+)
 def test_the_size_that_is_asked_for_is_preferred_to_a_square(rectangle):
     assert same(load(state_dict(*rectangle, layout="timm"), image_size=rectangle[0].config.image_size), rectangle)
 

@@ -3,7 +3,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -107,8 +107,9 @@ def open_weights(
         else:
             path, beside = locate(source, revision)
             archive = stack.enter_context(open_shards(path) if is_index(path.name) else open_archive(path))
-        selected = _selected(archive, prefix)
-        archive = _without_wrappers(selected)
+        archive = _selected(archive, prefix)
+        wrappers = _wrappers(archive.shapes)
+        archive, before = _behind(archive, wrappers), _dotted(prefix or "") + wrappers
         header = read_header(archive.metadata, archive.where)
         form: _tree.Form
         if header is not None:
@@ -121,7 +122,7 @@ def open_weights(
             try:
                 found = recognise(_relevant(archive.shapes), hints.image_sizes, _asked(image_size))
             except ValueError as error:
-                raise ValueError(f"In {archive.where}: {error}{_offer(selected.shapes, prefix)}") from None
+                raise ValueError(f"In {archive.where}: {error}{_offer(archive.shapes, before)}") from None
             name, layout, config = found.name, found.layout, hints.applied(found.config)
             form, image_sizes = "folded" if found.folded else "whole", found.image_sizes
         shapes = _tree.shapes(_tree.skeleton(config, form)[0])
@@ -129,7 +130,7 @@ def open_weights(
             kept = {path: Entry(shape, (path,), (shape,)) for path, shape in shapes.items()}
         else:
             kept = entries(layout, config, shapes)
-        _check_arrays(archive, name, config, kept)
+        _check_arrays(archive, name, config, kept, before)
         if len(image_sizes) > 1:
             _warn_of_guess(config, image_sizes, archive.where)
         weights = Weights(archive, config, kept, layout=name, form=form, header=header, companions=beside)
@@ -152,12 +153,15 @@ def _selected(archive: Archive, prefix: str | None) -> Archive:
         return archive
     if not isinstance(prefix, str):
         raise TypeError(f"`prefix` is {prefix!r}; expected the beginning of names, such as 'encoder.'.")
-    dotted = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-    for start in (archive.inside + dotted, dotted):
+    for start in (archive.inside + _dotted(prefix), _dotted(prefix)):
         selected = _behind(archive, start)
         if selected.shapes:
             return selected._replace(others={})
     raise ValueError(f"`prefix` is {prefix!r}, and no name in {archive.where} begins so.{_offer(archive.shapes)}")
+
+
+def _dotted(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
 
 
 def _behind(archive: Archive, prefix: str) -> Archive:
@@ -167,9 +171,9 @@ def _behind(archive: Archive, prefix: str) -> Archive:
     return archive._replace(shapes=chosen(archive.shapes), others=chosen(archive.others), read=read)
 
 
-def _offer(shapes: Mapping[str, Shape], prefix: str | None = None) -> str:
-    """The way out where the names of a LeViT are not the whole names."""
-    found = [f'`prefix="{prefix or ""}{found}"`' for found in prefixes(shapes)]
+def _offer(shapes: Mapping[str, Shape], before: str = "") -> str:
+    """The way out where the names of a LeViT are not the whole names, of which `before` is taken off already."""
+    found = [f'`prefix="{before}{found}"`' for found in prefixes(shapes)]
     return f" The names of a LeViT are there behind a prefix: pass {' or '.join(found)}." if found else ""
 
 
@@ -183,10 +187,10 @@ def _warn_of_guess(config: LeViTConfig, image_sizes: Sequence[tuple[int, int]], 
     )
 
 
-def _without_wrappers(archive: Archive) -> Archive:
-    """Takes off what `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
-    wrappers = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in archive.shapes}
-    return _behind(archive, wrappers.pop()) if len(wrappers) == 1 else archive
+def _wrappers(names: Iterable[str]) -> str:
+    """What `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
+    wrappers = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in names}
+    return wrappers.pop() if len(wrappers) == 1 else ""
 
 
 def _asked(image_size: Any) -> tuple[int, int] | None:
@@ -200,7 +204,9 @@ def _relevant(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
 
 
-def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept: Mapping[str, Entry]) -> None:
+def _check_arrays(
+    archive: Archive, name: LayoutName, config: LeViTConfig, kept: Mapping[str, Entry], before: str
+) -> None:
     expected = dict(pair for entry in kept.values() for pair in zip(entry.names, entry.shapes, strict=True))
     there = _relevant(archive.shapes)
     # A map of tokens may be kept as a 1x1 convolution.
@@ -218,7 +224,7 @@ def _check_arrays(archive: Archive, name: LayoutName, config: LeViTConfig, kept:
         raise ValueError(
             f"The arrays in {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
             f"`heads` {config.heads}, as header or most of them tell. "
-            f"{' '.join([*lists, *_strangers(unexpected, name)])}{_offer(archive.shapes)} Nothing was loaded."
+            f"{' '.join([*lists, *_strangers(unexpected, name)])}{_offer(archive.shapes, before)} Nothing was loaded."
         )
 
 

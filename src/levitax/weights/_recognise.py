@@ -77,8 +77,8 @@ def recognise(shapes: Shapes, image_sizes: Sequence[Size] = (), asked: Size | No
 def prefixes(shapes: Shapes) -> list[str]:
     """What precedes the names of each LeViT among other arrays, such as "encoder."; if several do, the shortest."""
     tables = [bias_name(layout, Place(0, ())) for layout in LAYOUTS.values()]
-    found = [[name.removesuffix(table) for table in tables if name.endswith(f".{table}")] for name in shapes]
-    return sorted({min(of_one, key=len) for of_one in found if of_one})
+    found = [[name.removesuffix(table) for table in tables if f".{name}".endswith(f".{table}")] for name in shapes]
+    return sorted({min(of_one, key=len) for of_one in found if of_one} - {""})
 
 
 def _layouts(shapes: Shapes) -> Iterator[tuple[LayoutName, Layout, bool]]:
