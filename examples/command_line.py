@@ -72,6 +72,14 @@ def picture_path(text: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, which replaces `path` at the end. Readers see the old file whole, or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield temporary
+    temporary.replace(path)
+
+
 class Size(argparse.Action):
     """One number, or height and width."""
 

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
     parser.add_argument("--out", type=picture_path, default="confusion.png", help="picture of the confusion")
     parser.add_argument(
-        "--logits", type=logits_path, metavar="FILE.npy", help="write the logits of the training pictures"
+        "--logits", type=logits_path, metavar="FILE.npy", help="write the logits of the training images"
     )
     arguments = parser.parse_args()
     with mistakes_in_a_line(parser):

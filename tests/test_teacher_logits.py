@@ -1,7 +1,7 @@
 """The file of a teacher's logits that the examples write and read."""
 
 import argparse
-import importlib.util
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,9 @@ import pytest
 from levitax.data import Batch, eval_batches
 
 
-spec = importlib.util.spec_from_file_location(
-    "teacher_logits", Path(__file__).parents[1] / "examples" / "teacher_logits.py"
-)
-assert spec is not None and spec.loader is not None
-teacher_logits: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(teacher_logits)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    teacher_logits: Any = importlib.import_module("teacher_logits")
 
 IMAGES, CLASSES = 6, 3
 LOGITS = np.random.default_rng(0).normal(0, 3, (IMAGES, CLASSES)).astype(np.float32)

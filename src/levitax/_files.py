@@ -10,8 +10,8 @@ from typing import Any
 def as_path(name: str, value: Any) -> Path:
     """`value` as a path on this machine, with `~` expanded, or an error that names `name`.
 
-    **Raises:** `TypeError` unless it is a `str` or `os.PathLike`; `ValueError` if it is empty or a URL, of which `Path`
-    would make a local folder such as `./gs:/bucket`.
+    **Raises:** `TypeError` unless it is a `str` or `os.PathLike`; `ValueError` if it is empty or a URL, which `Path`
+    would turn into a local folder such as `./gs:/bucket`.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):

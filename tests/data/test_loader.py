@@ -584,11 +584,11 @@ SCRIPT = """
 import sys
 {top}
 import numpy as np
-from levitax.data import Arrays, EvalTransform, eval_batches
+from levitax.data import Arrays, eval_batches, Preprocessing
 
 class Own:
     def __call__(self, image, rng):
-        return EvalTransform(image_size=(8, 8), crop_ratio=1.0)(image)
+        return Preprocessing(image_size=8, crop_ratio=1.0, mean=(0.5,), std=(0.5,)).resize(image)
 
 # More than fits in a pipe.
 split = Arrays(np.zeros((9000, 8, 8, 1), np.uint8), np.arange(9000) % 3)

@@ -165,6 +165,7 @@ def test_transformers_other_choices(published, size, tmp_path):
         ("timm", "config", {"pretrained_cfg": {"std": [0.2, math.nan, 0.2]}}, "`std` is .*nan"),
         ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "crop_mode": "squash"}}, "`crop_mode` is 'squash'"),
         ("timm", "config", {**TIMM, "label_names": ["cat", "dog"]}, "`class_names` 2 and the model 1000"),
+        ("timm", "config", {**TIMM, "label_names": {"0": "cat", "2": "dog"}}, r"numbered \[0, 2\]"),
         ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "input_size": [3, 99, 99]}}, r"`image_size` \(99"),
         ("transformers", "preprocessor_config", {"do_center_crop": False}, "`do_center_crop` is false"),
         ("transformers", "preprocessor_config", {"rescale_factor": 1 / 127.5}, "`rescale_factor` is"),

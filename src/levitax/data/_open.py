@@ -44,8 +44,8 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
     **Returns:** a [`levitax.data.DataSet`][]. Class folders are numbered in the order of their names.
 
     **Raises:** `FileNotFoundError` for what is not there or is empty; `OSError` for corrupt parquet files; `ValueError`
-    for a class without images, different classes in training and validation, labels that are no class numbers, columns
-    or folders of which several could be meant, missing parquet files of a series, nothing to validate with, and a URL;
+    for a class without images, different classes in training and validation, labels that are no class numbers, several
+    columns or folders that could be meant, missing parquet files of a series, nothing to validate with, and a URL;
     `ModuleNotFoundError` without the `datasets` package, which class folders do not need.
     """
     check_choice("channels", channels, (3, 1))

@@ -32,7 +32,7 @@ class Preprocessing:
     them.
 
     Called on an image, it resizes, crops the centre and normalises. The defaults are those of the paper's evaluation:
-    the shorter edge to 256 pixels, bicubic, of which the centre of 224x224; ImageNet's mean and standard deviation.
+    resize the shorter edge to 256 pixels, bicubic; keep the centre of 224x224; ImageNet's mean and standard deviation.
 
     ```python
     preprocessing = levitax.load_preprocessing("timm/levit_256.fb_dist_in1k")
@@ -230,9 +230,9 @@ def to_pillow(image: UInt8[np.ndarray, "height width channels"]):
     return pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
-def to_array(picture) -> UInt8[np.ndarray, "height width channels"]:
+def to_array(image) -> UInt8[np.ndarray, "height width channels"]:
     """The inverse of `to_pillow`."""
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

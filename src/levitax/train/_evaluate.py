@@ -234,7 +234,7 @@ def _as_logits(outputs: Any) -> Array:
 
 def _as_images(images: Any) -> Any:
     images = as_array("images", images)
-    way_out = "`levitax.train.normalise` makes them of pixels from 0 to 255."
+    way_out = "`levitax.data.Preprocessing.normalise` makes them of pixels from 0 to 255."
     check_form("images", images, {jnp.floating: ("batch", ...)}, way_out=way_out)
     check_not_empty("images", images)
     return images

@@ -90,7 +90,7 @@ def _check_images(images):
             "it before, and pass its logits."
         )
     images = as_array("images", images)
-    way_out = "Normalise pixels as the student's, with `levitax.train.normalise`."
+    way_out = "Normalise pixels as the student's, with `levitax.data.Preprocessing.normalise`."
     check_form("images", images, {jnp.floating: ("batch", "height", "width", "channels")}, way_out=way_out)
     check_not_empty("images", images)
 

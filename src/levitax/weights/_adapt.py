@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._config import LeViTConfig
-from ._recognise import ARCHITECTURE
+from ._recognise import differences
 from ._tree import Reader
 
 
@@ -15,7 +15,7 @@ def adapted(read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Reader) -> 
 
     **Raises:** `ValueError` if the two differ in more than images and heads.
     """
-    different = [name for name in ARCHITECTURE if getattr(old, name) != getattr(new, name)]
+    different = differences(old, new)
     if different:
         raise ValueError(
             "The weights are of a model of other sizes: "

@@ -8,6 +8,7 @@ from .._config import LeViTConfig
 from .._variants import VARIANTS
 from ..data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ._layouts import LayoutName
+from ._recognise import differences
 
 
 CONFIG = "config.json"
@@ -99,7 +100,9 @@ def _names(value: Any) -> list[str]:
     """Class names from a list, or from a dictionary with their numbers; none where they are placeholders."""
     if isinstance(value, Mapping):
         numbered = {int(number): name for number, name in value.items()}
-        value = [numbered[number] for number in sorted(numbered)] if _counts(numbered) else []
+        if sorted(numbered) != list(range(len(numbered))):
+            raise ValueError(f"the classes are numbered {sorted(numbered)[:8]} ...; expected all numbers from 0.")
+        value = [numbered[number] for number in range(len(numbered))]
     names = [str(name) for name in value or []]
     # transformers fills in for names that it does not know. ImageNet has two cranes and two maillots, which need their
     # numbers to be told apart.
@@ -109,12 +112,13 @@ def _names(value: Any) -> list[str]:
     return [f"{name} ({number})" if name in twice else name for number, name in enumerate(names)]
 
 
-def _counts(numbered: Mapping[int, Any]) -> bool:
-    return sorted(numbered) == list(range(len(numbered)))
-
-
 def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") -> dict[str, dict[str, Any]]:
-    names = [name for name, sizes in VARIANTS.items() if _same_sizes(LeViTConfig(**sizes), config)]
+    variants = {name: LeViTConfig(**sizes) for name, sizes in VARIANTS.items()}
+    names = [
+        name
+        for name, variant in variants.items()
+        if variant.activation == config.activation and not differences(variant, config)
+    ]
     name = names[0] if names else "levit_256"
     model_args: dict[str, Any] = {} if config.image_size == (224, 224) else {"img_size": list(config.image_size)}
     if config.in_channels != 3:
@@ -148,11 +152,6 @@ def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") ->
     if model_args:
         content["model_args"] = model_args
     return {CONFIG: content}
-
-
-def _same_sizes(variant: LeViTConfig, config: LeViTConfig) -> bool:
-    names = ("stages", "dim", "key_dim", "value_dim", "heads", "depth", "mlp_mult", "patch_size", "activation")
-    return all(getattr(variant, name) == getattr(config, name) for name in names)
 
 
 def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from ..data import Preprocessing
 from ..data._preprocessing import check_fits
 from ._layouts import LayoutName
 from ._open import open_weights, Source
-from ._recognise import ARCHITECTURE
+from ._recognise import differences
 
 
 # The variants for which there are published weights.
@@ -56,8 +56,8 @@ def load_preprocessing(
 
 def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preprocessing:
     published = [LeViTConfig(**VARIANTS[name]) for name in _PUBLISHED]
-    compared = (*ARCHITECTURE, "image_size", "in_channels", "num_classes")
-    if not any(all(getattr(one, name) == getattr(config, name) for name in compared) for one in published):
+    is_of_imagenet = (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
+    if not is_of_imagenet or all(differences(one, config) for one in published):
         raise ValueError(
             f"{where} does not say how its images are prepared, and is of no published variant for 1,000 classes and "
             "224x224 pixels. Pass what it was trained with: `levitax.data.Preprocessing(image_size=..., mean=..., "

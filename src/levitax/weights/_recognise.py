@@ -45,6 +45,11 @@ class Recognised(NamedTuple):
     image_sizes: Sequence[Size]
 
 
+def differences(one: LeViTConfig, other: LeViTConfig) -> list[str]:
+    """The keywords of the architecture in which two models differ."""
+    return [name for name in ARCHITECTURE if getattr(one, name) != getattr(other, name)]
+
+
 def recognise(shapes: Shapes, image_sizes: Sequence[Size] = (), asked: Size | None = None) -> Recognised:
     """The layout that the names belong to, and the model that the shapes make.
 
@@ -67,7 +72,7 @@ def recognise(shapes: Shapes, image_sizes: Sequence[Size] = (), asked: Size | No
     config = LeViTConfig(**sizes)
     for variant in VARIANTS.values():
         published = LeViTConfig(**variant)
-        if all(getattr(published, field) == getattr(config, field) for field in ARCHITECTURE):
+        if not differences(published, config):
             # Neither shows in the shapes.
             config = LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
             break
