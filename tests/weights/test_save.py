@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import equinox as eqx
 import jax
@@ -142,25 +141,25 @@ levitax.load(path)
 
 @pytest.mark.slow
 def test_two_processes_save_the_same_path(tmp_path):
-    path = tmp_path / "model.safetensors"
+    path, end = tmp_path / "model.safetensors", tmp_path / "end"
     code = """
-model, path, other = make(int(sys.argv[2])), Path(sys.argv[1]), Path(sys.argv[3])
-Path(sys.argv[4]).touch()
-while not other.exists():
-    pass
-for _ in range(60):
+model, path, end = make(int(sys.argv[2])), Path(sys.argv[1]), Path(sys.argv[3])
+while not end.exists():
     levitax.save(path, *model)
 """
-    ready = tmp_path / "ready.0", tmp_path / "ready.1"
-    processes = [run(code, path, seed, ready[1 - seed], ready[seed]) for seed in (0, 1)]
-    seen = set()
-    while any(process.poll() is None for process in processes):
-        if path.exists():
-            model, _ = load(path)
-            seen.add(float(model.stem.convolutions[0].weight[0, 0, 0, 0]))
-        time.sleep(0.01)
+    processes = [run(code, path, seed, end) for seed in (0, 1)]
+    try:
+        seen = set()
+        # Until both have written, which only a hung process delays.
+        while len(seen) < 2 and all(process.poll() is None for process in processes):
+            if path.exists():
+                seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
+        for _ in range(20):
+            seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
+    finally:
+        end.touch()
     assert [process.communicate()[1] for process in processes] == ["", ""]
     seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
     # Each time one of the two, whole.
     assert len(seen) == 2
-    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "ready.0", "ready.1"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "end"}
