@@ -135,7 +135,7 @@ def images() -> Callable[..., jax.Array]:
     """Draws a batch of images."""
 
     def images(*shape, seed=1):
-        return jax.random.normal(jax.random.key(seed), shape)
+        return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
     return images
 

@@ -18,11 +18,11 @@ class Noisy(eqx.Module):
 
     def __init__(self):
         self.norm = levitax.nn.BatchNorm(3)
-        self.calls = eqx.nn.StateIndex(jnp.array(0))
+        self.calls = eqx.nn.StateIndex(jnp.int32(0))
 
     def __call__(self, x, state, *, key=None):
         y, state = self.norm(x, state)
-        noise = jnp.zeros(x.shape) if key is None else jax.random.normal(key, x.shape)
+        noise = jnp.zeros_like(x) if key is None else jax.random.normal(key, x.shape, x.dtype)
         state = state.set(self.calls, state.get(self.calls) + 1)
         return {"sum": y + noise, "noise": noise}, state
 
@@ -30,14 +30,14 @@ class Noisy(eqx.Module):
 @pytest.fixture
 def model_and_state():
     model, state = eqx.nn.make_with_state(Noisy)()
-    running = levitax.nn.RunningStatistics(jnp.array([0.1, -0.7, 3.3]), jnp.array([0.3, 1.1, 7.0]))
+    running = levitax.nn.RunningStatistics(jnp.float32([0.1, -0.7, 3.3]), jnp.float32([0.3, 1.1, 7.0]))
     return model, state.set(model.norm.statistics, running)
 
 
 @pytest.fixture
 def x(images):
     # Groups of their own kind: statistics of one are not those of another.
-    return images(BATCH, 4, 3) * jnp.linspace(0.5, 3, BATCH)[:, None, None]
+    return images(BATCH, 4, 3) * jnp.linspace(0.5, 3, BATCH, dtype=jnp.float32)[:, None, None]
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ class Classifier(eqx.Module):
         backbone_key, linear_key = jax.random.split(key)
         self.backbone = backbone(key=backbone_key)
         self.norm = levitax.nn.BatchNorm(24)
-        self.linear = eqx.nn.Linear(24, 7, key=linear_key)
+        self.linear = eqx.nn.Linear(24, 7, dtype=jnp.float32, key=linear_key)
 
     def __call__(self, image, state, *, key=None):
         x, state = self.backbone(image, state, key=key)

@@ -31,7 +31,7 @@ class Normed(eqx.Module):
 
     def __init__(self, axis_name: Any = "batch", *, key):
         self.norm = levitax.nn.BatchNorm(8, axis_name=axis_name)
-        self.linear = eqx.nn.Linear(8, 5, key=key)
+        self.linear = eqx.nn.Linear(8, 5, dtype=jnp.float32, key=key)
 
     def __call__(self, x, state, *, key=None):
         del key
@@ -46,7 +46,7 @@ def made(key) -> tuple[Any, Any]:
 
 @pytest.fixture
 def batch(images):
-    return images(6, 8) * jnp.linspace(0.5, 3, 6)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
+    return images(6, 8) * jnp.linspace(0.5, 3, 6, dtype=jnp.float32)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
 
 
 def loss_and_gradient(model, state, batch):

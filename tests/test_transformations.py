@@ -81,7 +81,7 @@ def test_the_hessian_is_symmetric(randomise, images, key):
         logits, _ = levitax.batched(eqx.combine(unravel(point), static))(x, state)
         return cross_entropy(logits, labels)
 
-    u, v = jax.random.normal(key, (2, *point.shape))
+    u, v = jax.random.normal(key, (2, *point.shape), point.dtype)
     product = jax.jit(lambda vector: jax.jvp(jax.grad(loss), (point,), (vector,))[1])
     uhv, vhu = u @ product(v), v @ product(u)
     assert np.isfinite(uhv) and abs(uhv) > 1e-3
@@ -123,7 +123,7 @@ class Pair(eqx.Module):
     def __init__(self, *, key):
         keys = jax.random.split(key, 3)
         self.upright, self.flipped = (levitax.LeViT(**{**SMALL, "num_classes": 0}, key=key) for key in keys[:2])
-        self.linear = eqx.nn.Linear(32, 5, key=keys[2])
+        self.linear = eqx.nn.Linear(32, 5, dtype=jnp.float32, key=keys[2])
 
     def __call__(self, image, state, *, key=None):
         one, state = self.upright(image, state, key=key)

@@ -142,14 +142,14 @@ def _(bias: nn.AttentionBias, state: eqx.nn.State) -> nn.GatheredAttentionBias:
 def _(layer: nn.QueryKeyValue, state: eqx.nn.State) -> nn.QueryKeyValue:
     linear = _fold(layer.linear, state)
     is_query = jnp.arange(linear.weight.shape[0] // layer.heads) < layer.key_dim
-    scale = jnp.tile(jnp.where(is_query, layer.scale, 1.0), layer.heads)
+    scale = jnp.tile(jnp.where(is_query, layer.scale, 1.0).astype(linear.weight.dtype), layer.heads)
     return dataclasses.replace(layer, linear=_scale_rows(linear, scale), scale=1.0)
 
 
 @_fold.register
 def _(layer: nn.SubsampledQueryKeyValue, state: eqx.nn.State) -> nn.SubsampledQueryKeyValue:
     query = _fold(layer.query, state)
-    query = _scale_rows(query, jnp.full(query.weight.shape[0], layer.scale))
+    query = _scale_rows(query, jnp.full(query.weight.shape[0], layer.scale, query.weight.dtype))
     return dataclasses.replace(layer, query=query, key_value=_fold(layer.key_value, state), scale=1.0)
 
 

@@ -171,8 +171,10 @@ def softmax_by_another_name(x):
     return softmax_of_last_axis(x)
 
 
+HALF = np.float32(0.5)
+
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "literals": lambda x: jax.lax.max(jax.lax.mul(jax.lax.add(x, 0.3), 0.5), 0.1),
+    "literals": lambda x: jax.lax.max(jax.lax.mul(jax.lax.add(x, HALF), HALF), HALF / 5),
     "arithmetic": lambda x: (x - 1) / (jnp.abs(x) + 1) * -x + x**3 + jnp.sqrt(jnp.abs(x)) + x**2.0,
     "powers": lambda x: jnp.power(jnp.abs(x) + 0.1, x) + jax.lax.rsqrt(jnp.abs(x) + 1),
     "exponentials": lambda x: jnp.exp(x) + jnp.log(jnp.abs(x) + 1) + jnp.expm1(x) + jnp.log1p(jnp.abs(x)),
@@ -257,7 +259,7 @@ class Named(eqx.Module):
 
 
 def test_names_are_given_once(in_onnx_runtime, error, tmp_path):
-    module = Named(*jax.random.normal(jax.random.key(0), (5, 72)))
+    module = Named(*jax.random.normal(jax.random.key(0), (5, 72), jnp.float32))
     predict = levitax.fuse(module, eqx.nn.State(module))
     images = normal(3, 6, 4, 3)
     path = export.to_onnx(predict, tmp_path / "named.onnx", image_size=(6, 4))

@@ -165,7 +165,7 @@ class Own(eqx.Module):
 @pytest.mark.parametrize("batch", [2, None])
 def test_a_module_of_ones_own(batch, make, randomise, drawn, key, in_onnx_runtime, error, tmp_path):
     backbone, state = randomise(*make())
-    own = Own(backbone, jax.random.normal(key, (24,)), eqx.nn.Linear(24, 6, key=key))
+    own = Own(backbone, jax.random.normal(key, (24,), jnp.float32), eqx.nn.Linear(24, 6, dtype=jnp.float32, key=key))
     predict = levitax.fuse(own, state)
     images = drawn(levitax.fuse(backbone, state), 2)
     path = export.to_onnx(predict, tmp_path / "own.onnx", batch=batch, image_size=16)

@@ -18,7 +18,7 @@ MOMENTUM, EPS = 0.1, 1e-5
 def make(channels=3, *, weight=(0.5, -1.0, 2.0), bias=(0.1, 0.0, -3.0), **keywords):
     """A layer with a weight and a bias of its own, and its state."""
     layer, state = eqx.nn.make_with_state(BatchNorm)(channels, **keywords)
-    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (jnp.array(weight), jnp.array(bias))), state
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (jnp.float32(weight), jnp.float32(bias))), state
 
 
 def draw(*shape, offset=0.0, seed=0):
@@ -172,7 +172,7 @@ def test_a_single_value_has_no_variance():
 def trained():
     """A layer in inference whose statistics are not those of any batch."""
     layer, state = make(inference=True)
-    return layer, state.set(layer.statistics, RunningStatistics(jnp.array([0.3, -1, 2]), jnp.array([0.1, 2, 5])))
+    return layer, state.set(layer.statistics, RunningStatistics(jnp.float32([0.3, -1, 2]), jnp.float32([0.1, 2, 5])))
 
 
 def test_inference_uses_the_running_statistics_and_leaves_them(trained):

@@ -22,7 +22,7 @@ def plain(x, weight, stride):
 def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel, stride, images, key, error):
     x = images(height, width, 3)
     weight, x_tangent, weight_tangent = (
-        jax.random.normal(jax.random.fold_in(key, index), shape)
+        jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
         for index, shape in enumerate([(5, 3, kernel, kernel), x.shape, (5, 3, kernel, kernel)])
     )
 

@@ -37,7 +37,7 @@ def fresh(make) -> TrainState:
 def at(train_state: TrainState, step: int) -> TrainState:
     """The train state after so many steps, each of which has added 1 to the bias of the head."""
     where = lambda train_state: (train_state.step, train_state.model.head.classification.bias)
-    return eqx.tree_at(where, train_state, (jnp.int32(step), jnp.full(5, float(step))))
+    return eqx.tree_at(where, train_state, (jnp.int32(step), jnp.full(5, step, jnp.float32)))
 
 
 def save(folder: Path, train_state: TrainState, *steps: int, keep: int = 2, scores=None) -> None:

@@ -28,13 +28,13 @@ class Odd(eqx.Module):
     calls: eqx.nn.StateIndex[jax.Array]
 
     def __init__(self):
-        self.weight = jnp.array([1.0, 2.0, 3.0])
+        self.weight = jnp.float32([1.0, 2.0, 3.0])
         self.norm = levitax.nn.BatchNorm(3)
-        self.order = jnp.array([2, 0, 1])
+        self.order = jnp.int32([2, 0, 1])
         self.mask = jnp.array([True, False, True])
         self.flag = True
         self.rate = 0.5
-        self.calls = eqx.nn.StateIndex(jnp.array(0))
+        self.calls = eqx.nn.StateIndex(jnp.int32(0))
 
     def __call__(self, x, state, *, key=None):
         del key
@@ -85,7 +85,7 @@ def test_the_average_is_no_part_of_what_it_was_made_of(start, made, batches):
 def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
     train_state = start(ema=True)
     # Integers that an average would turn into others.
-    order = jnp.array([1, 2, 0])
+    order = jnp.int32([1, 2, 0])
     weights, means = [np.array([1.0, 2.0, 3.0])], [np.zeros(3)]
     average: Any = [weights[0], means[0]]
     for number, batch in enumerate(batches):

@@ -185,7 +185,7 @@ class Map(eqx.Module):
     calls: eqx.nn.StateIndex[jax.Array]
 
     def __init__(self, *, key):
-        self.linear = eqx.nn.Linear(3, 5, key=key)
+        self.linear = eqx.nn.Linear(3, 5, dtype=jnp.float32, key=key)
         self.dropout = eqx.nn.Dropout(0.5)
         self.calls = eqx.nn.StateIndex(jnp.array(0))
 
@@ -202,7 +202,7 @@ class Normed(eqx.Module):
 
     def __init__(self, *, key):
         self.norm = levitax.nn.BatchNorm(3)
-        self.linear = eqx.nn.Linear(3, 5, key=key)
+        self.linear = eqx.nn.Linear(3, 5, dtype=jnp.float32, key=key)
 
     def __call__(self, x, state, *, key=None):
         del key
@@ -213,7 +213,7 @@ class Normed(eqx.Module):
 @pytest.fixture
 def rows(images):
     """Six examples of three numbers each, every one of a kind of its own, and their labels."""
-    return images(6, 3) * jnp.linspace(0.5, 3, 6)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
+    return images(6, 3) * jnp.linspace(0.5, 3, 6, dtype=jnp.float32)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
 
 
 def make_small(kind, key):
@@ -408,7 +408,7 @@ def test_the_average_follows_its_recursion(rows, key):
     for number in range(5):
         train_state, _ = step(train_state, rows[0] + number, rows[1])
         expected = [0.7 * old + 0.3 * new for old, new in zip(expected, current(train_state), strict=True)]
-    ours = arrays(train_state.averaged())
+    ours = [np.asarray(array) for array in arrays(train_state.averaged())]
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     assert any(np.abs(one - other).max() > 0.01 for one, other in zip(ours, current(train_state), strict=True))

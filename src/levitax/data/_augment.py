@@ -27,17 +27,20 @@ def random_affine(
     - `fill`: what comes in from outside, a number or a scalar `()`.
     - `key`: draws all of them uniformly.
 
-    **Returns:** `(height, width, channels)`.
+    **Returns:** `(height, width, channels)` in the dtype of `image`.
     """
     height, width, _ = image.shape
     shift_key, angle_key, scale_key = jax.random.split(as_key(key), 3)
     shift = jax.random.uniform(shift_key, (2, 1, 1), jnp.float32, -max_shift, max_shift)
     angle = math.radians(1) * jax.random.uniform(angle_key, (), jnp.float32, -max_rotation, max_rotation)
     scale = 1 + jax.random.uniform(scale_key, (), jnp.float32, -max_scale, max_scale)
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
-    offset = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")) - centre
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], jnp.float32)[:, None, None]
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    offset = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij")) - centre
     rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     source = centre + shift + jnp.einsum("ij,jhw->ihw", rotation, offset) / scale
+    wide = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    source, fill = list(source.astype(wide.dtype)), jnp.asarray(fill, wide.dtype)
     # `map_coordinates` takes only a constant of the program as its own fill.
-    sample = lambda channel: fill + jax.scipy.ndimage.map_coordinates(channel - fill, list(source), order=1)
-    return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+    sample = lambda channel: fill + jax.scipy.ndimage.map_coordinates(channel - fill, source, order=1)
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(wide).astype(image.dtype)

@@ -175,7 +175,7 @@ def _check_fused(predict: Any) -> None:
     if dtypes:
         raise ValueError(
             f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, from which each runtime goes to "
-            'the precision that it is told to. Make or load the model with `dtype="float32"`.'
+            'the precision that it is told to. Make or load the model with `dtype="float32"`, and so your own layers.'
         )
 
 

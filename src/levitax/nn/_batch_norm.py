@@ -213,7 +213,7 @@ class BatchNorm(eqx.Module):
 
     def _count(self, x):
         """The number of values per channel in the batch."""
-        count = self._sum_over_batch(x.size // x.shape[-1])
+        count = int(self._sum_over_batch(x.size // x.shape[-1]))
         if count < 2:
             held = "one (one image, in a layer with one token, as the classifier's is)" if count else "none"
             raise ValueError(

@@ -38,5 +38,5 @@ class DropPath(eqx.Module):
         check_key("Drop path", self.rate, self.inference, key)
         if self.inference or self.rate == 0 or key is None:
             return x
-        keep = jax.random.bernoulli(key, 1 - self.rate)
+        keep = jax.random.bernoulli(key, jnp.float32(1 - self.rate))
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

@@ -39,13 +39,16 @@ def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int |
         def call(trained, arrays, batch, index, total, state):
             part = jax.tree.map(lambda array: _part(array, index, accumulate, together), batch)
             (value, state), gradient = value_and_grad(trained, eqx.combine(arrays, rest), state, *part)
-            return jax.tree.map(lambda total, new: total + new / accumulate, total, (value, gradient)), state
+            plus = lambda total, new: total + (new / accumulate).astype(total.dtype)
+            return jax.tree.map(plus, total, (value, gradient)), state
 
         return in_auto_mode(call, PartitionSpec(), trained, arrays, batch, index, total, state)
 
     # Compiled so that the zeros lie where the parameters do, on one device or on many. JAX 0.10 finds the devices of an
     # Explicit mesh by the parameters, so it must keep them though only their shapes are used.
-    zeros = jax.jit(lambda trained: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True)
+    zeros = jax.jit(
+        lambda trained: (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True
+    )
 
     def call(trained, model, state, *batch):
         _check(batch, accumulate, group_size)

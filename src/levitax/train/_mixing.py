@@ -66,7 +66,7 @@ def cutmix(
     low, high = jnp.clip(centre - box_size // 2, 0, size), jnp.clip(centre + (box_size + 1) // 2, 0, size)
     rows, columns = (_between(size, low[axis], high[axis]) for axis, size in enumerate(images.shape[1:3]))
     box = (rows[:, None] & columns[None, :])[None, :, :, None]
-    left = 1 - jnp.prod((high - low) / size)
+    left = 1 - jnp.prod((high - low).astype(jnp.float32) / size.astype(jnp.float32))
     left = jnp.where(is_inside & (lam >= 0), left, jnp.nan)
     images = jnp.where(jnp.isnan(left), jnp.nan, jnp.where(box, images[::-1], images))
     return images, jax.tree.map(lambda array: _blend(array, left), targets)
@@ -106,17 +106,21 @@ def mix(
         return images, targets
     mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(as_key(key), 5)
 
+    # In float32 also where JAX has 64 bits, so that a key draws the same.
+    draw = lambda key, alpha: jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+    happens = lambda key, probability: jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32))
+
     def fade():
-        return mixup(images, targets, jax.random.beta(mixup_key, mixup_alpha, mixup_alpha))
+        return mixup(images, targets, draw(mixup_key, mixup_alpha))
 
     def paste():
-        centre = jax.random.randint(centre_key, (2,), 0, jnp.array(images.shape[1:3]))
-        return cutmix(images, targets, jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha), centre)
+        centre = jax.random.randint(centre_key, (2,), 0, jnp.array(images.shape[1:3], jnp.int32), jnp.int32)
+        return cutmix(images, targets, draw(cutmix_key, cutmix_alpha), centre)
 
     # An alpha of 0 is no Beta distribution, so that what is left out is not even traced.
     kinds = [lambda: (images, targets), *([fade] if mixup_alpha else []), *([paste] if cutmix_alpha else [])]
-    pasting = jax.random.bernoulli(kind_key, switch_probability) & (len(kinds) == 3)
-    chosen = jnp.where(jax.random.bernoulli(mixes_key, probability), jnp.where(pasting, 2, 1), 0)
+    pasting = happens(kind_key, switch_probability) & (len(kinds) == 3)
+    chosen = jnp.where(happens(mixes_key, probability), jnp.where(pasting, 2, 1), 0)
     return jax.lax.switch(chosen, kinds)
 
 

@@ -82,8 +82,19 @@ def adamw(
     if not callable(learning_rate):
         learning_rate = as_number("learning_rate", learning_rate, 0, math.inf)
     weight_decay, eps = as_number("weight_decay", weight_decay, 0, math.inf), as_number("eps", eps, 0, math.inf)
-    optimizer = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask)
+    optimizer = promoting(optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask))
     return optimizer if clipping is None else optax.chain(adaptive_grad_clip(clipping), optimizer)
+
+
+def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optimizer` with JAX's standard promotion of dtypes, on which optax relies: its AdamW raises floats to the power
+    of an integer, an error with `jax_numpy_dtype_promotion="strict"`."""
+
+    def update(updates, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params, **extra)
+
+    return optimizer._replace(update=update)
 
 
 def warmup_cosine(
@@ -127,9 +138,10 @@ def warmup_cosine(
     check_schedule(epochs, warmup_epochs, by_epoch=as_flag("by_epoch", by_epoch), late=as_flag("late", late))
 
     def schedule(count):
-        epoch = jnp.asarray(count) / steps_per_epoch
-        if by_epoch:
-            epoch = jnp.asarray(count) // steps_per_epoch
+        count = jnp.asarray(count)
+        epoch = (
+            (count // steps_per_epoch).astype(jnp.float32) if by_epoch else count.astype(jnp.float32) / steps_per_epoch
+        )
         if late:
             epoch = jnp.maximum(epoch - 1, 0)
         line = warmup_learning_rate + epoch * ((learning_rate - warmup_learning_rate) / max(warmup_epochs, 1))

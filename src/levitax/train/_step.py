@@ -14,7 +14,7 @@ from ._accumulate import in_parts
 from ._compile import compile_update
 from ._loss import cross_entropy, Loss
 from ._mesh import in_auto, replicated
-from ._optimizer import Parameters, trainable
+from ._optimizer import Parameters, promoting, trainable
 from ._state import ema_part, TrainState
 from ._step_checks import check_batch, step_check
 
@@ -98,7 +98,8 @@ def make_step(
         return eqx.tree_at(lambda old: old.state, train_state, state), value, gradient
 
     def update(train_state, value, gradient):
-        updates, opt_state = optimizer.update(gradient, train_state.opt_state, parameters(train_state.model))
+        trained = parameters(train_state.model)
+        updates, opt_state = promoting(optimizer).update(gradient, train_state.opt_state, trained)
         model = eqx.apply_updates(train_state.model, updates)
         ema = train_state.ema
         if ema_decay is not None:
