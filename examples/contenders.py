@@ -334,5 +334,14 @@ def _openvino(case, path, packages, channels_last):
     precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    if (used := openvino_precision(compiled)) != precision:
+        raise Unavailable(f"computes in {used} on this processor, not in {precision}")
     images = batch_of(case, channels_last)[0]
     return Contender(lambda: compiled(images), packages)
+
+
+def openvino_precision(compiled: Any) -> str:
+    """The precision that OpenVINO computes in, except for the parts in 8 bits: f32, bf16 or f16. The hint is a wish: on
+    a processor without bfloat16, OpenVINO computes in f32."""
+    used = {node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()}
+    return next((half for half in ("bf16", "f16") if half in used), "f32")

@@ -9,8 +9,8 @@ What is written follows from the ending: .onnx for ONNX Runtime and others, .xml
 .stablehlo for JAX without levitax. Then images go through the model here and through the file, in each runtime that is
 installed and reads it: random ones, and with `--data`, a set as `train.py` takes it, real ones, 1,000 or as many of
 them as fill batches. The table says how far apart the results are (the largest difference over the largest result), how
-often the likeliest class is the same, how often it is right, and how many images a second. Beside OpenVINO stands what
-it computes in, but for the parts that are in 8 bits.
+often the likeliest class is the same, how often it is right, and how many images a second. OpenVINO's rows name the
+precision that it computes in, except for the parts in 8 bits.
 """
 
 import argparse
@@ -32,10 +32,11 @@ from command_line import (
     preprocessing_of,
     size_of,
 )
+from contenders import openvino_precision
 from levitax import data, export
 
 
-# With it, openvino forks a process at each call to tell its makers, which may deadlock beside the threads of JAX.
+# OpenVINO's telemetry forks a process at each call, which may deadlock with the threads of JAX.
 sys.modules["openvino_telemetry"] = cast(Any, None)
 
 try:
@@ -151,7 +152,10 @@ def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarra
     else:
         for precision in ("f32", "bf16"):
             compiled: Any = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-            yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
+            if (used := openvino_precision(compiled)) == precision:
+                yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
+            else:
+                print(f"OpenVINO computes in {used} on this processor, not in {precision}")
 
 
 def pixels_of(split: data.Split, count: int, preprocessing: data.Preprocessing) -> tuple[np.ndarray, np.ndarray]:

@@ -99,10 +99,11 @@ def test_products_of_eight_bits_cannot_saturate(eight_bits):
     [
         (np.zeros((64, 8, 8, 3), np.float32), r"`images` has shape \(64, 8, 8, 3\).*expected \(images, 16, 16, 3\)"),
         (np.zeros((64, 16, 16, 3), np.uint8), r"`images` has shape .* and dtype uint8; expected .* in float32"),
+        (np.full((64, 16, 16, 3), np.nan, np.float32), r"`images` has values that are not finite"),
         (np.zeros((31, 16, 16, 3), np.float32), r"`images` are 31; expected 32 or more"),
         (np.zeros((40, 16, 16, 3), np.float32), r"`images` are 40; expected 64 or more"),
     ],
-    ids=("shape", "dtype", "few", "less than a batch"),
+    ids=("shape", "dtype", "not finite", "few", "less than a batch"),
 )
 def test_calibration_images_that_do_not_fit(images, message, fused, unchecked, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -45,8 +45,8 @@ def to_openvino_int8(
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, fewer
-    than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
+    **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, not
+    finite, fewer than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
     """
     path = check_xml(path)
     openvino = require_quiet("openvino", "`levitax.export.to_openvino_int8`")
@@ -58,6 +58,8 @@ def to_openvino_int8(
             f"`images` has shape {images.shape} and dtype {images.dtype.name}; expected (images, "
             f"{', '.join(map(str, served.shape))}) in {served.dtype.name}, as the exported model takes them."
         )
+    if not np.isfinite(images).all():
+        raise ValueError("`images` has values that are not finite; expected finite ones to measure ranges of.")
     size = 1 if batch is None else as_integer("batch", batch)
     if len(images) < (fewest := max(FEWEST, size)):
         raise ValueError(f"`images` are {len(images)}; expected {fewest} or more to measure the ranges of activations.")
