@@ -26,6 +26,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -259,6 +260,12 @@ def make_teacher(source: str | None, student: Preprocessing) -> Callable[[Any], 
         return lambda images: teach(renormalised(images, student, expected))
     predict, preprocessing = levitax.fuse(*levitax.load(source)), levitax.load_preprocessing(source)
     names = preprocessing.class_names
+    if not names:
+        warnings.warn(
+            "The teacher's weights name no classes, so they are taken in the order of the data's. Save them with "
+            "`preprocessing=` to have them matched by name.",
+            stacklevel=2,
+        )
     columns = match_classes(student.class_names, names) if names else slice(None)
     teach = eqx.filter_jit(lambda images: jax.vmap(predict)(renormalised(images, student, preprocessing))[:, columns])
     return teach

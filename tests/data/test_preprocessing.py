@@ -157,6 +157,16 @@ def test_bad_fields(keywords, kind, message, unchecked):
         Preprocessing(**keywords)
 
 
+@pytest.mark.parametrize("array", (np.asarray, jnp.asarray), ids=("numpy", "jax"))
+def test_pixels_that_have_been_divided_before(array, image):
+    normalise, pixels = Preprocessing().normalise, image(9, 8, 3)
+    with pytest.warns(UserWarning, match="fractions between 0 and 1; expected pixels from 0 to 255.*divided by 255"):
+        normalise(array(pixels / np.float32(255)))
+    # Sound ones: floats up to 255, and images that are black but for a level.
+    normalise(array(pixels, np.float32))
+    normalise(array(pixels // 255, np.float32))
+
+
 @pytest.mark.parametrize("shape", ((9, 9), (9, 9, 4), (9, 9, 1), (1, 9, 9, 3)))
 def test_arrays_that_are_no_image(shape, unchecked):
     with pytest.raises(ValueError, match=r"`image` has shape .*; expected \(height, width, 3\)"):

@@ -52,6 +52,12 @@ def expected(pixels):
     return (np.asarray(pixels, np.float64) / 255 - MEAN) / STD
 
 
+@pytest.mark.parametrize("dtype", ("float32", "int32", "bool"))
+def test_pixels_are_bytes(dtype, pixels, targets, key, unchecked):
+    with pytest.raises(TypeError, match=f"`images` have dtype {dtype}; expected uint8, pixels from 0 to 255"):
+        run(pixels.astype(dtype), targets, key)
+
+
 def test_without_anything_random_images_are_normalised(pixels, targets, key):
     images, same = run(pixels, targets, key)
     assert images.dtype == jnp.float32
@@ -70,7 +76,7 @@ def test_images_may_be_grey(changes, pixels, targets, key):
 
 def share_changed(images, pixels):
     """Of each image's pixels, the part that normalising alone would not have made."""
-    return (np.abs(images - expected(pixels)) > 1e-3).any(-1).mean((1, 2))
+    return (np.abs(np.asarray(images) - expected(pixels)) > 1e-3).any(-1).mean((1, 2))
 
 
 MOVES: dict[str, float] = {"max_shift": 3.0, "max_rotation": 90.0, "max_scale": 0.5}
@@ -86,6 +92,7 @@ def test_each_image_is_moved_by_a_draw_of_its_own(name, targets, key):
     assert len(np.unique(np.asarray(images).reshape(8, -1), axis=0)) == 8
     # Between black and white everywhere, also where it came in from outside.
     black, white = (np.asarray(expected(np.full((1, 1, 1, 3), value))) for value in (0, 255))
+    images = np.asarray(images)
     assert (images >= black - 1e-4).all() and (images <= white + 1e-4).all()
 
 
@@ -112,7 +119,7 @@ def test_erased_is_before_mixing(pixels, targets, key):
     # Noise is faded into the other image with the rest.
     erased, _ = run(pixels, targets, key, erase_probability=1.0)
     mixed, blended = run(pixels, targets, key, erase_probability=1.0, mixup=0.8)
-    share = blended[0, 0]
+    erased, mixed, share = np.asarray(erased), np.asarray(mixed), float(blended[0, 0])
     assert 0.01 < share < 0.99
     np.testing.assert_allclose(mixed, share * erased + (1 - share) * erased[::-1], rtol=1e-4, atol=1e-5)
 
@@ -199,7 +206,7 @@ def test_images_that_are_mixed_have_their_statistics_together(key):
     mixed = {tuple(np.flatnonzero(row)) for row in np.asarray(blended)}
     assert len(mixed) == 4
     sums = []
-    model, state = eqx.nn.make_with_state(GroupSum)(jnp.ones(()))
+    model, state = eqx.nn.make_with_state(GroupSum)(jnp.ones((), jnp.float32))
     optimizer = optax.sgd(0.0)
 
     def loss(outputs, targets):

@@ -1,11 +1,13 @@
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, get_args, Literal, overload, TypeAlias
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, UInt8
 
 from .._checks import as_integers, check_choice
@@ -159,13 +161,16 @@ class Preprocessing:
 
         **Returns:** `(..., channels)` in float32.
 
-        **Raises:** `ValueError` for another number of channels.
+        **Raises:** `ValueError` for another number of channels. Warns of fractions between 0 and 1 only, where values
+        can be seen: such pixels have been divided by 255 before.
         """
         if images.shape[-1:] != (self.channels,):
             raise ValueError(
                 f"`images` has shape {images.shape}; expected {self.channels} channels on the last axis, as `mean` "
                 f"and `std` have numbers: {self.mean}, {self.std}."
             )
+        if images.dtype != np.uint8 and not isinstance(images, Tracer):
+            _warn_of_fractions(np.asarray(images, np.float32))
         mean, std = (
             np.asarray(values, np.float32).reshape((1,) * (images.ndim - 1) + (-1,)) for values in (self.mean, self.std)
         )
@@ -192,6 +197,15 @@ class Preprocessing:
         if not isinstance(fields, Mapping) or fields.keys() != names:
             raise ValueError(f"`fields` is {fields!r}; expected a dictionary of {', '.join(sorted(names))}.")
         return cls(**fields)
+
+
+def _warn_of_fractions(pixels: Float[np.ndarray, "..."]) -> None:
+    if pixels.size and 0 <= pixels.min() and pixels.max() <= 1 and (pixels % 1).any():
+        warnings.warn(
+            "All pixels are fractions between 0 and 1; expected pixels from 0 to 255. If they have been divided by "
+            "255, pass them as they were before.",
+            stacklevel=3,
+        )
 
 
 def check_fits(preprocessing: Preprocessing, *, image_size: tuple[int, int], channels: int, num_classes: int) -> None:

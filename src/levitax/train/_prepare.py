@@ -35,8 +35,11 @@ def prepare(
 
     **Returns:** images `(batch, height, width, channels)` in float32, and targets `(batch, ...)`.
 
-    **Raises:** `ValueError` if `group_size` does not divide the batch, or `preprocessing` is for other channels.
+    **Raises:** `TypeError` for images of another dtype than uint8; `ValueError` if `group_size` does not divide the
+    batch, or `preprocessing` is for other channels.
     """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"`images` have dtype {images.dtype}; expected uint8, pixels from 0 to 255.")
     affine_key, erase_key, mix_key = jax.random.split(as_key(key), 3)
     pixels = images.astype(jnp.float32)
     if recipe.max_shift or recipe.max_rotation or recipe.max_scale:
