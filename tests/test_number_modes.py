@@ -25,6 +25,8 @@ RECIPE = replace(
     distillation="none",
     warmup_epochs=1,
     warmup_learning_rate=1e-2,
+    # Where a gradient is rounding alone, AdamW would otherwise take its sign.
+    eps=1e-2,
     group_size=4,
     ema_decay=0.9,
 )
@@ -46,7 +48,7 @@ def set_modes():
 
 def trained(make):
     """The images and targets of three steps of training, and what the steps make of a model."""
-    model, state = make(image_size=8, stages=1, dim=16, heads=1, drop_path=0.5)
+    model, state = make(image_size=8, stages=1, dim=16, heads=1, drop_path=0.5, activation="silu")
     optimizer = RECIPE.optimizer(2)
     train_state = TrainState(model, state, optimizer, ema=True, key=jax.random.key(0))
     step = make_step(
@@ -64,6 +66,7 @@ def trained(make):
     return seen, predict, jax.jit(jax.vmap(predict))(seen[-1][0][0])
 
 
+@pytest.mark.slow
 def test_wide_numbers_and_strict_promotion_train_as_the_defaults(make, set_modes):
     set_modes(False, "standard")
     expected = jax.tree.map(np.asarray, trained(make))
@@ -72,4 +75,4 @@ def test_wide_numbers_and_strict_promotion_train_as_the_defaults(make, set_modes
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -49,11 +50,16 @@ def batch(images):
     return images(6, 8) * jnp.linspace(0.5, 3, 6, dtype=jnp.float32)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
 
 
-def loss_and_gradient(model, state, batch):
+def mapped_by_hand(model):
+    one = lambda x, state: model(x, state)
+    return jax.vmap(one, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+
+
+def loss_and_gradient(model, state, batch, over_batch=levitax.batched):
     """Also what one's own step computes: loss, new statistics, gradient."""
 
     def compute_loss(model):
-        logits, new = levitax.batched(model)(batch[0], state)
+        logits, new = over_batch(model)(batch[0], state)
         return cross_entropy(logits, batch[1]), new
 
     (loss, new), gradient = eqx.filter_value_and_grad(compute_loss, has_aux=True)(model)
@@ -96,12 +102,19 @@ def with_the_batch_alone_on_an_explicit_mesh(model, state, batch):
     return only_arrays(eqx.filter_jit(loss_and_gradient)(model, state, put(batch, SPREAD)))
 
 
+def mapped_by_hand_on_an_explicit_mesh(model, state, batch):
+    whole = lambda tree: eqx.combine(put(only_arrays(tree), WHOLE), tree)
+    run = eqx.filter_jit(partial(loss_and_gradient, over_batch=mapped_by_hand))
+    return only_arrays(run(whole(model), whole(state), put(batch, SPREAD)))
+
+
 MODES: list[Callable[..., Any]] = [
     by_pmap,
     by_pmap_with_arguments,
     by_shard_map,
     on_an_explicit_mesh,
     with_the_batch_alone_on_an_explicit_mesh,
+    mapped_by_hand_on_an_explicit_mesh,
 ]
 
 

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_positive, check_state
+from .._explicit import explicit_mesh
 from ._remat import keep
 
 
@@ -226,6 +227,9 @@ class BatchNorm(eqx.Module):
         if self.axis_name is None:
             return values
         try:
+            if explicit_mesh(values):
+                # JAX 0.12.0 cannot lower a `psum` over an axis of `jax.vmap` on such a mesh.
+                return jax.tree.map(lambda array: lax.all_gather(array, self.axis_name).sum(0), values)
             return lax.psum(values, self.axis_name)
         except NameError:
             raise ValueError(
