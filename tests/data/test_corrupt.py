@@ -22,10 +22,14 @@ OPTIONS = {
     "TGA": [{}, {"compression": "tga_rle"}],
     "TIFF": [
         {"compression": name, "tiffinfo": {274: 6}}
-        for name in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "group3", "group4", "lzma", "zstd")
+        for name in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "group3", "group4", "lzma")
     ],
     "WEBP": [{}, {"lossless": True}, {"save_all": True}],
 }
+
+
+# Compressions of TIFF that take some modes only. Where they fail, Pillow before 13 frees memory twice.
+MODES = {"jpeg": ("L", "RGB", "CMYK", "YCbCr"), "group3": ("1",), "group4": ("1",)}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,8 @@ def sound():
     for form in sorted({*Image.SAVE, "MPO"}):
         for image in images:
             for options in OPTIONS.get(form, [{}]):
+                if image.mode not in MODES.get(options.get("compression", ""), (image.mode,)):
+                    continue
                 file = io.BytesIO()
                 try:
                     image.save(file, form, **options)
