@@ -1,6 +1,7 @@
 """JAX's 64-bit mode and strict promotion of dtypes, in which every other test runs too."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,8 @@ def trained(make):
     model, state = make(image_size=8, stages=1, dim=16, heads=1, drop_path=0.5, activation="silu")
     optimizer = RECIPE.optimizer(2)
     train_state = TrainState(model, state, optimizer, ema=True, key=jax.random.key(0))
-    step = make_step(
-        optimizer, RECIPE.loss(), accumulate=2, group_size=RECIPE.group_size // 2, ema_decay=RECIPE.ema_decay
-    )
-    run = jax.jit(lambda *batch, key: prepare(*batch, RECIPE, preprocessing=Preprocessing(), key=key))
+    step = make_step(optimizer, RECIPE.loss(), accumulate=2, group_size=2, ema_decay=RECIPE.ema_decay)
+    run = jax.jit(partial(prepare, recipe=RECIPE, preprocessing=Preprocessing()))
     rng = np.random.default_rng(0)
     seen = []
     for number in range(3):

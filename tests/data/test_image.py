@@ -140,6 +140,17 @@ def test_corrupt_files(picture, written, tmp_path):
         read_image(tmp_path)
 
 
+def test_paths(picture, written, tmp_path, monkeypatch, unchecked):
+    written(Image.fromarray(picture), "x.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert np.array_equal(read_image("~/x.png"), picture)
+    with pytest.raises(ValueError, match=r"`path` is 'https:.*', a URL"):
+        read_image("https://host/x.png")
+    # Of an open file.
+    with pytest.raises(TypeError, match="`path` is of type `int`; expected a path"):
+        read_image(0)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from .._checks import check_choice
 from .._extras import extra, require
+from .._files import as_path
 from ._exif import find_orientation, split_exif, turn_upright
 from ._samples import describe_samples, Samples
 
@@ -53,8 +54,8 @@ def read_image(
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
 
     **Raises:** `OSError` with the name and the reason if the file cannot be opened, is corrupt or not an image, has
-    negative samples, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError` for other `channels`;
-    `ModuleNotFoundError` without Pillow.
+    negative samples, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError` for other `channels`
+    and for a URL, `TypeError` for what is none of these; `ModuleNotFoundError` without Pillow.
     """
     check_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
@@ -83,12 +84,12 @@ def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
         if path.seekable():
             path.seek(0)
         return path.read()
+    path = as_path("path", path)
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return path.read_bytes()
     except OSError as error:
         # An error of reading, unlike one of opening, does not name the file.
-        error.filename = error.filename or os.fspath(path)
+        error.filename = error.filename or str(path)
         raise
 
 
