@@ -158,10 +158,13 @@ def test_bad_fields(keywords, kind, message, unchecked):
 
 
 @pytest.mark.parametrize("array", (np.asarray, jnp.asarray), ids=("numpy", "jax"))
-def test_pixels_that_have_been_divided_before(array, image):
+def test_values_that_are_no_pixels(array, image, unchecked):
     normalise, pixels = Preprocessing().normalise, image(9, 8, 3)
-    with pytest.warns(UserWarning, match="fractions between 0 and 1; expected pixels from 0 to 255.*divided by 255"):
+    with pytest.warns(UserWarning, match="values from 0.* to .*; expected pixels from 0 to 255.*divided by 255"):
         normalise(array(pixels / np.float32(255)))
+    for other in (normalise(array(pixels)), 257 * array(pixels, np.int32), array(pixels, np.float32) * np.nan):
+        with pytest.warns(UserWarning, match="`images` have values from .* to .*; expected pixels from 0 to 255"):
+            normalise(other)
     # Sound ones: floats up to 255, and images that are black but for a level.
     normalise(array(pixels, np.float32))
     normalise(array(pixels // 255, np.float32))

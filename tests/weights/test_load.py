@@ -196,8 +196,16 @@ def test_a_keyword_that_does_not_exist(file):
 def test_numbers_too_large_for_float32_are_not_finite(trained):
     arrays = state_dict(*trained, layout="timm")
     arrays["head.linear.bias"] = np.full(5, 1e39)
-    with pytest.raises(ValueError, match=r"NaN or infinite, in head\.linear\.bias"):
+    with pytest.raises(ValueError, match=r"NaN or infinite, or negative variances, in head\.linear\.bias"):
         load(arrays, image_size=16)
+
+
+def test_a_negative_variance_makes_nan(trained):
+    arrays = state_dict(*trained, layout="timm")
+    arrays["head.bn.running_var"] = -arrays["head.bn.running_var"]
+    with pytest.raises(ValueError, match=r"negative variances, in head\.bn\.running_var"):
+        load(arrays, image_size=16)
+    load(arrays, image_size=16, allow_nonfinite=True)
 
 
 def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomise, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,62 @@ def test_what_else_is_in_the_json_stays(save, tmp_path):
     content = json.loads(config.read_text())
     assert content["license"] == "apache-2.0" and content["num_classes"] == 5
     assert content["label_names"] == list("abcde") and content["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("second", ("timm", "transformers"))
+def test_what_described_the_weights_before_goes(save, second, tmp_path):
+    first = {"timm": "transformers", "transformers": "timm"}[second]
+    save(first, IN_TRANSFORMERS)
+    shutil.copytree(tmp_path / first, tmp_path / second)
+    unnamed = dataclasses.replace(IN_TRANSFORMERS, mean=(0.7, 0.7, 0.7), class_names=())
+    path, expected = save(second, unnamed)
+    save_file(load_file(path), path)
+    assert levitax.load_preprocessing(path) == dataclasses.replace(expected, crop_offset=OFFSETS[second])
+    content = json.loads(path.with_name("config.json").read_text())
+    assert ("model_type" in content) == (second == "transformers") and "label_names" not in content
+
+
+OFFSETS: Any = {"timm": "round", "transformers": "floor"}
+
+
+def test_a_file_that_does_not_say_it_replaces_one_that_did(save):
+    path, _ = save("timm")
+    save("timm", preprocessing=None)
+    with pytest.raises(ValueError, match="does not say how its images are prepared"):
+        levitax.load_preprocessing(path)
+
+
+@pytest.mark.parametrize("layout", ("timm", "timm_conv"))
+@pytest.mark.parametrize("activation", ("silu", "gelu", "relu", "hard_swish"))
+def test_the_activation_is_in_timms_json(save, layout, activation):
+    path, _ = save(layout, activation=activation)
+    save_file(load_file(path), path)
+    assert levitax.load(path)[0].config.activation == activation
+    config = path.with_name("config.json")
+    config.write_text(config.read_text().replace(f'"act_layer": "{activation}"', '"act_layer": "mish"'))
+    with pytest.raises(ValueError, match="has the `act_layer` 'mish'; expected one of hard_swish"):
+        levitax.load(path)
+    # A published architecture that timm gives another one than the sizes do.
+    config.write_text(json.dumps({"architecture": "levit_256d"}))
+    assert levitax.load(path)[0].config.activation == "silu"
+
+
+@pytest.mark.parametrize(
+    ("layout", "overrides", "message"),
+    [
+        ("timm", {"image_size": (72, 64)}, r"timm cannot describe a LeViT of `image_size` \(72, 64\)"),
+        ("timm", {"mlp_mult": 3}, r"`mlp_mult` \(3, 3, 3\)"),
+        ("timm", {"key_dim": (8, 8, 16)}, r"`key_dim` \(8, 8, 16\)"),
+        ("transformers", {"stages": 2, "dim": (16, 24), "heads": (1, 2), "depth": (1, 1)}, "`stages` 2"),
+        ("transformers", {"value_dim": 12}, r"`value_dim` \(12, 12, 12\)"),
+        ("transformers", {"subsample_value_ratio": 2}, r"`subsample_value_ratio` \(2, 2\)"),
+    ],
+    ids=str,
+)
+def test_models_that_no_json_of_theirs_describes(save, layout, overrides, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save(layout, IN_TRANSFORMERS, **overrides)
+    assert list((tmp_path / layout).iterdir()) == []
 
 
 def test_other_layouts_and_names_get_no_json(save, make, tmp_path):
@@ -164,13 +221,36 @@ def test_transformers_other_choices(published, size, tmp_path):
         ("timm", "config", {"pretrained_cfg": {"mean": [123.7, 116.3, 103.5]}}, "`mean` is .*up to 255"),
         ("timm", "config", {"pretrained_cfg": {"std": [0.2, math.nan, 0.2]}}, "`std` is .*nan"),
         ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "crop_mode": "squash"}}, "`crop_mode` is 'squash'"),
-        ("timm", "config", {**TIMM, "label_names": ["cat", "dog"]}, "`class_names` 2 and the model 1000"),
-        ("timm", "config", {**TIMM, "label_names": {"0": "cat", "2": "dog"}}, r"numbered \[0, 2\]"),
+        (
+            "timm",
+            "config",
+            {**TIMM, "label_names": ["cat", "dog"]},
+            "`class_names` 2 and the model 1000.*Correct the JSON",
+        ),
+        ("timm", "config", {**TIMM, "label_names": {"0": "cat", "2": "dog"}}, "`label_names` has classes by 0, 2"),
         ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "input_size": [3, 99, 99]}}, r"`image_size` \(99"),
-        ("transformers", "preprocessor_config", {"do_center_crop": False}, "`do_center_crop` is false"),
+        ("transformers", "preprocessor_config", {"do_center_crop": False}, "`do_center_crop` is False; expected true"),
         ("transformers", "preprocessor_config", {"rescale_factor": 1 / 127.5}, "`rescale_factor` is"),
-        ("transformers", "preprocessor_config", {"size": {"height": 224, "width": 224}}, "aspect ratio"),
+        ("transformers", "preprocessor_config", {"size": {"height": 224, "width": 224}}, "with 'shortest_edge'"),
         ("transformers", "preprocessor_config", {"crop_size": {"height": 224, "width": 192}}, "expected a square"),
+        ("transformers", "preprocessor_config", {"crop_size": {"shortest_edge": 224}}, "with 'height', 'width'"),
+        ("transformers", "preprocessor_config", {"image_processor_type": "CLIPImageProcessor"}, "'LevitImageProcess"),
+        ("transformers", "preprocessor_config", {"do_flip_channel_order": True}, "`do_flip_channel_order` is True"),
+        ("transformers", "preprocessor_config", {"do_normalize": "false"}, "`do_normalize` is 'false'; expected true"),
+        ("transformers", "preprocessor_config", {"resample": 7}, "`resample` is 7; expected a filter of Pillow"),
+        ("transformers", "preprocessor_config", {"size": 0}, "`size` is 0; expected one positive integer"),
+        ("transformers", "preprocessor_config", {"size": {"shortest_edge": math.inf}}, "`size` is .*inf.*; expected"),
+        ("timm", "config", {**TIMM, "label_names": "cat"}, "`label_names` is 'cat'; expected a list"),
+        ("timm", "config", {**TIMM, "label_names": [None] * 1000}, r"`label_names` is \[None.*; expected a list"),
+        ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "input_size": 224}}, "`input_size` is 224; expected"),
+        ("timm", "config", {"pretrained_cfg": {"mean": "101"}}, "`mean` is '101'; expected a list of numbers"),
+        (
+            "timm",
+            "config",
+            {"pretrained_cfg": {"mean": [0.5] * 3, "crop_pct": 0}},
+            "`crop_pct` is 0; expected a number above 0",
+        ),
+        ("timm", "config", {"pretrained_cfg": {"mean": [0.5] * 3, "crop_pct": 10**400}}, "`crop_pct` is 1000.*; expec"),
     ],
     ids=str,
 )

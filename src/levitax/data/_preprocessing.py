@@ -21,6 +21,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The standard deviation of ImageNet's pixels in [0, 1]; red, green and blue."""
 
+# Images are resized to as many times their size.
+_SMALLEST_RATIO = 0.05
+
 Pixels: TypeAlias = UInt8[Array, "*batch channels"] | Float[Array, "*batch channels"]
 NumpyPixels: TypeAlias = UInt8[np.ndarray, "*batch channels"] | Float[np.ndarray, "*batch channels"]
 
@@ -161,8 +164,8 @@ class Preprocessing:
 
         **Returns:** `(..., channels)` in float32.
 
-        **Raises:** `ValueError` for another number of channels. Warns of fractions between 0 and 1 only, where values
-        can be seen: such pixels have been divided by 255 before.
+        **Raises:** `ValueError` for another number of channels. Warns, where values can be seen, of values outside 0 to
+        255 and of fractions up to 1 alone: such images have been normalised or divided by 255 before.
         """
         if images.shape[-1:] != (self.channels,):
             raise ValueError(
@@ -170,7 +173,7 @@ class Preprocessing:
                 f"and `std` have numbers: {self.mean}, {self.std}."
             )
         if images.dtype != np.uint8 and not isinstance(images, Tracer):
-            _warn_of_fractions(np.asarray(images, np.float32))
+            _warn_of_range(np.asarray(images, np.float32))
         mean, std = (
             np.asarray(values, np.float32).reshape((1,) * (images.ndim - 1) + (-1,)) for values in (self.mean, self.std)
         )
@@ -199,11 +202,12 @@ class Preprocessing:
         return cls(**fields)
 
 
-def _warn_of_fractions(pixels: Float[np.ndarray, "..."]) -> None:
-    if pixels.size and 0 <= pixels.min() and pixels.max() <= 1 and (pixels % 1).any():
+def _warn_of_range(pixels: Float[np.ndarray, "..."]) -> None:
+    low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
+    if not (low >= 0 and high <= 255) or (high <= 1 and (pixels % 1).any()):
         warnings.warn(
-            "All pixels are fractions between 0 and 1; expected pixels from 0 to 255. If they have been divided by "
-            "255, pass them as they were before.",
+            f"`images` have values from {low:.4g} to {high:.4g}; expected pixels from 0 to 255. If they have been "
+            "divided by 255 or normalised, pass them as they were before.",
             stacklevel=3,
         )
 
@@ -214,7 +218,17 @@ def check_fits(preprocessing: Preprocessing, *, image_size: tuple[int, int], cha
         raise TypeError(
             f"`preprocessing` is of type `{type(preprocessing).__name__}`; expected a `levitax.data.Preprocessing`."
         )
-    differences = [
+    if wrong := misfits(preprocessing, image_size=image_size, channels=channels, num_classes=num_classes):
+        raise ValueError(
+            f"`preprocessing` has {', '.join(wrong)}. Give it the model's with "
+            "`dataclasses.replace(preprocessing, image_size=model.config.image_size, class_names=...)`; `mean` and "
+            "`std` have one number for each channel."
+        )
+
+
+def misfits(preprocessing: Preprocessing, *, image_size: tuple[int, int], channels: int, num_classes: int) -> list[str]:
+    """What a preprocessing and a model of these sizes differ in, each with both values."""
+    return [
         f"`{name}` {ours} and the model {theirs}"
         for name, ours, theirs in (
             ("image_size", preprocessing.image_size, image_size),
@@ -223,11 +237,6 @@ def check_fits(preprocessing: Preprocessing, *, image_size: tuple[int, int], cha
         )
         if ours != theirs
     ]
-    if differences:
-        raise ValueError(
-            f"`preprocessing` has {', '.join(differences)}. Give it the model's with "
-            "`dataclasses.replace(preprocessing, image_size=model.config.image_size, class_names=...)`."
-        )
 
 
 def grey(preprocessing: Preprocessing) -> Preprocessing:
@@ -252,8 +261,10 @@ def to_array(image) -> UInt8[np.ndarray, "height width channels"]:
 
 def _checked_ratio(value: Any) -> float:
     ratio = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 < ratio <= 1:
-        raise ValueError(f"`crop_ratio` is {value!r}; expected a number in (0, 1], where 1 leaves no margin.")
+    if not _SMALLEST_RATIO <= ratio <= 1:
+        raise ValueError(
+            f"`crop_ratio` is {value!r}; expected a number from {_SMALLEST_RATIO} to 1, where 1 leaves no margin."
+        )
     return ratio
 
 

@@ -17,6 +17,14 @@ PROCESSOR = "preprocessor_config.json"
 # What Pillow, and so transformers, calls its filters.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
+# The entries of both libraries' `config.json`: where one writes it, those of the other are of a model that is gone.
+_OWN = (
+    *("architecture", "model_args", "pretrained_cfg", "label_names", "num_classes", "num_features", "global_pool"),
+    *("model_type", "architectures", "image_size", "num_channels", "kernel_size", "stride", "padding", "patch_size"),
+    *("hidden_sizes", "num_attention_heads", "depths", "key_dim", "drop_path_rate", "mlp_ratio", "attention_ratio"),
+    *("id2label", "label2id", "num_labels", "down_ops"),
+)
+
 # The shorter edge of an image in `LevitImageProcessor`, over `size["shortest_edge"]`.
 _SHORTEST_EDGE = 256 / 224
 
@@ -31,11 +39,14 @@ def read_preprocessing(companions: Mapping[str, Mapping[str, Any]], where: str) 
     pretrained = config.get("pretrained_cfg", config)
     try:
         if isinstance(pretrained, Mapping) and ("mean" in pretrained or "std" in pretrained):
-            return _from_timm(pretrained, _names(config.get("label_names", pretrained.get("label_names"))))
+            return _from_timm(pretrained, _names("label_names", config) or _names("label_names", pretrained))
         if processor:
-            return _from_transformers(processor, _names(config.get("id2label")))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"The preprocessing next to {where} cannot be used: {error}") from error
+            return _from_transformers(processor, _names("id2label", config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The JSON next to {where} does not say how its images are prepared: {error} Correct it, or use a "
+            "`levitax.data.Preprocessing` of your own."
+        ) from error
     return None
 
 
@@ -52,43 +63,54 @@ def companions(layout: LayoutName, config: LeViTConfig, preprocessing: Preproces
 
 def _from_timm(fields: Mapping[str, Any], names: Sequence[str]) -> Preprocessing:
     # A missing field has timm's default (`timm.data.resolve_data_config`).
-    if (mode := fields.get("crop_mode") or "center") != "center":
-        raise ValueError(f"`crop_mode` is {mode!r}; only 'center' can be read. Pass a `Preprocessing` of your own.")
+    _field(fields, "crop_mode", "center", lambda value: value == "center", "'center'")
+    sizes = _field(
+        fields,
+        "input_size",
+        (3, 224, 224),
+        lambda value: _are_numbers(value, int) and len(value) == 3,
+        "three integers",
+    )
     return Preprocessing(
-        image_size=tuple(fields.get("input_size", (3, 224, 224))[1:]),
-        crop_ratio=fields.get("crop_pct") or 0.875,
-        interpolation=fields.get("interpolation") or "bicubic",
-        mean=fields.get("mean", IMAGENET_MEAN),
-        std=fields.get("std", IMAGENET_STD),
+        image_size=tuple(sizes[1:]),
+        crop_ratio=_field(fields, "crop_pct", 0.875, lambda value: _is_number(value) and value > 0, "a number above 0"),
+        interpolation=_field(fields, "interpolation", "bicubic", lambda value: isinstance(value, str), "a name"),
+        mean=_field(fields, "mean", IMAGENET_MEAN, _are_numbers, "a list of numbers"),
+        std=_field(fields, "std", IMAGENET_STD, _are_numbers, "a list of numbers"),
         class_names=tuple(names),
     )
 
 
 def _from_transformers(fields: Mapping[str, Any], names: Sequence[str]) -> Preprocessing:
     # A missing field has the default of `LevitImageProcessor`.
-    get = lambda name, default: default if fields.get(name) is None else fields[name]
-    for name in ("do_resize", "do_center_crop", "do_rescale"):
-        if not get(name, True):
-            raise ValueError(f"`{name}` is false; expected true. Pass a `Preprocessing` of your own.")
-    if abs(255 * get("rescale_factor", 1 / 255) - 1) > 1e-6:
-        raise ValueError(f"`rescale_factor` is {fields['rescale_factor']}; expected 1 / 255.")
-    size, crop = get("size", 224), get("crop_size", 224)
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge")
-    if size is None:
-        raise ValueError(
-            f"`size` is {fields['size']}, which does not keep the aspect ratio; expected 'shortest_edge'. Pass a "
-            "`Preprocessing` of your own."
+    for name in ("image_processor_type", "feature_extractor_type"):
+        _field(
+            fields, name, "Levit", lambda value: str(value).startswith("Levit"), "transformers' 'LevitImageProcessor'"
         )
-    rows, columns = (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
+    for name in ("do_resize", "do_center_crop", "do_rescale"):
+        _field(fields, name, True, lambda value: value is True, "true")
+    for name in ("do_flip_channel_order", "do_grayscale", "do_pad"):
+        _field(fields, name, False, lambda value: value is False, "false")
+    is_scale = lambda value: _is_number(value) and abs(255 * value - 1) < 1e-6
+    _field(fields, "rescale_factor", 1 / 255, is_scale, "1 / 255")
+    size = _edges(fields, "size", ("shortest_edge",))[0]
+    rows, columns = _edges(fields, "crop_size", ("height", "width"))
     if rows != columns:
         raise ValueError(f"`crop_size` is {fields['crop_size']}; expected a square.")
-    normalises = get("do_normalize", True)
-    mean, std = get("image_mean", IMAGENET_MEAN), get("image_std", IMAGENET_STD)
+    resample = _field(
+        fields,
+        "resample",
+        _RESAMPLE.index("bicubic"),
+        lambda value: _is_number(value, int) and 0 <= value < len(_RESAMPLE),
+        f"a filter of Pillow, from 0 to {len(_RESAMPLE) - 1}",
+    )
+    normalises = _field(fields, "do_normalize", True, lambda value: isinstance(value, bool), "true or false")
+    mean = _field(fields, "image_mean", IMAGENET_MEAN, _are_numbers, "a list of numbers")
+    std = _field(fields, "image_std", IMAGENET_STD, _are_numbers, "a list of numbers")
     return Preprocessing(
         image_size=(rows, columns),
         crop_ratio=_ratio(rows, int(_SHORTEST_EDGE * size)),
-        interpolation=_RESAMPLE[get("resample", _RESAMPLE.index("bicubic"))],
+        interpolation=_RESAMPLE[resample],
         crop_offset="floor",
         mean=mean if normalises else (0.0,) * len(mean),
         std=std if normalises else (1.0,) * len(std),
@@ -96,20 +118,61 @@ def _from_transformers(fields: Mapping[str, Any], names: Sequence[str]) -> Prepr
     )
 
 
-def _names(value: Any) -> list[str]:
+def _edges(fields: Mapping[str, Any], name: str, keys: Sequence[str]) -> list[int]:
+    """The edges of a size, which is one integer or has them by key."""
+    is_edge = lambda value: _is_number(value, int) and value > 0
+    holds = lambda value: (
+        is_edge(value) or (isinstance(value, Mapping) and all(is_edge(value.get(key)) for key in keys))
+    )
+    listed = ", ".join(f"'{key}'" for key in keys)
+    value = _field(fields, name, 224, holds, f"one positive integer or a dictionary with {listed}")
+    return [value[key] if isinstance(value, Mapping) else value for key in keys]
+
+
+def _field(fields: Mapping[str, Any], name: str, default: Any, holds: Callable[[Any], bool], expected: str) -> Any:
+    """A field, or its default if it is missing or null.
+
+    **Raises:** `ValueError` if it does not hold.
+    """
+    value = default if fields.get(name) is None else fields[name]
+    if not holds(value):
+        raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+    return value
+
+
+def _is_number(value: Any, kind: type = float) -> bool:
+    kinds = (int,) if kind is int else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _are_numbers(value: Any, kind: type = float) -> bool:
+    return isinstance(value, list | tuple) and all(_is_number(number, kind) for number in value)
+
+
+def _names(field: str, config: Mapping[str, Any]) -> list[str]:
     """Class names from a list, or from a dictionary with their numbers; none where they are placeholders."""
+    value = config.get(field) or []
     if isinstance(value, Mapping):
-        numbered = {int(number): name for number, name in value.items()}
-        if sorted(numbered) != list(range(len(numbered))):
-            raise ValueError(f"the classes are numbered {sorted(numbered)[:8]} ...; expected all numbers from 0.")
-        value = [numbered[number] for number in range(len(numbered))]
-    names = [str(name) for name in value or []]
+        try:
+            value = {int(number): name for number, name in value.items()}
+            value = [value[number] for number in range(len(value))]
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"`{field}` has classes by {', '.join(map(repr, list(value)[:8]))} ...; expected all numbers from 0."
+            ) from None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"`{field}` is {value!r}; expected a list of class names.")
     # transformers fills in for names that it does not know. ImageNet has two cranes and two maillots, which need their
     # numbers to be told apart.
-    if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
+    if all(name == f"LABEL_{number}" for number, name in enumerate(value)):
         return []
-    twice = {name for name in names if names.count(name) > 1}
-    return [f"{name} ({number})" if name in twice else name for number, name in enumerate(names)]
+    twice = {name for name in value if value.count(name) > 1}
+    return [f"{name} ({number})" if name in twice else name for number, name in enumerate(value)]
+
+
+def replaced(existing: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content`, with those entries of an existing file that neither timm nor transformers would read of a LeViT."""
+    return {name: value for name, value in existing.items() if name not in _OWN} | dict(content)
 
 
 def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") -> dict[str, dict[str, Any]]:
@@ -120,6 +183,7 @@ def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") ->
         if variant.activation == config.activation and not differences(variant, config)
     ]
     name = names[0] if names else "levit_256"
+    _check_describes("timm", config)
     model_args: dict[str, Any] = {} if config.image_size == (224, 224) else {"img_size": list(config.image_size)}
     if config.in_channels != 3:
         model_args["in_chans"] = config.in_channels
@@ -163,6 +227,7 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
             "`dataclasses.replace(preprocessing, crop_offset='floor')`, one pixel off for some images, or a path that "
             "does not end in model.safetensors, next to which no `preprocessor_config.json` is written."
         )
+    _check_describes("transformers", config, mlp_mult=config.mlp_mult, value_dim=config.value_dim)
     shortest = _shortest_edge(int(height / preprocessing.crop_ratio))
     heads = "ForImageClassificationWithTeacher" if config.distillation else "ForImageClassification"
     names = preprocessing.class_names or [f"LABEL_{number}" for number in range(config.num_classes)]
@@ -179,7 +244,8 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
         "num_attention_heads": list(config.heads),
         "depths": list(config.depth),
         "key_dim": list(config.key_dim),
-        "drop_path_rate": config.drop_path or 0,
+        # transformers 5.24 refuses fractions. Our header keeps the number.
+        "drop_path_rate": 0,
         "mlp_ratio": list(config.mlp_mult),
         "attention_ratio": [value // key for value, key in zip(config.value_dim, config.key_dim, strict=True)],
         "id2label": {str(number): name for number, name in enumerate(names)},
@@ -199,6 +265,27 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
         "image_std": list(preprocessing.std),
     }
     return {CONFIG: model, PROCESSOR: processor}
+
+
+def _check_describes(library: str, config: LeViTConfig, **free: Any) -> None:
+    """Raises for a model that the library's configuration cannot describe; `free` are keywords of its own that it has
+    beyond one number for all stages."""
+    names = ("image_size", "stages", "dim", "depth", "heads", "patch_size")
+    given = {name: getattr(config, name) for name in names}
+    wrong = differences(LeViTConfig(**given, key_dim=config.key_dim[0], **free), config)
+    # They take whole tokens only.
+    if any(size % config.patch_size for size in config.image_size):
+        wrong.append("image_size")
+    if library == "transformers" and config.stages != 3:
+        wrong.append("stages")
+    if any(value % key for value, key in zip(config.value_dim, config.key_dim, strict=True)):
+        wrong.append("value_dim")
+    if wrong:
+        listed = ", ".join(f"`{name}` {getattr(config, name)}" for name in wrong)
+        raise ValueError(
+            f"The configuration of {library} cannot describe a LeViT of {listed}. Use a path that does not end in "
+            "model.safetensors, next to which no `config.json` is written, or our own layout."
+        )
 
 
 def _ratio(kept: int, resized: int) -> float:

@@ -2,7 +2,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._config import LeViTConfig
+from .._config import ActivationName, LeViTConfig
+from .._variants import VARIANTS
+
+
+# By timm's names.
+_TIMM_ACTIVATIONS: dict[str, ActivationName] = {
+    "hard_swish": "hard_swish",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "relu": "relu",
+}
 
 
 class Hints(NamedTuple):
@@ -12,6 +23,7 @@ class Hints(NamedTuple):
     image_sizes: list[tuple[int, int]]
     drop_path: float | None
     depth: tuple[int, ...] | None
+    activation: ActivationName | None
 
     def applied(self, config: LeViTConfig) -> LeViTConfig:
         """The configuration that the shapes make, with what is said beside it.
@@ -24,13 +36,15 @@ class Hints(NamedTuple):
                 f"{self.where} tells of stages of {self.depth} blocks, and the weights are of {config.depth}: they are "
                 "not all there, or of another model."
             )
-        if self.drop_path is None:
-            return config
-        return dataclasses.replace(config, drop_path=self.drop_path)
+        said = {"drop_path": self.drop_path, "activation": self.activation}
+        return dataclasses.replace(config, **{name: value for name, value in said.items() if value is not None})
 
 
 def read_hints(content: Mapping[str, Any], where: str) -> Hints:
-    """Takes what is there and of the right kind, and passes over the rest: the file is not ours."""
+    """Takes what is there and of the right kind, and passes over the rest: the file is not ours.
+
+    **Raises:** `ValueError` for an activation that no LeViT here has.
+    """
     model, pretrained = (_mapping(content.get(name)) for name in ("model_args", "pretrained_cfg"))
     input_size = pretrained.get("input_size")
     sizes: list[Any] = [content.get("image_size"), model.get("img_size")]
@@ -43,7 +57,22 @@ def read_hints(content: Mapping[str, Any], where: str) -> Hints:
         image_sizes,
         float(drop_path) if isinstance(drop_path, int | float) and 0 <= drop_path < 1 else None,
         tuple(depths) if isinstance(depths, list) and _is_integers(depths, len(depths)) else None,
+        _activation(content.get("architecture"), model.get("act_layer"), where),
     )
+
+
+def _activation(architecture: Any, act_layer: Any, where: str) -> ActivationName | None:
+    """The activation that timm gives a model of this name and keyword."""
+    if act_layer is None:
+        sizes = VARIANTS.get(str(architecture).replace("levit_conv_", "levit_"))
+        return LeViTConfig(**sizes).activation if sizes else None
+    name = _TIMM_ACTIVATIONS.get(str(act_layer))
+    if name is None:
+        raise ValueError(
+            f"{where} has the `act_layer` {act_layer!r}; expected one of {', '.join(_TIMM_ACTIVATIONS)}. Correct or "
+            "remove it."
+        )
+    return name
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ def load(
     - `prefix`: reads only the arrays whose names begin so, such as "encoder." for the LeViT inside a larger model, or
         "teacher." for one of several. The keys of nested dictionaries count as parts of the names. "module.", "model."
         and "_orig_mod.", which wrappers put before every name, need no prefix.
-    - `allow_nonfinite`: take weights that are NaN or infinite.
+    - `allow_nonfinite`: take weights that are NaN or infinite, and negative variances.
     - `overrides`: what shall be other than in the file, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
 
     What shapes do not show is taken from the header of a file that we wrote, from a `config.json` next to others, or
@@ -214,7 +214,7 @@ def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _t
             f"{weights.where} holds a fused model, whose normalisations are folded in: `levitax.load` reads it, for a "
             "`levitax.Predictor`. Use the weights from before."
         )
-    if weights.has_header and weights.config.activation != model.config.activation:
+    if weights.knows_activation and weights.config.activation != model.config.activation:
         raise ValueError(
             f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
             f"{weights.where}. Make the model with that of the weights."

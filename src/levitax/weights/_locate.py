@@ -136,6 +136,6 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is no JSON ({error}). Correct or remove it.") from None
     return content if isinstance(content, dict) else {}

@@ -43,14 +43,15 @@ class Weights:
         layout: LayoutName,
         form: _tree.Form,
         header: Header | None,
+        knows_activation: bool,
         companions: Mapping[str, Mapping[str, Any]],
     ):
         self.where = archive.where
         self.config = config
         self.layout: LayoutName = layout
         self.form: _tree.Form = form
-        # Without, activation and drop path are guessed.
-        self.has_header = header is not None
+        # Otherwise it is a guess.
+        self.knows_activation = knows_activation
         self._header = header
         self._companions = companions
         self._archive = archive
@@ -67,23 +68,22 @@ class Weights:
                 raise ValueError(f"`{name}` in {self.where} has dtype {piece.dtype}; expected floating-point numbers.")
             with np.errstate(over="ignore"):
                 piece = piece.astype(np.float32).reshape(shape)
-            if not np.isfinite(piece).all():
+            if not np.isfinite(piece).all() or (path.endswith(".var") and (piece < 0).any()):
                 self._nonfinite.append(name)
             pieces.append(piece)
         return entry.read(pieces)
 
     def preprocessing(self) -> Preprocessing | None:
-        """How the images of the model are prepared, if the source says so."""
-        if self._header is not None and self._header.preprocessing is not None:
-            return self._header.preprocessing
-        return read_preprocessing(self._companions, self.where)
+        """How the images of the model are prepared, if the source says so. Files next to one of ours may be of the
+        weights that it has replaced."""
+        return read_preprocessing(self._companions, self.where) if self._header is None else self._header.preprocessing
 
     def check_finite(self) -> None:
-        """Raises if something that was read is NaN or infinite."""
+        """Raises if something that was read is NaN or infinite, or a variance negative, which makes NaN."""
         if self._nonfinite:
             raise ValueError(
-                f"{self.where} has weights that are NaN or infinite, in {', '.join(self._nonfinite)}. If they shall be "
-                "loaded all the same, pass `allow_nonfinite=True`."
+                f"{self.where} has weights that are NaN or infinite, or negative variances, in "
+                f"{', '.join(self._nonfinite)}. To load them all the same, pass `allow_nonfinite=True`."
             )
 
 
@@ -117,6 +117,7 @@ def open_weights(
                 raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
             name, layout, config = header.layout, LAYOUTS[header.layout], header.config
             form, image_sizes = "fused" if header.fused else "whole", ()
+            knows_activation = True
         else:
             hints = read_hints(beside.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
             try:
@@ -125,6 +126,7 @@ def open_weights(
                 raise ValueError(f"In {archive.where}: {error}{_offer(archive.shapes, before)}") from None
             name, layout, config = found.name, found.layout, hints.applied(found.config)
             form, image_sizes = "folded" if found.folded else "whole", found.image_sizes
+            knows_activation = hints.activation is not None
         shapes = _tree.shapes(_tree.skeleton(config, form)[0])
         if form == "fused":
             kept = {path: Entry(shape, (path,), (shape,)) for path, shape in shapes.items()}
@@ -133,7 +135,16 @@ def open_weights(
         _check_arrays(archive, name, config, kept, before)
         if len(image_sizes) > 1:
             _warn_of_guess(config, image_sizes, archive.where)
-        weights = Weights(archive, config, kept, layout=name, form=form, header=header, companions=beside)
+        weights = Weights(
+            archive,
+            config,
+            kept,
+            layout=name,
+            form=form,
+            header=header,
+            knows_activation=knows_activation,
+            companions=beside,
+        )
         yield weights
         if not allow_nonfinite:
             weights.check_finite()

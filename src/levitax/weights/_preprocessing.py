@@ -4,7 +4,7 @@ import warnings
 from .._config import LeViTConfig, PerStage
 from .._variants import VARIANTS
 from ..data import Preprocessing
-from ..data._preprocessing import check_fits
+from ..data._preprocessing import misfits
 from ._layouts import LayoutName
 from ._open import open_weights, Source
 from ._recognise import differences
@@ -42,15 +42,18 @@ def load_preprocessing(
     with open_weights(source, revision, image_size, prefix=prefix) as weights:
         config = weights.config
         preprocessing = weights.preprocessing() or _published(weights.layout, config, weights.where)
-        try:
-            check_fits(
-                preprocessing,
-                image_size=config.image_size,
-                channels=config.in_channels,
-                num_classes=config.num_classes,
+        if config.num_classes == 0:
+            preprocessing = dataclasses.replace(preprocessing, class_names=())
+        if wrong := misfits(
+            preprocessing,
+            image_size=config.image_size,
+            channels=config.in_channels,
+            num_classes=config.num_classes,
+        ):
+            raise ValueError(
+                f"The preprocessing of {weights.where} has {', '.join(wrong)}. Correct the JSON next to it, or use a "
+                "`levitax.data.Preprocessing` of your own."
             )
-        except ValueError as error:
-            raise ValueError(f"Of {weights.where}: {error}") from None
     return preprocessing if image_size is None else dataclasses.replace(preprocessing, image_size=image_size)
 
 

@@ -75,6 +75,7 @@ def recognise(shapes: Shapes, image_sizes: Sequence[Size] = (), asked: Size | No
         if not differences(published, config):
             # Neither shows in the shapes.
             config = LeViTConfig(**sizes, activation=published.activation, drop_path=published.drop_path)
+            found = [config.image_size] if config.image_size == _PUBLISHED else found
             break
     return Recognised(name, layout, is_folded, config, found)
 
@@ -223,7 +224,7 @@ def _image_size(
     image_sizes = [(rows * patch_size, columns * patch_size) for rows, columns in found]
     rows, columns = (squares or found)[0]
     guess = rows * patch_size, columns * patch_size
-    return guess, [guess] if guess == _PUBLISHED else image_sizes
+    return guess, image_sizes
 
 
 def _is_there(layout: Layout, shapes: Shapes, place: Place) -> bool:

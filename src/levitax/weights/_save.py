@@ -12,7 +12,7 @@ from .._model import check_levit, LeViT
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
 from . import _tree
-from ._companions import companions
+from ._companions import companions, replaced
 from ._entries import entries, places
 from ._files import SAFETENSORS, write_safetensors
 from ._format import Header
@@ -46,7 +46,7 @@ def save(
 
     timm and transformers keep preprocessing in JSON files, and look for weights called `model.safetensors`. If `path`
     has that name and `layout` is one of theirs, their files are written next to it: `config.json`, and for transformers
-    `preprocessor_config.json`. Entries of existing files that are not among those written stay.
+    `preprocessor_config.json`. Of existing files, what neither library reads of a LeViT stays.
 
     **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
     layout or dtype, for a model that is not as its configuration makes it, for one that the layout cannot hold, and for
@@ -78,7 +78,7 @@ def save(
     if preprocessing is not None and path.name == "model.safetensors":
         for name, content in companions(layout, config, preprocessing).items():
             file = path.with_name(name)
-            texts[file] = json.dumps(read_json(file) | content, indent=2, ensure_ascii=False)
+            texts[file] = json.dumps(replaced(read_json(file), content), indent=2, ensure_ascii=False)
     cast = lambda array: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
     write_safetensors(path, {name: np.asarray(cast(array)) for name, array in arrays.items()}, metadata, texts)
 

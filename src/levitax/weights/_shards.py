@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ._files import Archive, open_archive, PICKLES, SAFETENSORS
@@ -69,4 +69,18 @@ def open_shards(path: Path) -> Iterator[Archive]:
                 "They are not of one checkpoint: fetch all of them again."
             )
         shapes = {name: archives[shard].shapes[name] for name, shard in index.items()}
-        yield Archive(f"`{path}`", shapes, lambda name: archives[index[name]].read(name), {})
+        yield Archive(f"`{path}`", shapes, lambda name: archives[index[name]].read(name), _metadata(path, archives))
+
+
+def _metadata(path: Path, archives: Mapping[str, Archive]) -> dict[str, str]:
+    """The entries of all headers together."""
+    entries: dict[str, str] = {}
+    for name, archive in archives.items():
+        different = [entry for entry, value in archive.metadata.items() if entries.get(entry, value) != value]
+        if different:
+            raise ValueError(
+                f"`{path}` has shards with different headers: {name} differs in {', '.join(different)}. They are not "
+                "of one checkpoint: fetch all of them again."
+            )
+        entries |= archive.metadata
+    return entries
