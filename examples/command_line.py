@@ -37,10 +37,11 @@ def mistakes_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
     warnings.formatwarning = format_warning
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # Closed by the caller.
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         if not isinstance(error, OSError) and not _is_ours(error):

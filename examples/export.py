@@ -86,6 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
         found = found.in_order_of(preprocessing.class_names)
     elif found and len(found.classes) != config.num_classes:
         raise ValueError(f"The weights are for {config.num_classes} classes, and --data has {len(found.classes)}.")
+    elif found:
+        print("The weights name no classes: they are taken in the order of the data's")
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8, "preprocessing": preprocessing}
@@ -111,15 +113,17 @@ def run(arguments: argparse.Namespace) -> None:
     # Not in 8 bits, whose ranges are those of real images.
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if arguments.int8 else {"random": (random, None)}
     if found is not None:
-        sets["real"] = pixels_of(found.validation, REAL // batch * batch, preprocessing)
+        count = min(REAL, len(found.validation.labels)) // batch * batch
+        if count:
+            sets["real"] = pixels_of(found.validation, count, preprocessing)
+        else:
+            print(f"--data has fewer images to compare on than a batch of {batch}, so the file is not compared on them")
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
     here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
     ways = [("levitax", lambda images: np.asarray(here(images)), preprocessing.normalise)]
     ways += [(name, call, as_taken) for name, call in runtimes(arguments.out)]
     print(f"{'':20}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
     for kind, (pixels, labels) in sets.items():
-        if len(pixels) == 0:
-            continue
         expected = None
         for name, call, prepare in ways:
             parts = [prepare(pixels[start : start + batch]) for start in range(0, len(pixels) - batch + 1, batch)]

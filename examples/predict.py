@@ -96,7 +96,11 @@ def run(arguments: argparse.Namespace) -> None:
 def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) -> Sequence[str]:
     """The lines of a file; without one the names in the weights; else ImageNet's for 1,000 classes, or numbers."""
     if path is not None:
-        names = path.read_text("utf-8").splitlines()
+        try:
+            # With the mark that Windows puts before UTF-8.
+            names = path.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
         if len(names) != num_classes:
             raise ValueError(f"{path} has {len(names)} lines; expected one for each of the {num_classes} classes")
         return names

@@ -49,6 +49,37 @@ IMAGES = {
 }
 
 
+def test_maps_in_place_of_the_last_one(make):
+    model, state = eqx.nn.inference_mode(make())
+    maps, state = model.features(jnp.zeros((16, 16, 3)), state)
+    with fails(TypeError, "`features` is of type `tuple`", "expected an array with 24 channels"):
+        model.classify(cast(Any, maps), state)
+    with fails(ValueError, "`features` has shape (4, 4, 24)", "expected (2, 2, 24)", "jax.vmap"):
+        model.classify(jnp.zeros((4, 4, 24)), state)
+
+
+def test_a_predictor_holds_its_state(make):
+    predict = levitax.fuse(*make())
+    with fails(TypeError, "called with a state", "predict(image)"):
+        predict(jnp.zeros((16, 16, 3)), predict.state)
+    with fails(TypeError, "called without an input", "predict(image)"):
+        predict()
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"), [(SimpleNamespace(shape=(2, 16, 16, 3)), "SimpleNamespace"), ("state", "State")]
+)
+def test_batches_that_are_no_arrays(images, kind, make):
+    model, state = make()
+    with fails(TypeError, f"`images` is of type `{kind}`", "expected arrays of JAX or NumPy", "(images, state)"):
+        levitax.batched(model)(state if images == "state" else images, state)
+
+
+def test_fields_of_a_configuration_are_a_dictionary():
+    with fails(TypeError, "`fields` is of type `list`", "expected a dictionary"):
+        levitax.LeViTConfig.from_dict(cast(Any, [1]))
+
+
 @pytest.mark.parametrize("method", ("__call__", "features", "attention_maps"))
 @pytest.mark.parametrize(("shape", "fragments"), [(case[0], case[1:]) for case in IMAGES.values()], ids=IMAGES)
 def test_images_of_a_wrong_shape(shape, fragments, method, make):

@@ -33,6 +33,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "`key` is an array of keys of shape (3,); expected one",
     ),
+    "half a key": (np.zeros(1, np.uint32), TypeError, "`key` is an array of shape (1,); expected 2 numbers a key"),
     "old keys": (np.zeros((3, 2), np.uint32), ValueError, "`key` is an array of keys of shape (3,); expected one key"),
 }
 

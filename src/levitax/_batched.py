@@ -76,6 +76,13 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 def batch_size(name: str, batch: PyTree) -> int:
     """The length of the leading axis that all arrays of `batch` share, or an error that names `name`."""
     shapes: list[tuple[int, ...]] = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
+    others = {type(leaf).__name__ for leaf in jax.tree.leaves(batch) if not eqx.is_array_like(leaf)}
+    if others or isinstance(batch, eqx.nn.State):
+        kind = "State" if isinstance(batch, eqx.nn.State) else ", ".join(sorted(others))
+        raise TypeError(
+            f"`{name}` is of type `{kind}`, or holds it; expected arrays of JAX or NumPy with a leading axis: use "
+            f"`np.asarray({name})`, and mind the order of the arguments, `(images, state)`."
+        )
     if not any(shapes):
         raise TypeError(
             f"`{name}` is of type `{type(batch).__name__}`, without an axis of the batch; expected an array `(batch, "

@@ -1,5 +1,5 @@
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -196,6 +196,8 @@ class LeViTConfig:
 
         **Raises:** `TypeError` for a field that does not exist, and what [`levitax.LeViT`][] raises.
         """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"`fields` is of type `{type(fields).__name__}`; expected a dictionary, as of `to_dict`.")
         return cls(**fields)
 
 

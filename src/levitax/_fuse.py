@@ -53,7 +53,12 @@ class Predictor(eqx.Module, Generic[Model]):
         - `inputs`: what the model takes before the state, as a [`levitax.LeViT`][] one image.
 
         **Returns:** what the model returns before the state, as a [`levitax.LeViT`][] the logits.
+
+        **Raises:** `TypeError` without inputs and if a state is among them; what the model raises.
         """
+        if not inputs or any(isinstance(given, eqx.nn.State) for given in inputs):
+            given = "with a state" if inputs else "without an input"
+            raise TypeError(f"A `Predictor` was called {given}; it holds its state: call `predict(image)`.")
         # A copy, since a layer of the user's own may set its state even in inference, which uses up the old one.
         output, _ = self.model(*inputs, jax.tree.map(lambda leaf: leaf, self.state))
         return output

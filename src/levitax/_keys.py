@@ -71,6 +71,12 @@ def _shape_of_keys(key):
     if _is_key(key):
         return key.shape
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.ndim > 0:
+        words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[-1]
+        if key.shape[-1] != words:
+            raise TypeError(
+                f"`key` is an array of shape {key.shape}; expected {words} numbers a key, or a key of `jax.random`, "
+                "such as `jax.random.key(0)`."
+            )
         return key.shape[:-1]
     seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
     of_type = (

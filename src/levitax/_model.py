@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
-from ._checks import check_image
+from ._checks import check_axis, check_image
 from ._config import ActivationName, BlockSizes, LeViTConfig, NetworkName, PerStage
 from ._keys import as_key, split_key
 
@@ -197,12 +197,14 @@ class LeViT(eqx.Module):
 
         **Returns:** float32 logits `(classes,)`, or what else a call returns; and the new state.
 
-        **Raises:** `ValueError` for another shape.
+        **Raises:** `TypeError` for what is no array of floating-point numbers, such as all maps; `ValueError` for
+        another shape.
         """
         expected = (*self.config.grid(-1), self.config.dim[-1])
-        if jnp.shape(features) != expected:
+        check_axis("features", features, -1, expected[-1], "channels")
+        if features.shape != expected:
             raise ValueError(
-                f"`features` has shape {jnp.shape(features)}; expected {expected}, the last of the maps of one image. "
+                f"`features` has shape {features.shape}; expected {expected}, the last of the maps of one image. "
                 "For a batch use `jax.vmap`."
             )
         x = features.astype(jnp.float32).mean((0, 1))

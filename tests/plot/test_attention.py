@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -140,6 +141,8 @@ def test_what_cannot_be_drawn_is_refused(make, unchecked):
         ({"image": np.full((24, 32, 1), 2.5)}, r"values from 2.5 to 2.5; .* in \[0, 1\], before its normalisation"),
         ({"image": np.full((24, 32, 1), np.nan)}, r"values from nan to nan; .* in \[0, 1\]"),
         ({"grid": (4, 4)}, r"`grid` is 4x4, and `weights` has 12 tokens; pass `model.config.grid\(stage\)`"),
+        ({"weights": np.zeros((0, 12, 12))}, r"`weights` has shape \(0, 12, 12\); expected the axes"),
+        ({"weights": np.full((2, 12, 12), np.nan)}, "`weights` has values that are not finite"),
         ({"query": 12}, "`query` is 12; expected a number from 0 to 11"),
         ({"query": -1}, "`query` is -1; expected an integer of at least 0"),
     ),
@@ -148,6 +151,12 @@ def test_maps_that_do_not_fit_are_refused(change, message, unchecked):
     arguments = {"image": np.zeros((24, 32, 1)), "weights": np.zeros((2, 12, 12)), "grid": (3, 4)} | change
     with pytest.raises(ValueError, match=message):
         plot.attention_maps(**arguments)
+
+
+def test_several_maps_are_not_one(unchecked):
+    maps: Any = (np.zeros((2, 12, 12)),)
+    with pytest.raises(TypeError, match=r"`weights` is of type `tuple`; .*\[stage\]\[block\]"):
+        plot.attention_maps(np.zeros((24, 32, 1)), maps, grid=(3, 4))
 
 
 def test_without_matplotlib_the_way_out_is_told(make, monkeypatch):

@@ -5,6 +5,7 @@ import re
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -372,6 +373,31 @@ def test_unknown_choices(trained, tmp_path, keywords, message, unchecked):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "model.safetensors", *trained, **keywords)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_shard(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"fold-1-of-5\.safetensors`, the name of one of several shards"):
+        save(tmp_path / "fold-1-of-5.safetensors", *trained)
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"links to files that are gone: model\.safetensors"):
+        load(tmp_path)
+
+
+class Unreadable:
+    shape = (5,)
+
+    def __array__(self, *_, **__):
+        raise NotImplementedError("Cannot copy out of meta tensor")
+
+
+def test_arrays_without_values(trained):
+    arrays: Any = state_dict(*trained, layout="timm")
+    arrays["head.linear.bias"] = Unreadable()
+    with pytest.raises(ValueError, match=r"`head.linear.bias` in .* cannot be read as an array .*meta tensor"):
+        load(arrays, image_size=16)
 
 
 def test_another_suffix(trained, tmp_path):

@@ -7,21 +7,25 @@ from pathlib import Path
 import equinox as eqx
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
-from levitax.weights import load, load_into, state_dict
+from levitax.data import Preprocessing
+from levitax.weights import load, load_into, load_preprocessing, save, state_dict
 
 
 INDEX = "model.safetensors.index.json"
 
 
-def write_shards(folder: Path, arrays: dict[str, np.ndarray], count: int = 3, name: str = "model") -> list[str]:
+def write_shards(
+    folder: Path, arrays: dict[str, np.ndarray], count: int = 3, name: str = "model", metadata=None
+) -> list[str]:
     """Spreads arrays over files, and writes the index, as transformers and huggingface_hub do."""
     shards = [f"{name}-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)]
     index = {array: shards[number * count // len(arrays)] for number, array in enumerate(sorted(arrays))}
     for shard in shards:
         part = {array: arrays[array] for array in arrays if index[array] == shard}
-        safetensors.numpy.save_file(part, folder / shard, {"format": "pt"})
+        safetensors.numpy.save_file(part, folder / shard, metadata or {"format": "pt"})
     content = {"metadata": {"total_size": sum(array.nbytes for array in arrays.values())}, "weight_map": index}
     (folder / f"{name}.safetensors.index.json").write_text(json.dumps(content))
     return shards
@@ -44,6 +48,24 @@ def test_shards_are_read_as_one_file(trained, folder, make):
         assert eqx.tree_equal(load(source), trained, typematch=True)
     model, state = make(patch_size=16, image_size=(48, 64))
     assert eqx.tree_equal(load_into(model, state, folder), trained)
+
+
+def test_our_header_is_read_in_shards(make, randomise, tmp_path):
+    trained = randomise(*make(activation="silu", drop_path=0.25))
+    preprocessing = Preprocessing(image_size=16, mean=(0.1, 0.2, 0.3), class_names=tuple("abcde"))
+    save(tmp_path / "whole.safetensors", *trained, layout="timm", preprocessing=preprocessing)
+    with safetensors.safe_open(tmp_path / "whole.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shards = write_shards(folder, state_dict(*trained, layout="timm"), metadata=metadata)
+    model, state = load(folder)
+    assert model.config == trained[0].config and eqx.tree_equal((model, state), trained)
+    assert load_preprocessing(folder) == preprocessing
+    arrays = safetensors.numpy.load_file(folder / shards[1])
+    safetensors.numpy.save_file(arrays, folder / shards[1], {**metadata, "levitax.layout": "timm_conv"})
+    with pytest.raises(ValueError, match=r"different headers: .* differs in levitax\.layout"):
+        load(folder)
 
 
 def test_shards_of_any_name(trained, folder):

@@ -125,11 +125,13 @@ class Preprocessing:
 
         **Returns:** `(height, width, channels)`, of `image_size`.
 
-        **Raises:** `ValueError` for an image of another rank, dtype or number of channels; `ModuleNotFoundError`
-        without Pillow, unless the image has its size already.
+        **Raises:** `TypeError` for what is no array; `ValueError` for an image of another rank, dtype or number of
+        channels, or without pixels; `ModuleNotFoundError` without Pillow, unless the image has its size already.
         """
         del rng
-        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != self.channels:
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"`image` is of type `{type(image).__name__}`; expected an array: use `np.asarray(image)`.")
+        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != self.channels or image.size == 0:
             raise ValueError(
                 f"`image` has shape {image.shape} and dtype {image.dtype}; expected (height, width, {self.channels}) "
                 f"in uint8, as `levitax.data.read_image(path, channels={self.channels})` gives it."
@@ -164,9 +166,15 @@ class Preprocessing:
 
         **Returns:** `(..., channels)` in float32.
 
-        **Raises:** `ValueError` for another number of channels. Warns, where values can be seen, of values outside 0 to
-        255 and of fractions up to 1 alone: such images have been normalised or divided by 255 before.
+        **Raises:** `TypeError` for what is no array, `ValueError` for another number of channels. Warns, where values
+        can be seen, of values outside 0 to 255 and of fractions up to 1 alone: such images have been normalised or
+        divided by 255 before.
         """
+        if not hasattr(images, "dtype") or not hasattr(images, "astype"):
+            raise TypeError(
+                f"`images` are of type `{type(images).__name__}`; expected an array of JAX or NumPy: use "
+                "`np.asarray(images)`."
+            )
         if images.shape[-1:] != (self.channels,):
             raise ValueError(
                 f"`images` has shape {images.shape}; expected {self.channels} channels on the last axis, as `mean` "

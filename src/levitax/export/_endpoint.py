@@ -114,7 +114,7 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
     metadata = {"levitax": version("levitax"), "input": _described(shape, channels_first, uint8)}
     preprocessing = options.get("preprocessing")
     if preprocessing is not None:
-        classes = _classes(predict) or len(preprocessing.class_names)
+        classes = _classes(predict) or len(getattr(preprocessing, "class_names", ()))
         check_fits(preprocessing, image_size=shape[:2], channels=shape[2], num_classes=classes)
         metadata["preprocessing"] = json.dumps(preprocessing.to_dict(), ensure_ascii=False)
     scale, shift = _normalisation(preprocessing, shape[-1], uint8)

@@ -1,6 +1,7 @@
 from types import ModuleType
 from typing import Any, TYPE_CHECKING
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -77,8 +78,9 @@ def attention_maps(
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages. The brightest
     colour is the panel's largest weight.
 
-    **Raises:** `ValueError` if the image has other channels, the grid another number of tokens, or there is no such
-    query; `ModuleNotFoundError` without Matplotlib.
+    **Raises:** `TypeError` for what is no array; `ValueError` if the image has other channels or values, the grid
+    another number of tokens, a weight is not finite, or there is no such query; `ModuleNotFoundError` without
+    Matplotlib.
     """
     _check_rank("image", image, ("height", "width", "channels"))
     _check_rank("weights", weights, ("heads", "queries", "tokens"))
@@ -91,6 +93,8 @@ def attention_maps(
             f"`image` has values from {picture.min():.3g} to {picture.max():.3g}; pass it as it is to be shown, with "
             "values in [0, 1], before its normalisation."
         )
+    if not np.isfinite(np.asarray(weights, np.float32)).all():
+        raise ValueError("`weights` has values that are not finite; expected those of `attention_maps`, from 0 to 1.")
     rows, columns = as_integers("grid", grid, 2, "rows and columns")
     if rows * columns != tokens:
         raise ValueError(
@@ -134,7 +138,12 @@ def _bias_table(number: int, stage: Stage, block: int) -> np.ndarray:
 
 
 def _check_rank(name: str, array: Any, axes: tuple[str, ...]) -> None:
-    if array.ndim != len(axes):
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(
+            f"`{name}` is of type `{type(array).__name__}`; expected an array ({', '.join(axes)}). Of nested tuples "
+            "take one, such as `model.attention_maps(image, state)[stage][block]`."
+        )
+    if array.ndim != len(axes) or 0 in array.shape:
         raise ValueError(f"`{name}` has shape {array.shape}; expected the axes {', '.join(axes)}, of one image.")
 
 

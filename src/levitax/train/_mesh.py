@@ -1,4 +1,5 @@
 import os
+import re
 from typing import TypeVar
 
 import jax
@@ -72,7 +73,7 @@ def _number(name):
 
 
 def _check_process(coordinator_address, num_processes, process_id):
-    if not isinstance(coordinator_address, str) or not coordinator_address:
+    if not isinstance(coordinator_address, str) or not re.fullmatch(r".+:\d+", coordinator_address):
         raise ValueError(f"`coordinator_address` is {coordinator_address!r}; expected host:port of the first process.")
     count = as_integer("num_processes", num_processes)
     if as_integer("process_id", process_id, minimum=0) >= count:

@@ -91,7 +91,18 @@ def from_mapping(tensors: Mapping[Any, Any], where: str) -> Archive:
         if isinstance(tensors.get(wrapper), Mapping):
             inside, tensors = f"{inside}{wrapper}.", tensors[wrapper]
     shapes = {name: tuple(array.shape) for name, array in left.items()}
-    return Archive(where, shapes, lambda name: _to_numpy(left.pop(name)), {}, others, inside)
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return _to_numpy(left.pop(name))
+        except Exception as error:
+            # PyTorch has tensors without values, sparse and quantised ones, and an error of its own for each.
+            raise ValueError(
+                f"`{name}` in {where} cannot be read as an array ({type(error).__name__}: {error}). Pass dense tensors "
+                "with values, of floating-point numbers."
+            ) from error
+
+    return Archive(where, shapes, read, {}, others, inside)
 
 
 def _flattened(tensors: Mapping[Any, Any], before: str) -> Iterator[tuple[str, Any]]:

@@ -42,7 +42,10 @@ def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
         return Location(_in_folder(path), _companions(path))
     if path.exists():
         if index := index_of(path.name):
-            raise ValueError(f"`{path}` is one of several shards. Give the path of their index, `{index}`, or folder.")
+            raise ValueError(
+                f"`{path}` is one of several shards. Give the path of their index, `{index}`, or "
+                "folder. If it is a whole file, give it another name."
+            )
         # The name that it has where a `config.json` belongs to it.
         return Location(path, _companions(path.parent) if path.name in HUB_FILES else {})
     is_name = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source)
@@ -65,9 +68,11 @@ def _in_folder(folder: Path) -> Path:
     if found not in ([_WHOLE[0]], [_WHOLE[0] + INDEX]):
         found += of_kind(PICKLES)
     if not found:
+        gone = [file.name for file in sorted(folder.iterdir()) if file.is_symlink() and not file.exists()]
+        links = f" It has links to files that are gone: {', '.join(gone)}. Fetch them again." if gone else ""
         raise FileNotFoundError(
             f"The folder `{folder.absolute()}` holds no file of weights: none ends in "
-            f"{', '.join((*SAFETENSORS, *PICKLES))}."
+            f"{', '.join((*SAFETENSORS, *PICKLES))}.{links}"
         )
     if len(found) > 1:
         listed = ", ".join(f"`{name}`" for name in found)

@@ -18,6 +18,7 @@ from ._files import SAFETENSORS, write_safetensors
 from ._format import Header
 from ._layouts import LayoutName, LAYOUTS
 from ._locate import read_json
+from ._shards import index_of
 
 
 def save(
@@ -60,6 +61,11 @@ def save(
         raise ValueError(
             f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "
             "`levitax.weights.state_dict(model, state, layout=...)` returns, each array through `torch.from_numpy`."
+        )
+    if index := index_of(path.name):
+        raise ValueError(
+            f"`path` is `{path}`, the name of one of several shards, which is read only with `{index}`; expected a "
+            "name without `-1-of-5`, such as `fold-1.safetensors`."
         )
     check_choice("dtype", dtype, ("float32", "bfloat16"))
     check_state(state)
