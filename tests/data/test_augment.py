@@ -66,6 +66,16 @@ def test_fill_comes_in_from_outside(index, image):
     np.testing.assert_allclose(filled, large[9:-9, 9:-9], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "maxima", ({"max_scale": 5.0}, {"max_shift": float("nan")}, {"max_rotation": 181.0}, {"max_shift": -1.0}), ids=str
+)
+def test_maxima_out_of_range(maxima, image, key, unchecked):
+    with pytest.raises(ValueError, match=f"`{next(iter(maxima))}` is .*; expected a number from 0 to"):
+        random_affine(image, **maxima, key=key)
+    with pytest.raises(ValueError, match=r"`image` has shape \(1, .*; .* use `jax.vmap`"):
+        random_affine(image[None], key=key)
+
+
 def test_the_key_decides_alone(image):
     affine = partial(random_affine, **ALL)
     moved = affine(image, key=KEYS[0])

@@ -82,6 +82,17 @@ def test_it_erases_with_the_probability_asked_for(probability):
     assert abs(share - probability) <= 0.06 * (0 < probability < 1)
 
 
+@pytest.mark.parametrize("probability", (25.0, -1.0, float("nan")))
+def test_a_probability_is_a_share(probability, images, unchecked):
+    with pytest.raises(ValueError, match="`probability` is .*; expected a number from 0 to 1"):
+        random_erase(images(8, 8, 1), probability=probability, key=KEYS[0])
+
+
+def test_a_batch_is_no_image(images, unchecked):
+    with pytest.raises(ValueError, match=r"`image` has shape \(2, 8, 8, 1\); .* use `jax.vmap`"):
+        random_erase(images(2, 8, 8, 1), key=KEYS[0])
+
+
 def test_the_probability_is_a_quarter_by_default(images):
     image = images(8, 8, 1)
     erase = jax.jit(jax.vmap(lambda key: random_erase(image, key=key)))

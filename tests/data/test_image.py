@@ -118,9 +118,39 @@ def test_small_integers_and_broken_floats_are_seen(written):
     small = np.arange(256, dtype=np.int32).reshape(16, 16)
     assert np.array_equal(read_image(written(Image.fromarray(small), "x.tiff"), channels=1)[..., 0], small)
     values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-    values[0, 0] = np.nan
     pixels = read_image(written(Image.fromarray(values), "x.tiff"), channels=1)[..., 0]
     assert pixels[0, 0] == 0 and pixels[-1, -1] == 255
+    for value in (np.nan, np.inf, -np.inf):
+        values[0, 0] = value
+        with pytest.raises(OSError, match=r"x\.tiff` cannot be read as an image: it has samples that are not finite"):
+            read_image(written(Image.fromarray(values), "x.tiff"))
+
+
+SIXTEEN_BITS = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+HALF_RANGE = np.linspace(0, 127, 12).astype(np.uint8).reshape(3, 4)
+# What the file says and the pixels that Pillow gives do not.
+SAID = {
+    "16 bits": (Image.fromarray(SIXTEEN_BITS), "tiff", {}),
+    "inverted": (Image.fromarray(SIXTEEN_BITS), "tiff", {"tiffinfo": {262: 0}}),
+    "inverted floats": (Image.fromarray(SIXTEEN_BITS.astype(np.float32)), "tiff", {"tiffinfo": {262: 0}}),
+    "signed": (Image.fromarray(HALF_RANGE), "tiff", {"tiffinfo": {339: 2}}),
+    "turned": (Image.fromarray(HALF_RANGE), "tiff", {"tiffinfo": {274: 6}}),
+    "dark": (Image.fromarray(SIXTEEN_BITS // 300), "pgm", {}),
+    "transparent": (Image.fromarray(SIXTEEN_BITS), "png", {"transparency": int(SIXTEEN_BITS[1, 1])}),
+}
+
+
+@pytest.mark.parametrize("loaded", (False, True), ids=("lazy", "loaded"))
+@pytest.mark.parametrize(("image", "suffix", "options"), SAID.values(), ids=SAID)
+def test_an_open_image_is_read_as_its_file_is(image, suffix, options, loaded, written):
+    path = written(image, f"x.{suffix}", **options)
+    # Not by its name if it is loaded, since Pillow turns uncompressed TIFF wrongly then.
+    with Image.open(io.BytesIO(path.read_bytes()) if loaded else path) as opened:
+        if loaded:
+            opened.load()
+        assert np.array_equal(read_image(opened), read_image(path))
+        # It stays usable.
+        opened.load()
 
 
 def test_of_several_frames_the_first_is_taken(picture, written):

@@ -9,7 +9,16 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from levitax.data import Arrays, eval_batches, open_data, Split, train_batches
+from levitax.data import (
+    Arrays,
+    DataSet,
+    eval_batches,
+    open_data,
+    Preprocessing,
+    Relabelled,
+    Split,
+    train_batches,
+)
 
 from .making import png
 
@@ -136,7 +145,12 @@ WRONG_LABELS = {
 @pytest.mark.parametrize(("labels", "kind", "message"), WRONG_LABELS.values(), ids=WRONG_LABELS)
 def test_wrong_labels(labels, kind, message, unchecked):
     split = Arrays(np.zeros((2, 4, 4, 1), np.uint8), labels)
+    sound = Arrays(split.images, np.array([0, 1]))
+    preprocessing = Preprocessing(class_names=("a", "b"))
     for batches in (
+        lambda: eval_batches(Relabelled(sound, labels), lambda image, rng: image, batch_size=1),
+        # Not the class that the number counts from the end.
+        lambda: DataSet(sound, split, preprocessing).in_order_of(("b", "a")),
         lambda: train_batches(split, lambda image, rng: image, batch_size=1, steps=1, seed=0),
         lambda: eval_batches(split, lambda image, rng: image, batch_size=1),
     ):

@@ -2,8 +2,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import as_number, check_map
 from .._keys import as_key
 
 
@@ -28,7 +30,16 @@ def random_affine(
     - `key`: draws all of them uniformly.
 
     **Returns:** `(height, width, channels)` in the dtype of `image`.
+
+    **Raises:** `ValueError` for another number of axes, and for maxima that are negative or not finite, above 180
+    degrees or a scale of 0.99.
     """
+    check_map("image", image)
+    max_shift, max_rotation = (
+        as_number("max_shift", max_shift, 0, math.inf),
+        as_number("max_rotation", max_rotation, 0, 180),
+    )
+    max_scale = as_number("max_scale", max_scale, 0, 0.99)
     height, width, _ = image.shape
     shift_key, angle_key, scale_key = jax.random.split(as_key(key), 3)
     shift = jax.random.uniform(shift_key, (2, 1, 1), jnp.float32, -max_shift, max_shift)
@@ -39,7 +50,7 @@ def random_affine(
     offset = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij")) - centre
     rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     source = centre + shift + jnp.einsum("ij,jhw->ihw", rotation, offset) / scale
-    wide = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    wide = image.astype(np.promote_types(image.dtype, np.float32))
     source, fill = list(source.astype(wide.dtype)), jnp.asarray(fill, wide.dtype)
     # `map_coordinates` takes only a constant of the program as its own fill.
     sample = lambda channel: fill + jax.scipy.ndimage.map_coordinates(channel - fill, source, order=1)

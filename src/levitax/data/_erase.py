@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import as_number, check_map
 from .._keys import as_key
 
 
@@ -26,7 +27,11 @@ def random_erase(
         is drawn anew, ten times at most.
 
     **Returns:** `(height, width, channels)` in the dtype of `image`.
+
+    **Raises:** `ValueError` for another number of axes, and for a `probability` outside [0, 1].
     """
+    check_map("image", image)
+    probability = as_number("probability", probability, 0, 1)
     height, width, _ = image.shape
     erase_key, area_key, ratio_key, place_key, noise_key = jax.random.split(as_key(key), 5)
     area = jax.random.uniform(area_key, (10,), jnp.float32, *_AREA) * (height * width)

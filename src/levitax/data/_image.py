@@ -54,8 +54,8 @@ def read_image(
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
 
     **Raises:** `OSError` with the name and the reason if the file cannot be opened, is corrupt or not an image, has
-    negative samples, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError` for other `channels`
-    and for a URL, `TypeError` for what is none of these; `ModuleNotFoundError` without Pillow.
+    samples that are negative or not finite, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError`
+    for other `channels` and for a URL, `TypeError` for what is none of these; `ModuleNotFoundError` without Pillow.
     """
     check_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
@@ -94,9 +94,16 @@ def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
 
 
 def _convert(pillow: ModuleType, image: PillowImage, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of an image in memory."""
-    samples = Samples(bits=16) if image.mode.startswith("I;16") else Samples()
-    return _pixels(pillow, image, channels, samples, find_orientation(b"", image.info))
+    """The pixels of an image of Pillow. One that is not loaded yet is read from its file, which says more."""
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and image.tell() == 0:
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
+        return _decode(pillow, data, channels)
+    image.load()
+    return _pixels(pillow, image, channels, describe_samples(image, b""), find_orientation(b"", image.info))
 
 
 def _decode(pillow: ModuleType, data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:

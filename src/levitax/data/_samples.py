@@ -38,13 +38,15 @@ class Samples:
     def eight_bits(self, pixels: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
         """Black to white as 0 to 255; `levitax.data.read_image` documents the ranges.
 
-        **Raises:** `OSError` for negative samples.
+        **Raises:** `OSError` for samples that are negative or not finite.
         """
         order, kind, size = pixels.dtype.str[0], pixels.dtype.kind, pixels.dtype.itemsize
         if kind in "iu" and 8 * size == self.bits:
             # Pillow has no unsigned 32 bits, and no signed 8 and 16.
             pixels = pixels.view(f"{order}{'i' if self.signed else 'u'}{size}")
-        values = np.where(np.isfinite(pixels), pixels, 0).astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise OSError("it has samples that are not finite, which have no brightness; replace them")
+        values = pixels.astype(np.float32)
         if (lowest := values.min()) < 0:
             raise OSError(f"it has samples down to {lowest:g}, and negative ones have no brightness; shift them up")
         white = 2.0 ** (self.bits - self.signed) - 1
@@ -58,7 +60,8 @@ class Samples:
 
 
 def describe_samples(file: Any, data: bytes) -> Samples:
-    """The samples of an image that Pillow has opened and not loaded, of a file with the bytes `data`.
+    """The samples of an image that Pillow has opened and not loaded, of a file with the bytes `data`; or of one that is
+    loaded, without them.
 
     **Raises:** `OSError` for a TIFF file that Pillow is known to misread.
     """
@@ -69,7 +72,7 @@ def describe_samples(file: Any, data: bytes) -> Samples:
         inverted = tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
         return Samples(tags.get(_BITS, (1,))[0], signed, inverted)
     transparent = file.info.get("transparency")
-    if file.format == "PNG" and transparent is not None and file.mode in ("L", "RGB"):
+    if data and file.format == "PNG" and transparent is not None and file.mode in ("L", "RGB"):
         # Stored with the bits of the file, and compared by Pillow with 8.
         bits = data[24]
         file.info["transparency"] = (

@@ -54,12 +54,17 @@ class Arrays(NamedTuple):
         return f"image {index}"
 
 
-def check_labels(split: Split) -> None:
-    """Raises unless the labels of a split are class numbers, and those of arrays one for each image."""
-    images = len(split.images) if isinstance(split, Arrays) else "images"
+def check_labels(split: Split, *, classes: int | None = None) -> None:
+    """Raises unless the labels of a split are class numbers, one for each image where their number is known."""
+    images: int | str = "images"
+    if isinstance(split, Arrays):
+        images = len(split.images)
+    elif isinstance(split, Relabelled):
+        images = len(split.split.labels)
     check_form("labels", labels := np.asarray(split.labels), {jnp.integer: (images,)})
-    highest = np.iinfo(np.int32).max
-    check_each("labels", labels, lambda labels: (labels >= 0) & (labels <= highest), "class numbers, from 0.")
+    highest = np.iinfo(np.int32).max if classes is None else classes - 1
+    expected = f"class numbers, from 0{'' if classes is None else f' to {highest}'}."
+    check_each("labels", labels, lambda labels: (labels >= 0) & (labels <= highest), expected)
 
 
 class DataSet(NamedTuple):
@@ -90,12 +95,15 @@ class DataSet(NamedTuple):
 
         **Returns:** the data set, as it is if the order is the same.
 
-        **Raises:** `ValueError` if the two have different classes, with those that only one of them has.
+        **Raises:** `ValueError` if the two have different classes, with those that only one of them has, and for labels
+        that number none of them.
         """
         names = tuple(class_names)
         if names == self.classes:
             return self
         numbers = match_classes(self.classes, names)
+        for split in (self.train, self.validation):
+            check_labels(split, classes=len(numbers))
         train, validation = (Relabelled(split, numbers[split.labels]) for split in (self.train, self.validation))
         return DataSet(train, validation, dataclasses.replace(self.preprocessing, class_names=names))
 

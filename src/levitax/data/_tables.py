@@ -31,12 +31,14 @@ class Pictures(NamedTuple):
     - `column`: the name of the column with the images.
     - `labels`: `(images,)`, the class of each image, from 0.
     - `channels`: 3 for colour, 1 for grey.
+    - `folder`: where paths of images in the table begin that are not absolute.
     """
 
     rows: Any
     column: str
     labels: Int[np.ndarray, " images"]
     channels: int
+    folder: str = ""
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """The image of number `index`, `(height, width, channels)`, read as by [`levitax.data.read_image`][].
@@ -47,7 +49,8 @@ class Pictures(NamedTuple):
         if not file["bytes"] and not file["path"]:
             raise OSError(f"There is no {self.name(index)}.")
         if not file["bytes"]:
-            return read_image(file["path"], channels=self.channels)
+            path = file["path"]
+            return read_image(path if "://" in path else os.path.join(self.folder, path), channels=self.channels)
         try:
             return read_image(io.BytesIO(file["bytes"]), channels=self.channels)
         except OSError as error:
@@ -142,21 +145,31 @@ def read_parquet(parquet: ParquetFiles, name: str, channels: int) -> Table:
         raise OSError(_unloadable(what, files, error)) from error
     if len(table) != rows:
         raise OSError(f"`datasets` loaded {len(table)} of the {rows} rows of {what}; delete its cache and try again.")
-    return read_table(table, what, channels)
+    folders = {os.path.dirname(file) for file in files}
+    return read_table(table, what, channels, folders.pop() if len(folders) == 1 else parquet.root)
 
 
 def _check_shards(what: str, paths: Sequence[bytes]) -> None:
-    """Raises unless files such as `train-00000-of-00002.parquet` are complete, and of one export."""
-    shards: dict[bytes, set[tuple[int, int]]] = {}
+    """Raises unless files such as `train-00000-of-00002.parquet`, or `0000.parquet`, are complete and of one export."""
+    shards: dict[bytes, list[tuple[int, int]]] = {}
+    numbered: dict[bytes, list[int]] = {}
     for path in paths:
-        if match := re.fullmatch(rb"(.*)-(\d+)-of-(\d+)\.\w+", path):
-            shards.setdefault(match[1], set()).add((int(match[2]), int(match[3])))
-    for stem, numbers in shards.items():
-        totals = {total for _, total in numbers}
-        if len(totals) > 1 or len(numbers) != max(totals):
+        if match := re.fullmatch(rb"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?(?:\.\w+)+", path):
+            shards.setdefault(match[1], []).append((int(match[2]), int(match[3])))
+        elif match := re.fullmatch(rb"(.*/|)(\d+)(?:\.\w+)+", path):
+            numbered.setdefault(match[1], []).append(int(match[2]))
+    for stem, pairs in shards.items():
+        present, totals = sorted(number for number, _ in pairs), {total for _, total in pairs}
+        if len(totals) > 1 or present != list(range(max(totals))):
             raise ValueError(
-                f"{what} has {len(numbers)} files `{shown(stem)}-*`, numbered as of {listed(sorted(totals))}; expected "
-                "all files of one export."
+                f"{what} has {len(pairs)} files `{shown(stem)}-*`, numbered {listed(present)} as of "
+                f"{listed(sorted(totals))}; expected all files of one export, from 0."
+            )
+    for stem, numbers in numbered.items():
+        if sorted(numbers) != list(range(min(numbers), min(numbers) + len(numbers))):
+            raise ValueError(
+                f"{what} has files numbered {listed(sorted(numbers))} in `{shown(stem or b'.')}`; expected all files "
+                "of one export, without gaps."
             )
 
 
@@ -224,8 +237,8 @@ def find_on_hub(name: str) -> dict[str, Any]:
         raise ValueError(f"The hub's data set `{name}` cannot be loaded: {error.__cause__ or error}") from error
 
 
-def read_table(table: Any, what: str, channels: int) -> Table:
-    """Takes the images and the labels of a table."""
+def read_table(table: Any, what: str, channels: int, folder: str = "") -> Table:
+    """Takes the images and the labels of a table, whose paths of images begin in `folder`."""
     datasets = _library("datasets")
     if not len(table):
         raise FileNotFoundError(f"{what} has no images.")
@@ -234,7 +247,7 @@ def read_table(table: Any, what: str, channels: int) -> Table:
     labels = _read_labels(table, label, what, classes)
     # Rows of other columns are not decoded.
     rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Table(Pictures(rows, image, labels, channels), classes)
+    return Table(Pictures(rows, image, labels, channels, folder), classes)
 
 
 def _choose_columns(features: Mapping[str, Any], what: str) -> tuple[str, str]:
