@@ -50,6 +50,7 @@ from levitax.data import (
     Batch,
     DataSet,
     eval_batches,
+    ImageFiles,
     match_classes,
     open_data,
     Preprocessing,
@@ -235,7 +236,13 @@ def fitted(recipe: Recipe, arguments: argparse.Namespace, data: DataSet) -> Reci
         )
         if group_size != recipe.group_size:
             print(f"a batch is one group, not groups of {recipe.group_size}; `--set group_size=...` sets it")
-    return dataclasses.replace(recipe, batch_size=batch_size, group_size=group_size)
+    changes: dict[str, Any] = {"batch_size": batch_size, "group_size": group_size}
+    # Below it, the cosine would go up.
+    if "min_learning_rate" not in given and recipe.learning_rate * batch_size / 512 < recipe.min_learning_rate:
+        changes["min_learning_rate"] = recipe.min_learning_rate * batch_size / recipe.batch_size
+        if jax.process_index() == 0:
+            print(f"so does the learning rate at the end, to {changes['min_learning_rate']:.2g}")
+    return dataclasses.replace(recipe, **changes)
 
 
 def overrides(arguments: argparse.Namespace, recipe: Recipe, data: DataSet) -> dict[str, Any]:
@@ -427,6 +434,8 @@ def describe(data: DataSet, model: levitax.LeViT, recipe: Recipe, arguments: arg
             "pictures": len(data.train.labels),
             "classes": data.classes,
             "labels_crc32": zlib.crc32(data.train.labels.tobytes()),
+            # The names in a table are as slow to read as its images.
+            "names_crc32": zlib.crc32(b"\0".join(data.train.paths)) if isinstance(data.train, ImageFiles) else None,
         },
         "preprocessing": data.preprocessing.to_dict(),
     }

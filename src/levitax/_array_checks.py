@@ -41,6 +41,15 @@ def check_not_empty(name: str, array: Any) -> None:
         )
 
 
+def as_jax(name: str, array: Any) -> jax.Array:
+    """`array` as one of JAX, or an error that names `name`: without its 64-bit mode, JAX takes the lower half of larger
+    integers, which are other class numbers."""
+    if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        check_each(name, array, lambda rows: rows == rows.astype(dtype).astype(rows.dtype), f"numbers of {dtype}.")
+    return jnp.asarray(array)
+
+
 def check_number(name: str, value: Any, holds: Callable[[Any], Any], expected: str) -> Any:
     """`value`, a real number, if it `holds`. Otherwise raises, or is NaN if `value` is traced, so cannot be seen."""
     is_array = isinstance(value, jax.Array) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
@@ -75,7 +84,8 @@ def check_each(
             wrong = np.flatnonzero(~np.asarray(holds(rows)))
             if len(wrong):
                 more = f", and {len(wrong) - 1} more break the rule" if len(wrong) > 1 else ""
-                raise ValueError(f"`{name}[{start + wrong[0]}]` {show(rows[wrong[0]])}{more}; expected {expected}")
+                place = name if rows.ndim == 0 else f"{name}[{start + wrong[0]}]"
+                raise ValueError(f"`{place}` {show(rows[wrong[0]] if rows.ndim else rows)}{more}; expected {expected}")
     return holds(jnp.asarray(array))
 
 

@@ -84,7 +84,7 @@ def test_it_erases_with_the_probability_asked_for(probability):
 
 @pytest.mark.parametrize("probability", (25.0, -1.0, float("nan")))
 def test_a_probability_is_a_share(probability, images, unchecked):
-    with pytest.raises(ValueError, match="`probability` is .*; expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"`probability` is .*; expected a number from 0 to 1"):
         random_erase(images(8, 8, 1), probability=probability, key=KEYS[0])
 
 

@@ -420,6 +420,12 @@ def test_mistakes_in_a_transform_are_not_taken_for_corrupt_images(read, error):
     assert re.match(r"While transforming `file-\d+.png`", caught.value.__notes__[0])
 
 
+@pytest.mark.parametrize("read", (train, evaluate))
+def test_a_transform_cannot_end_the_iteration(read):
+    with pytest.raises(RuntimeError, match=r"StopIteration was raised while transforming `file-\d+\.png`"):
+        read(broken(), Failing(StopIteration()))
+
+
 def test_mistakes_in_a_split_name_the_image():
     class Wrong(Damaged):
         def read(self, index: int) -> np.ndarray:

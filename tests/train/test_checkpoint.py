@@ -210,6 +210,40 @@ def test_a_best_that_was_deleted_is_told_and_chosen_anew(train_state, tmp_path):
         assert checkpoints.best == (4, 0.3)
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(NotADirectoryError, match=f"`folder` is `{tmp_path}/run`, a file; expected a folder"):
+        Checkpoints(tmp_path / "run")
+
+
+def test_nothing_is_saved_after_the_end(train_state, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at(train_state, 1), {"number": 1})
+    checkpoints.close()
+    checkpoints.close()
+    with pytest.raises(ValueError, match="are closed: save before `close`, or make new ones"):
+        checkpoints.save(at(train_state, 2), {"number": 2})
+    assert names(tmp_path) == {"1"}
+
+
+UNCLOSED = """
+import jax, levitax, optax
+model, state = levitax.create_model("levit_128s", image_size=64, num_classes=2, key=jax.random.key(0))
+optimizer = optax.sgd(0.1)
+train_state = levitax.train.TrainState(model, state, optimizer, key=jax.random.key(0))
+checkpoints = levitax.train.Checkpoints("run")
+checkpoints.save(train_state, {})
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_the_end_of_the_program_cuts_off_is_not_lost_in_silence(tmp_path):
+    program = [sys.executable, "-c", UNCLOSED]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    saved = (tmp_path / "run" / "0").exists()
+    assert saved or ("The checkpoint of step 0 was lost" in result.stderr and "call `close`" in result.stderr)
+
+
 @pytest.mark.parametrize("folder", ("gs://bucket/run", Path("s3://bucket/run"), "file:///tmp/run"), ids=str)
 def test_a_url_is_no_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

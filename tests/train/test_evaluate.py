@@ -2,12 +2,14 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import levitax
 from levitax.train import EvalBatch, evaluate, evaluate_batches, Evaluation, predict_logits
@@ -197,15 +199,40 @@ def test_a_model_that_says_nan_has_no_likeliest_class():
     x, labels = draw(12, 6)
     x[[7, 9]] = 0
     for numbers in (labels, np.zeros(12, int)):
-        with pytest.raises(
-            ValueError, match=r"Image 7 has largest logit nan, and 1 more .*weights and this image for NaN"
-        ):
+        with pytest.raises(ValueError, match=r"Image 7 has largest logit nan, and 1 more .*weights and this image"):
             evaluate(PIXELS, x, numbers, batch_size=6)
     assert np.isnan(predict_logits(PIXELS, x)).all(1).tolist() == [row in (7, 9) for row in range(12)]
-    # Infinite ones have an order.
+    # A class that is ruled out has an order; an overflow has none.
+    flat = levitax.Predictor(Flat(), eqx.nn.State(Flat()))
     x, labels = draw(6, 6)
     x[2, 0, 3], labels[2] = -np.inf, 1
-    assert np.isfinite(evaluate(levitax.Predictor(Flat(), eqx.nn.State(Flat())), x, labels).loss)
+    assert np.isfinite(evaluate(flat, x, labels).loss)
+    for row in (np.inf, -np.inf):
+        x[2, 0, :] = row
+        with pytest.raises(ValueError, match=f"Image 2 has largest logit {row}; expected a finite number"):
+            evaluate(flat, x, labels)
+
+
+def test_arrays_on_an_explicit_mesh_are_evaluated():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    x, labels = draw(12, 6)
+    expected = evaluate(PIXELS, x, labels)
+    there = [jax.device_put(array, NamedSharding(mesh, PartitionSpec("data"))) for array in (x, labels)]
+    ours = evaluate(PIXELS, there[0], there[1], batch_size=5)
+    assert ours.loss == pytest.approx(expected.loss) and np.array_equal(ours.confusion, expected.confusion)
+    weights = jax.device_put(np.ones(12, np.float32), there[1].sharding)
+    ours = evaluate_batches(PIXELS, [EvalBatch(there[0], there[1], weights)])
+    assert ours.loss == pytest.approx(expected.loss) and np.array_equal(ours.confusion, expected.confusion)
+
+
+def test_what_is_no_batch(unchecked):
+    x, labels = draw(6, 6)
+    for batches in (EvalBatch(x, labels, np.ones(6, np.float32)), [x], [(x, labels)], [{"images": x}]):
+        with pytest.raises(TypeError, match=r"A batch is of type `\w+`; expected a `levitax.train.EvalBatch"):
+            evaluate_batches(PIXELS, cast(Any, batches))
+    with pytest.raises(ValueError, match="returned 5 logits for a batch and 6 for the one before"):
+        other = draw(6, 5)
+        evaluate_batches(PIXELS, [EvalBatch(*pair, np.ones(6, np.float32)) for pair in ((x, labels), other)])
 
 
 class Flat(eqx.Module):

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,16 @@ import optax
 import pytest
 
 import levitax
-from levitax.train import adamw, adaptive_grad_clip, decay_mask, freeze_norms, head_only, trainable, warmup_cosine
+from levitax.train import (
+    adamw,
+    adaptive_grad_clip,
+    decay_mask,
+    freeze_norms,
+    head_only,
+    RECIPES,
+    trainable,
+    warmup_cosine,
+)
 
 
 MAPS = levitax.nn.ConvNorm, levitax.nn.LinearNorm, levitax.nn.NormLinear
@@ -202,6 +212,12 @@ LENGTHS = {"epochs": 10, "steps_per_epoch": 4}
 def test_schedules_of_nothing_are_refused(keywords, kind, message):
     with pytest.raises(kind, match=message):
         warmup_cosine(**{"learning_rate": 0.5, **LENGTHS, **keywords})
+
+
+def test_a_learning_rate_does_not_rise_at_the_end():
+    message = "`min_learning_rate` is 1e-05 and `learning_rate` 7.8125e-06: the cosine would go up"
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPES["finetune"], batch_size=8).schedule(8)
 
 
 @pytest.mark.usefixtures("unchecked")

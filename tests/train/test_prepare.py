@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from levitax.data import Preprocessing
 from levitax.train import make_step, prepare, RECIPES, TrainState
@@ -50,6 +51,17 @@ def run(images, targets, key, *, mean=MEAN, std=STD, **changes):
 
 def expected(pixels):
     return (np.asarray(pixels, np.float64) / 255 - MEAN) / STD
+
+
+def test_batches_on_an_explicit_mesh(pixels, targets, key):
+    changes: dict[str, Any] = {"max_shift": 2.0, "erase_probability": 1.0, "mixup": 0.8, "group_size": 4}
+    expected = run(pixels, targets, key, **changes)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    ours = run(jax.device_put(pixels, spread), jax.device_put(targets, spread), key, **changes)
+    for one, other in zip(ours, expected, strict=True):
+        assert jax.typeof(one).sharding.spec[0] == "data"
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ("float32", "int32", "bool"))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import levitax
-from levitax.train import cross_entropy, head_only, make_step, trainable, TrainState
+from levitax.train import cross_entropy, head_only, make_mesh, make_step, shard_batch, trainable, TrainState
 
 
 # Not Adam, which makes a whole step of a gradient that is zero but for rounding. Decay needs the parameters, momentum
@@ -340,6 +340,34 @@ def test_another_optimiser_is_refused(other, rows, key):
     train_state = TrainState(*make_small(Map, key), OPTIMIZER, key=key)
     with pytest.raises(ValueError, match=r"`optimizer` keeps a state of another form.*the same optimiser"):
         make_step(other)(train_state, *rows)
+
+
+def test_a_train_state_is_used_once(rows, key):
+    train_state = TrainState(*make_small(Normed, key), OPTIMIZER, key=key)
+    step = make_step(OPTIMIZER)
+    step(train_state, *rows)
+    with pytest.raises(ValueError, match=r"has been used up by a step, .*`train_state, metrics = step\(train_state"):
+        step(train_state, *rows)
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_labels_may_be_a_list(accumulate, rows, key):
+    step = make_step(OPTIMIZER, accumulate=accumulate)
+    losses = [
+        step(TrainState(*make_small(Normed, key), OPTIMIZER, key=key), rows[0], labels)[1].loss
+        for labels in (rows[1], rows[1].tolist())
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(jax.config.jax_enable_x64, reason="64 bits hold them")
+def test_labels_are_not_cut_to_32_bits(rows, key):
+    labels = np.asarray(rows[1], np.int64) + 2**32
+    step = make_step(OPTIMIZER)
+    with pytest.raises(ValueError, match=r"`targets\[0\]` is 4294967296, .*; expected numbers of int32"):
+        step(TrainState(*make_small(Normed, key), OPTIMIZER, key=key), rows[0], labels)
+    with pytest.raises(ValueError, match=r"`batch\[1\]\[0\]` is 4294967296"):
+        shard_batch((rows[0], labels), make_mesh())
 
 
 def test_the_arrays_of_a_batch_have_as_many_rows(rows, key):

@@ -318,6 +318,9 @@ def _noting(doing, split, index):
     """Adds the name of the image to what the caller's own code raises."""
     try:
         yield
+    except StopIteration:
+        # It would end the iteration that calls this. As the cause, `contextlib` would raise it again.
+        raise RuntimeError(f"A StopIteration was raised while {doing} `{split.name(index)}`.") from None
     except Exception as error:
         error.add_note(f"While {doing} `{split.name(index)}`.")
         raise

@@ -1,3 +1,4 @@
+import atexit
 import contextlib
 import itertools
 import json
@@ -98,10 +99,13 @@ class Checkpoints:
         - `keep`: the number of the last ones that stay, in addition to the best.
 
         **Raises:** `ValueError` if the newest checkpoint that can be read is of another description, with the
-        differences, and for a URL as `folder`; `TypeError` or `ValueError` for a `description` that JSON would change
-        and a `keep` that is no positive integer; `ModuleNotFoundError` without Orbax.
+        differences, and for a URL as `folder`; `NotADirectoryError` for a file; `TypeError` or `ValueError` for a
+        `description` that JSON would change and a `keep` that is no positive integer; `ModuleNotFoundError` without
+        Orbax.
         """
         self.folder = as_path("folder", folder).resolve()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"`folder` is `{self.folder}`, a file; expected a folder, or a path to make one.")
         # Without NaN, which differs from itself, so that every checkpoint would be of another run.
         self._description = _as_json("description", {} if description is None else description, finite=True)
         self._keep = as_integer("keep", keep)
@@ -111,6 +115,8 @@ class Checkpoints:
         self._saving: int | None = None
         self._last: _Saved | None = None
         self._manager = self._open()
+        self._is_open = True
+        atexit.register(self._tell_of_loss)
         # Known before anything is saved, which would take the best one's place, or another run's.
         for step in self._steps():
             if _agreed_damage(self.folder / str(step)) is None:
@@ -151,9 +157,13 @@ class Checkpoints:
         nothing is written.
 
         **Raises:** `TypeError` for `progress` that JSON would change, `ValueError` for a `score` that is no finite
-        number; `ValueError` if there are checkpoints of later steps, or one of this step that another run has written,
-        or that was saved with other progress or another score.
+        number; `ValueError` after `close`, if there are checkpoints of later steps, or one of this step that another
+        run has written, or that was saved with other progress or another score.
         """
+        if not self._is_open:
+            raise ValueError(
+                f"These `Checkpoints` of `{self.folder}` are closed: save before `close`, or make new ones."
+            )
         self.wait()
         orbax = _orbax()
         step, progress, arrays = int(train_state.step), _as_json("progress", progress), _to_arrays(train_state)
@@ -244,9 +254,20 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for what is being saved, and lets the folder go."""
-        self.wait()
-        self._manager.close()
+        """Waits for what is being saved, and lets the folder go. A program that ends without it loses the last save."""
+        if self._is_open:
+            self._is_open = False
+            atexit.unregister(self._tell_of_loss)
+            self.wait()
+            self._manager.close()
+
+    def _tell_of_loss(self):
+        """Called at the end of the program, when Orbax can start no more threads."""
+        if self._saving is not None and not (self.folder / str(self._saving)).exists():
+            _tell(
+                f"The checkpoint of step {self._saving} was lost, as the program ended before it was saved: call "
+                "`close`, or use `with Checkpoints(...) as checkpoints`."
+            )
 
     def _open(self):
         orbax = _orbax()

@@ -36,6 +36,11 @@ def compile_update(update: Update) -> Update:
 
     def compiled(train_state: TrainState, *rest: PyTree) -> tuple[TrainState, Any]:
         static, arrays = _split(train_state)
+        if any(isinstance(array, jax.Array) and array.is_deleted() for array in arrays):
+            raise ValueError(
+                "The train state has been used up by a step, which gives its memory to the one that it returns: go on "
+                "with that one, `train_state, metrics = step(train_state, images, targets)`."
+            )
         arrays, metrics = run(static, arrays, *rest)
         return _join(after[static], arrays), metrics
 

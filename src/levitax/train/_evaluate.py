@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from .._array_checks import as_array, check_each, check_form, check_not_empty
 from .._checks import as_integer
+from .._explicit import explicit_mesh, in_auto_mode
 from .._fuse import Predictor
 from .._model import LeViT
 from ._targets import are_classes, check_class_numbers, in_float32
@@ -120,9 +123,9 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
     **Returns:** a [`levitax.train.Evaluation`][].
 
     **Raises:** `ValueError` without images, for a label out of range, for a weight that is neither 0 nor 1, for an
-    image whose logits are NaN, where the likeliest class is undefined, and for a model without classes. `TypeError` or
-    `ValueError` for arrays of another shape or dtype and where `predict` returns anything but logits. Images with a
-    weight of 0 may have any label and any logits.
+    image whose largest logit is not finite, where the likeliest class is undefined, for batches with other numbers of
+    classes, and for a model without classes. `TypeError` or `ValueError` for arrays of another shape or dtype and where
+    `predict` returns anything but logits. Images with a weight of 0 may have any label and any logits.
     """
     _check_classifies(predict)
     rows, loss, top5, confusion = 0, 0.0, 0, None
@@ -133,6 +136,11 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
         _check_faults(sums.faults, rows, classes=len(counts))
         # On the host in float64: float32 was 1.7e-6 off after 5,000 batches of 256.
         loss, top5 = loss + float(sums.loss), top5 + int(sums.top5)
+        if confusion is not None and confusion.shape != counts.shape:
+            raise ValueError(
+                f"`predict` returned {len(counts)} logits for a batch and {len(confusion)} for the one before; "
+                "expected the same number for all images."
+            )
         confusion = counts if confusion is None else _add(confusion, counts)
         rows += len(batch.images)
     confusion = np.zeros((0, 0), int) if confusion is None else jax.device_get(confusion)
@@ -161,7 +169,12 @@ class _Sums(NamedTuple):
 @eqx.filter_jit
 def _count(predict, batch):
     """The sums of a batch, and its confusion. Faults are found here, since all processes must raise for them."""
-    images, labels, weights = batch
+    arrays, rest = eqx.partition(predict, eqx.is_array)
+    call = lambda arrays, *batch: _sums(eqx.combine(arrays, rest), *batch)
+    return in_auto_mode(call, PartitionSpec(), arrays, *batch)
+
+
+def _sums(predict, images, labels, weights):
     logits = _as_logits(jax.vmap(predict)(images))
     classes = logits.shape[-1]
     weights = weights.astype(jnp.float32)
@@ -169,7 +182,8 @@ def _count(predict, batch):
     faults = (
         _fault(counts & (weights != 1), weights),
         _fault(counts & ~are_classes(labels, classes), labels),
-        _fault(counts & jnp.isnan(logits).any(-1), logits.max(-1)),
+        # -inf stands for a class that is ruled out.
+        _fault(counts & ~jnp.isfinite(logits.max(-1)), logits.max(-1)),
     )
     labels = labels.astype(jnp.int32)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -204,7 +218,7 @@ def _check_faults(faults: tuple[_Fault, ...], start: int, classes: int) -> None:
             f"a class number from 0 to {classes - 1}, as `predict` returns {classes} logits. Count the classes from 0, "
             "and give images of other classes a weight of 0.",
         ),
-        ("largest logit", "a number. Check the model's weights and this image for NaN."),
+        ("largest logit", "a finite number. Check the model's weights and this image, and its dtype for overflow."),
     )
     for (rows, first, value), (what, expected) in zip(faults, rules, strict=True):
         if rows:
@@ -237,12 +251,18 @@ def _as_images(images: Any) -> Any:
     way_out = "`levitax.data.Preprocessing.normalise` makes them of pixels from 0 to 255."
     check_form("images", images, {jnp.floating: ("batch", ...)}, way_out=way_out)
     check_not_empty("images", images)
-    return images
+    # Rows of an array on an Explicit mesh cannot be taken without saying where they go.
+    return np.asarray(images) if explicit_mesh(images) and not isinstance(images, Tracer) else images
 
 
-def _as_batch(batch: Iterable[Any]) -> EvalBatch:
+def _as_batch(batch: Any) -> EvalBatch:
     """A batch as `_count` takes it; raises for arrays of another form."""
-    images, labels, weights = EvalBatch(*batch)
+    if isinstance(batch, jax.Array | np.ndarray) or not isinstance(batch, tuple | list) or len(batch) != 3:
+        raise TypeError(
+            f"A batch is of type `{type(batch).__name__}`; expected a `levitax.train.EvalBatch(images, labels, "
+            "weights)`, and `batches` to be an iterable of them."
+        )
+    images, labels, weights = batch
     images, labels, weights = _as_images(images), as_array("labels", labels), as_array("weights", weights)
     check_class_numbers("labels", labels, len(images))
     of_images = (len(images),)

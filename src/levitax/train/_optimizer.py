@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._checks import as_flag, as_integer, as_number
@@ -127,14 +128,20 @@ def warmup_cosine(
     **Returns:** an optax schedule, from the number of the step to the learning rate.
 
     **Raises:** `TypeError` or `ValueError` for lengths that are no positive integers (no warm-up is 0), learning rates
-    that are negative or not finite, flags that are no `bool`, a warm-up that leaves nothing to train, and `late`
-    without `by_epoch`.
+    that are negative or not finite, a `min_learning_rate` above `learning_rate`, flags that are no `bool`, a warm-up
+    that leaves nothing to train, and `late` without `by_epoch`.
     """
     epochs, steps_per_epoch = as_integer("epochs", epochs), as_integer("steps_per_epoch", steps_per_epoch)
     warmup_epochs = as_integer("warmup_epochs", warmup_epochs, minimum=0)
     learning_rate = as_number("learning_rate", learning_rate, 0, math.inf)
     warmup_learning_rate = as_number("warmup_learning_rate", warmup_learning_rate, 0, math.inf)
     min_learning_rate = as_number("min_learning_rate", min_learning_rate, 0, math.inf)
+    if not isinstance(learning_rate, Tracer) and min_learning_rate > learning_rate:
+        raise ValueError(
+            f"`min_learning_rate` is {min_learning_rate:g} and `learning_rate` {learning_rate:g}: the cosine would go "
+            "up. A recipe's `learning_rate` is for 512 images, so that of a small batch is smaller: set "
+            "`min_learning_rate` below it."
+        )
     check_schedule(epochs, warmup_epochs, by_epoch=as_flag("by_epoch", by_epoch), late=as_flag("late", late))
 
     def schedule(count):

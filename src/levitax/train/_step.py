@@ -3,11 +3,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
+from .._array_checks import as_jax
 from .._batched import batch_size, batched
 from .._checks import as_integer, as_number
 from ._accumulate import in_parts
@@ -124,6 +125,13 @@ def make_step(
         compiled = lambda *given: finish(*forward_and_backward(*given))
 
     def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
-        return compiled(train_state, *jax.tree.map(jnp.asarray, (images, targets)))
+        # Lists of numbers are one array, not a tree of scalars.
+        images, targets = (np.asarray(given) if isinstance(given, list) else given for given in (images, targets))
+        as_array = lambda name: lambda path, array: as_jax(f"{name}{jax.tree_util.keystr(path)}", array)
+        images, targets = (
+            jax.tree_util.tree_map_with_path(as_array(name), given)
+            for name, given in (("images", images), ("targets", targets))
+        )
+        return compiled(train_state, images, targets)
 
     return step
