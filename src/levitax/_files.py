@@ -18,6 +18,8 @@ def as_path(name: str, value: Any) -> Path:
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a path, a `str` or `pathlib.Path`.")
     if not text:
         raise ValueError(f"`{name}` is empty; expected a path.")
+    if "\0" in text:
+        raise ValueError(f"`{name}` is {text!r}; expected a path, which has no null characters.")
     # `Path` drops one of the slashes. A drive of Windows is one letter.
     if "://" in text or re.match(r"[A-Za-z][\w+.-]+:/", text):
         raise ValueError(

@@ -177,7 +177,7 @@ def test_paths(picture, written, tmp_path, monkeypatch, unchecked):
     with pytest.raises(ValueError, match=r"`path` is 'https:.*', a URL"):
         read_image("https://host/x.png")
     # Of an open file.
-    with pytest.raises(TypeError, match="`path` is of type `int`; expected a path"):
+    with pytest.raises(TypeError, match=r"`path` is of type `int`; expected a path, a file .* or a PIL image\."):
         read_image(0)  # pyright: ignore[reportArgumentType]
 
 

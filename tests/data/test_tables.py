@@ -204,7 +204,7 @@ def test_missing_labels(parquet):
 def test_tables_without_images_or_labels(parquet, columns, missing):
     where = parquet(train=pa.table(columns), validation=pa.table(columns))
     listed = ", ".join(map(repr, columns))
-    message = f"'train' of `{where}` has the columns {listed}, none of them {missing}; name the column '{missing[:-1]}'"
+    message = f"'train' of `{where}` has the columns {listed}, none of them {missing} in a form that can be read "
     with pytest.raises(ValueError, match=message):
         open_data(where)
 

@@ -1,5 +1,5 @@
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -340,6 +340,18 @@ def test_another_optimiser_is_refused(other, rows, key):
     train_state = TrainState(*make_small(Map, key), OPTIMIZER, key=key)
     with pytest.raises(ValueError, match=r"`optimizer` keeps a state of another form.*the same optimiser"):
         make_step(other)(train_state, *rows)
+
+
+def test_arguments_of_other_types(rows, key, unchecked):
+    model, state = make_small(Normed, key)
+    for optimizer in ("adamw", None, 1e-3):
+        message = f"`optimizer` is of type `{type(optimizer).__name__}`; expected one of optax"
+        with pytest.raises(TypeError, match=message):
+            make_step(cast(Any, optimizer))
+        with pytest.raises(TypeError, match=message):
+            TrainState(model, state, cast(Any, optimizer), key=key)
+    with pytest.raises(TypeError, match=r"`train_state` is of type `Normed`; expected a `levitax\.train"):
+        make_step(OPTIMIZER)(cast(Any, model), *rows)
 
 
 def test_a_train_state_is_used_once(rows, key):

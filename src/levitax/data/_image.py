@@ -84,6 +84,11 @@ def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
         if path.seekable():
             path.seek(0)
         return path.read()
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"`path` is of type `{type(path).__name__}`; expected a path, a file opened for reading bytes, or a PIL "
+            "image. Of another file pass `io.BytesIO(file.read())`, and pixels to `PIL.Image.fromarray`."
+        )
     path = as_path("path", path)
     try:
         return path.read_bytes()

@@ -95,7 +95,8 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     steps = len(split.labels) // as_integer("batch_size", batch_size)
     if steps == 0:
         raise ValueError(
-            f"`batch_size` is {batch_size}, and there are {len(split.labels)} images to train on: not one batch."
+            f"`batch_size` is {batch_size}, and there are {len(split.labels)} images to train on: not one batch. "
+            "Choose a smaller `batch_size`."
         )
     return steps
 

@@ -268,7 +268,8 @@ def _choose(content: str, candidates: list[str], names: tuple[str, ...], columns
             return column
         case []:
             raise ValueError(
-                f"{what} has the columns {listed(columns)}, none of them {content}; name the column {names[0]!r}."
+                f"{what} has the columns {listed(columns)}, none of them {content} in a form that can be read "
+                f"(images: encoded, their bytes or paths; labels: integers); call one that is {names[0]!r}."
             )
         case several:
             way_out = "keep one" if named else f"keep one, or name one of them {names[0]!r}"

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -85,6 +85,15 @@ def adamw(
     weight_decay, eps = as_number("weight_decay", weight_decay, 0, math.inf), as_number("eps", eps, 0, math.inf)
     optimizer = promoting(optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=decay_mask))
     return optimizer if clipping is None else optax.chain(adaptive_grad_clip(clipping), optimizer)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises unless `optimizer` is one of optax, or like it."""
+    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+        raise TypeError(
+            f"`optimizer` is of type `{type(optimizer).__name__}`; expected one of optax, such as "
+            "`levitax.train.adamw(1e-3)`."
+        )
 
 
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import as_flag
 from .._keys import as_key
-from ._optimizer import Parameters, trainable
+from ._optimizer import check_optimizer, Parameters, trainable
 
 
 class TrainState(eqx.Module):
@@ -55,9 +55,11 @@ class TrainState(eqx.Module):
         - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that is taken
             up again at step `n` goes on as it would have.
 
-        **Raises:** `ValueError` if `parameters` picks nothing, `TypeError` if `ema` is no `bool`.
+        **Raises:** `ValueError` if `parameters` picks nothing, `TypeError` if `ema` is no `bool`, or `optimizer` no
+        optimiser.
         """
         as_flag("ema", ema)
+        check_optimizer(optimizer)
         self.model, self.state, self.key = _copy((model, state, as_key(key)))
         # Some optimisers keep the parameters they start from, and a buffer can be given up once only.
         params = parameters(self.model)

@@ -15,7 +15,7 @@ from ._accumulate import in_parts
 from ._compile import compile_update
 from ._loss import cross_entropy, Loss
 from ._mesh import in_auto, replicated
-from ._optimizer import Parameters, promoting, trainable
+from ._optimizer import check_optimizer, Parameters, promoting, trainable
 from ._state import ema_part, TrainState
 from ._step_checks import check_batch, step_check
 
@@ -67,11 +67,13 @@ def make_step(
     that of the one that comes out. Without `accumulate`, a call returns while the device still computes; looking at a
     metric waits.
 
-    **Raises:** `TypeError` or `ValueError` if `accumulate` or `group_size` is no positive integer, `ema_decay` no
-    number from 0 to 1, or `mesh` no mesh. The step raises `ValueError` for a batch that is empty or cannot be split as
-    asked; for a train state made with another optimiser or other `parameters`, or with an average and without
-    `ema_decay`, or the other way round; and inside `jax.pmap` and `jax.shard_map`.
+    **Raises:** `TypeError` if `optimizer` is none of optax's kind; `TypeError` or `ValueError` if `accumulate` or
+    `group_size` is no positive integer, `ema_decay` no number from 0 to 1, or `mesh` no mesh. The step raises
+    `TypeError` for what is no train state; `ValueError` for one that a step has used up, for a batch that is empty or
+    cannot be split as asked; for a train state made with another optimiser or other `parameters`, or with an average
+    and without `ema_decay`, or the other way round; and inside `jax.pmap` and `jax.shard_map`.
     """
+    check_optimizer(optimizer)
     as_integer("accumulate", accumulate)
     if group_size is not None:
         as_integer("group_size", group_size)
@@ -125,6 +127,11 @@ def make_step(
         compiled = lambda *given: finish(*forward_and_backward(*given))
 
     def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
+        if not isinstance(train_state, TrainState):
+            raise TypeError(
+                f"`train_state` is of type `{type(train_state).__name__}`; expected a `levitax.train.TrainState`, made "
+                "of model, state and optimiser."
+            )
         # Lists of numbers are one array, not a tree of scalars.
         images, targets = (np.asarray(given) if isinstance(given, list) else given for given in (images, targets))
         as_array = lambda name: lambda path, array: as_jax(f"{name}{jax.tree_util.keystr(path)}", array)
