@@ -301,6 +301,15 @@ def test_all_that_is_not_loaded_is_listed(folder, tmp_path):
     }
 
 
+def test_a_file_without_a_suffix_is_no_image(folder, monkeypatch):
+    where = folder("train/cat/0.png", "train/cat/1", "val/cat/2.png")
+    # As Pillow does when a SPIDER image has been saved to memory.
+    monkeypatch.setitem(Image.registered_extensions(), "", "PNG")
+    data, listed = open_with_warnings(where)
+    assert numbers(data.train) == [0]
+    assert listed == {str(where / "train"): {"cat/1": "suffix of a format that is not read here"}}
+
+
 def test_of_many_the_first_are_listed_and_each_suffix(folder):
     where = folder("train/cat/0.png", "val/cat/1.png")
     for number in range(1000):

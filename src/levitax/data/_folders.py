@@ -95,7 +95,8 @@ def _image_suffixes() -> set[bytes]:
     suffixes = pillow.registered_extensions()
     # An MPO begins as a JPEG and is opened as one, so Pillow registers MPO for writing only.
     formats = {*pillow.OPEN, "MPO"} - _NOT_DECODED
-    return {os.fsencode(suffix) for suffix, name in suffixes.items() if name in formats}
+    # Saving a SPIDER image registers the suffix that its file has, which may be none.
+    return {os.fsencode(suffix) for suffix, name in suffixes.items() if name in formats and suffix}
 
 
 def _by_folder(root: str, listing: Listing) -> tuple[dict[bytes, bytes], dict[bytes, str]]:
