@@ -363,6 +363,27 @@ def test_gaps_in_files_of_a_series(files, message, write):
         open_data(write({f"{name}.parquet": table(number % 3) for number, name in enumerate(files)}))
 
 
+def test_tables_of_another_kind_are_listed(write):
+    folder = write({"train.parquet": table(0), "val/x.parquet": table(0)})
+    (folder / "val" / "1.png").write_bytes(png(1))
+    (folder / "val" / "more.arrow").touch()
+    (folder / "README.md").touch()
+    with pytest.warns(UserWarning, match=r"no parquet file \(`val/more\.arrow`\)\.$"):
+        assert numbers(open_data(folder).validation) == [0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("bool", "values of type bool"), ("string", "values of type string")], ids=str
+)
+def test_files_with_labels_of_several_kinds(write, kind, shown):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    rows = {"image": [{"bytes": png(0), "path": None}], "label": [True if kind == "bool" else "1"]}
+    other = datasets.Dataset.from_dict(rows, features=features)
+    same = table(0, kind=datasets.Value("int64"))
+    with pytest.raises(ValueError, match=f"Column 'label' of 'train' .* has integers in .*, but {shown} in "):
+        open_data(write({"train/0000.parquet": same, "train/0001.parquet": other, "val.parquet": same}))
+
+
 def test_paths_in_a_table_begin_at_its_folder(write, tmp_path, monkeypatch):
     features = {"image": datasets.Value("string"), "label": CLASSES}
     rows = lambda *names: datasets.Dataset.from_dict(

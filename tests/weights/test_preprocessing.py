@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
@@ -77,17 +76,17 @@ def test_what_else_is_in_the_json_stays(save, tmp_path):
 @pytest.mark.parametrize("second", ("timm", "transformers"))
 def test_what_described_the_weights_before_goes(save, second, tmp_path):
     first = {"timm": "transformers", "transformers": "timm"}[second]
-    save(first, IN_TRANSFORMERS)
+    save(first, THEIRS[first])
     shutil.copytree(tmp_path / first, tmp_path / second)
-    unnamed = dataclasses.replace(IN_TRANSFORMERS, mean=(0.7, 0.7, 0.7), class_names=())
+    unnamed = dataclasses.replace(THEIRS[second], mean=(0.7, 0.7, 0.7), class_names=())
     path, expected = save(second, unnamed)
     save_file(load_file(path), path)
-    assert levitax.load_preprocessing(path) == dataclasses.replace(expected, crop_offset=OFFSETS[second])
+    assert levitax.load_preprocessing(path) == expected
     content = json.loads(path.with_name("config.json").read_text())
     assert ("model_type" in content) == (second == "transformers") and "label_names" not in content
 
 
-OFFSETS: Any = {"timm": "round", "transformers": "floor"}
+THEIRS = {"timm": OURS, "transformers": IN_TRANSFORMERS}
 
 
 def test_a_file_that_does_not_say_it_replaces_one_that_did(save):
@@ -126,8 +125,13 @@ def test_the_activation_is_in_timms_json(save, layout, activation):
 )
 def test_models_that_no_json_of_theirs_describes(save, layout, overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        save(layout, IN_TRANSFORMERS, **overrides)
+        save(layout, THEIRS[layout], **overrides)
     assert list((tmp_path / layout).iterdir()) == []
+
+
+def test_what_timm_cannot_do(save):
+    with pytest.raises(ValueError, match="`crop_offset` 'floor'; timm has 'round'"):
+        save("timm", IN_TRANSFORMERS)
 
 
 def test_other_layouts_and_names_get_no_json(save, make, tmp_path):

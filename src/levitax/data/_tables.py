@@ -96,11 +96,12 @@ def find_parquet(folder: Path, names: Collection[str]) -> ParquetFiles | None:
         return None
     root = os.path.abspath(folder)
     listing = list_files(os.fsencode(root), {b".parquet"})
-    # Other files may be anything, such as a README; a folder or a link that cannot be followed may hold tables.
+    # Other files may be anything, such as a README or images that a table has the paths of; a folder or a link that
+    # cannot be followed may hold tables.
     left_out = {
-        path: reason
+        path: "no parquet file" if reason == OTHER_SUFFIX else reason
         for path, reason in listing.left_out.items()
-        if suffix_of(path) == b".parquet" or reason not in (HIDDEN, OTHER_SUFFIX)
+        if suffix_of(path) in (b".parquet", b".arrow") or reason not in (HIDDEN, OTHER_SUFFIX)
     }
     splits: dict[str, list[bytes]] = {}
     places: dict[str, set[str]] = {}
@@ -175,7 +176,7 @@ def _check_shards(what: str, paths: Sequence[bytes]) -> None:
 
 def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:
     """The columns of images and labels, and the number of rows. All files have the same class names."""
-    columns, names, rows = [], None, 0
+    columns, names, kind, rows = [], None, "", 0
     for path in files:
         try:
             with _library("pyarrow.parquet").ParquetFile(path) as file:
@@ -186,6 +187,12 @@ def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:
         if not columns:
             columns = list(_choose_columns(features, what))
             names = _class_names(features.get(columns[1]))
+            kind = _kind(features[columns[1]])
+        elif (other := _kind(features.get(columns[1]))) != kind:
+            raise ValueError(
+                f"Column {columns[1]!r} of {what} has {kind} in `{shown(files[0])}`, but {other} in `{shown(path)}`; "
+                "expected the same in all files."
+            )
         elif (others := _class_names(features.get(columns[1]))) != names:
             numbers = ("numbers without names",)
             raise ValueError(
@@ -283,6 +290,15 @@ def _is_image(feature: Any) -> bool:
 
 def _is_value(feature: Any, kind: str) -> bool:
     return isinstance(feature, _library("datasets").Value) and feature.dtype in (kind, f"large_{kind}")
+
+
+def _kind(feature: Any) -> str:
+    """What a column of labels holds."""
+    if feature is None:
+        return "nothing"
+    if _class_names(feature) is not None or getattr(feature, "dtype", "").lstrip("u").startswith("int"):
+        return "integers"
+    return f"values of type {getattr(feature, 'dtype', type(feature).__name__)}"
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

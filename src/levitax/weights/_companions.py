@@ -184,6 +184,12 @@ def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") ->
     ]
     name = names[0] if names else "levit_256"
     _check_describes("timm", config)
+    if preprocessing.crop_offset != "round":
+        raise ValueError(
+            f"`preprocessing` has `crop_offset` {preprocessing.crop_offset!r}; timm has 'round'. Use "
+            "`dataclasses.replace(preprocessing, crop_offset='round')`, one pixel off for some images, or a path that "
+            "does not end in model.safetensors, next to which no `config.json` is written."
+        )
     model_args: dict[str, Any] = {} if config.image_size == (224, 224) else {"img_size": list(config.image_size)}
     if config.in_channels != 3:
         model_args["in_chans"] = config.in_channels

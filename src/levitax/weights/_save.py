@@ -1,5 +1,6 @@
 import json
 import os
+import warnings
 from typing import Literal
 
 import equinox as eqx
@@ -49,6 +50,8 @@ def save(
     has that name and `layout` is one of theirs, their files are written next to it: `config.json`, and for transformers
     `preprocessor_config.json`. Of existing files, what neither library reads of a LeViT stays.
 
+    Values that are NaN or infinite are written with a warning.
+
     **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
     layout or dtype, for a model that is not as its configuration makes it, for one that the layout cannot hold, and for
     a `preprocessing` of another model.
@@ -80,6 +83,12 @@ def save(
         arrays = state_dict(model, state, layout=layout)
         # What transformers wants to see; and for our own reading, what the layout cannot say.
         metadata = {"format": "pt", **Header(layout, config, False, preprocessing).to_metadata()}
+    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        warnings.warn(
+            f"`model` or `state` has values that are NaN or infinite, in {', '.join(wrong[:8])}"
+            f"{', ...' * (len(wrong) > 8)}. `levitax.load` takes the file with `allow_nonfinite=True` only.",
+            stacklevel=2,
+        )
     texts = {}
     if preprocessing is not None and path.name == "model.safetensors":
         for name, content in companions(layout, config, preprocessing).items():
