@@ -25,6 +25,7 @@ RECIPE = replace(
     mix_probability=0.8,
     distillation="none",
     warmup_epochs=1,
+    learning_rate=1.0,
     warmup_learning_rate=1e-2,
     # Where a gradient is rounding alone, AdamW would otherwise take its sign.
     eps=1e-2,
