@@ -41,13 +41,11 @@ def check_not_empty(name: str, array: Any) -> None:
         )
 
 
-def as_jax(name: str, array: Any) -> jax.Array:
-    """`array` as one of JAX, or an error that names `name`: without its 64-bit mode, JAX takes the lower half of larger
-    integers, which are other class numbers."""
+def check_width(name: str, array: Any) -> None:
+    """Raises for integers of NumPy that JAX would cut: without its 64-bit mode, it takes their lower half."""
     if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.dtype.itemsize > 4:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         check_each(name, array, lambda rows: rows == rows.astype(dtype).astype(rows.dtype), f"numbers of {dtype}.")
-    return jnp.asarray(array)
 
 
 def check_number(name: str, value: Any, holds: Callable[[Any], Any], expected: str) -> Any:

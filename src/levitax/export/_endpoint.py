@@ -174,8 +174,8 @@ def _check_fused(predict: Any) -> None:
         dtypes |= {np.dtype(predict.model.config.dtype).name} - {"float32"}
     if dtypes:
         raise ValueError(
-            f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, from which each runtime goes to "
-            'the precision that it is told to. Make or load the model with `dtype="float32"`, and so your own layers.'
+            f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, which each runtime "
+            'converts as it likes. Make or load the model, and your own layers, with `dtype="float32"`.'
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from .._array_checks import as_jax
+from .._array_checks import check_width
 from .._batched import batch_size
 from .._checks import as_integer
 from .._keys import key_numbers, with_numbers
@@ -145,7 +145,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
     def put(path, rows):
         rows = np.asarray(rows)
-        as_jax(f"batch{jax.tree_util.keystr(path)}", rows[:0] if rows.dtype.kind not in "iu" else rows)
+        check_width(f"batch{jax.tree_util.keystr(path)}", rows)
         return jax.make_array_from_process_local_data(sharding, rows)
 
     return jax.tree_util.tree_map_with_path(put, batch)

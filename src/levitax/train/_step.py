@@ -3,12 +3,13 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from .._array_checks import as_jax
+from .._array_checks import check_width
 from .._batched import batch_size, batched
 from .._checks import as_integer, as_number
 from ._accumulate import in_parts
@@ -134,11 +135,9 @@ def make_step(
             )
         # Lists of numbers are one array, not a tree of scalars.
         images, targets = (np.asarray(given) if isinstance(given, list) else given for given in (images, targets))
-        as_array = lambda name: lambda path, array: as_jax(f"{name}{jax.tree_util.keystr(path)}", array)
-        images, targets = (
-            jax.tree_util.tree_map_with_path(as_array(name), given)
-            for name, given in (("images", images), ("targets", targets))
-        )
-        return compiled(train_state, images, targets)
+        for name, given in (("images", images), ("targets", targets)):
+            for path, array in jax.tree_util.tree_leaves_with_path(given):
+                check_width(f"{name}{jax.tree_util.keystr(path)}", array)
+        return compiled(train_state, *jax.tree.map(jnp.asarray, (images, targets)))
 
     return step

@@ -103,9 +103,9 @@ def open_weights(
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
-            archive, beside = from_mapping(source, "what was given"), {}
+            archive, companions = from_mapping(source, "what was given"), {}
         else:
-            path, beside = locate(source, revision)
+            path, companions = locate(source, revision)
             archive = stack.enter_context(open_shards(path) if is_index(path.name) else open_archive(path))
         archive = _selected(archive, prefix)
         wrappers = _wrappers(archive.shapes)
@@ -119,7 +119,7 @@ def open_weights(
             form, image_sizes = "fused" if header.fused else "whole", ()
             knows_activation = True
         else:
-            hints = read_hints(beside.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
+            hints = read_hints(companions.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
             try:
                 found = recognise(_relevant(archive.shapes), hints.image_sizes, _asked(image_size))
             except ValueError as error:
@@ -143,7 +143,7 @@ def open_weights(
             form=form,
             header=header,
             knows_activation=knows_activation,
-            companions=beside,
+            companions=companions,
         )
         yield weights
         if not allow_nonfinite:
