@@ -372,7 +372,7 @@ def test_labels_may_be_a_list(accumulate, rows, key):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.skipif(jax.config.jax_enable_x64, reason="64 bits hold them")
+@pytest.mark.skipif(jax.dtypes.canonicalize_dtype(np.int64) == np.int64, reason="64 bits hold them")
 def test_labels_are_not_cut_to_32_bits(rows, key):
     labels = np.asarray(rows[1], np.int64) + 2**32
     step = make_step(OPTIMIZER)
