@@ -60,6 +60,14 @@ def _is_ours(error: Exception) -> bool:
     return source.parent == Path(__file__).parent or frame.f_globals["__name__"].split(".")[0] == "levitax"
 
 
+def seed(text: str) -> int:
+    """What the random numbers of a run begin with."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is out of range; expected a number from 0 to {2**32 - 1}")
+    return number
+
+
 def picture_path(text: str) -> Path:
     """Checks before the work starts that an image can be written to a path."""
     # Here, as not all of the scripts need it.

@@ -43,6 +43,7 @@ from command_line import (
     add_preprocessing_arguments,
     mistakes_in_a_line,
     needs_examples,
+    seed,
     size_of,
     with_options,
 )
@@ -146,7 +147,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="other fields of the recipe"
     )
     parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits of `evaluate.py --logits`")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", type=Path, help="a folder, by default in `runs` and named after the data")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="beside once an epoch")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several processes")

@@ -41,6 +41,13 @@ def recipe_of(script):
     return recipe_of
 
 
+@pytest.mark.parametrize("seed", ("-1", str(2**32), "x"))
+def test_a_seed_out_of_range(seed, recipe_of, capsys):
+    with pytest.raises(SystemExit):
+        recipe_of("digits", "--seed", seed)
+    assert f"argument --seed: {'invalid seed value: ' if seed == 'x' else seed}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [("--set", "batch_size=1024"), ("--batch-size", "1024")])
 def test_a_batch_that_is_given_is_taken(option, recipe_of, capsys):
     assert recipe_of("digits", *option, images=4000).batch_size == 1024

@@ -339,6 +339,15 @@ def test_a_parquet_file_that_is_a_broken_link(write):
         open_data(where)
 
 
+@pytest.mark.parametrize("copy", ("train3.parquet", "my_train.parquet", "train.PARQUET"))
+def test_a_copy_of_a_table(write, copy):
+    tables = {"train.parquet": table(0, 1), copy: table(0, 1), "train2.parquet": table(1, 0), "val.parquet": table(0)}
+    where = write(tables)
+    with pytest.raises(ValueError, match=r"'train' of .* has the same rows twice: .* are copies. Delete one") as error:
+        open_data(where)
+    assert "/train.parquet`" in str(error.value) and f"/{copy}`" in str(error.value)
+
+
 @pytest.mark.parametrize("present", ("02", "0", "12"))
 def test_a_file_of_a_series_that_is_missing(write, present):
     tables = {f"train-0000{number}-of-00003.parquet": table(int(number)) for number in present}

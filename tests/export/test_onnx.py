@@ -2,6 +2,7 @@ import json
 import re
 import sys
 from collections import Counter
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -186,6 +187,24 @@ def test_an_operation_that_cannot_be_written(make, randomise, tmp_path, unchecke
     predict = levitax.fuse(Sorting(backbone), state)
     with pytest.raises(NotImplementedError, match=r"`sort`.*to_stablehlo"):
         export.to_onnx(predict, tmp_path / "own.onnx", image_size=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Returning(eqx.Module):
+    outputs: Any = eqx.field(static=True)
+
+    def __call__(self, image, state):
+        return (image * 1j if self.outputs == "complex" else self.outputs), state
+
+
+@pytest.mark.parametrize(
+    ("outputs", "named"), ((None, "nothing"), ({}, "nothing"), ("complex", "complex64"), ((1.0, "a"), "float, str"))
+)
+def test_a_module_that_returns_no_real_arrays(outputs, named, tmp_path, unchecked):
+    predict = levitax.Predictor(*eqx.nn.make_with_state(Returning)(outputs))
+    for write in (export.to_onnx, export.to_stablehlo):
+        with pytest.raises(TypeError, match=f"The module returned {named} for an image; expected one or more arrays"):
+            write(predict, tmp_path / "own", image_size=4)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -238,7 +238,7 @@ def test_numbers_that_are_seen_are_refused_with_value_rule_and_place(name, call)
     message = outcome(call, labels)
     assert isinstance(message, ValueError)
     assert re.search(rf"abels\[3\]` is {labels[3]}; expected|Image 3 has label {labels[3]}; expected", str(message))
-    assert "from 0 to 4" in str(message) or "of 32 bits" in str(message)
+    assert "from 0 to 4" in str(message) or re.search("numbers of u?int32", str(message))
     if name in WRONG_NUMBERS:
         assert isinstance(outcome(call, jnp.asarray(labels)), ValueError)
 

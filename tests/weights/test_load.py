@@ -217,6 +217,27 @@ def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomis
         assert eqx.tree_equal(load(source), (model, state), typematch=True)
     write(pretrained_cfg={"input_size": [3, 15, 22]}, drop_path_rate=0.2, image_size="15")
     assert load(tmp_path)[0].config == levitax.LeViTConfig(**{**model.config.to_dict(), "drop_path": 0.2})
-    write(image_size=[15, 22], depths=[2, 4])
-    with pytest.raises(ValueError, match=r"tells of stages of \(2, 4\) blocks, and the weights are of \(2, 2\)"):
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    (
+        ({"depths": [2, 4]}, r"`depth` \(2, 4\), and the weights are of `depth` \(2, 2\)"),
+        ({"hidden_sizes": [16, 40]}, r"`dim` \(16, 40\), and"),
+        ({"model_args": {"num_heads": [2, 4], "embed_dim": [8, 16]}}, r"`dim` \(8, 16\), `heads` \(2, 4\), and"),
+        ({"architecture": "levit_conv_192"}, r"`depth` \(4, 4, 4\), `dim` \(192, 288, 384\), `heads`"),
+        ({"num_classes": 7}, r"`num_classes` 7, and the weights are of `num_classes` 5"),
+        ({"id2label": {"0": "cat", "1": "dog"}}, "`num_classes` 2, and"),
+    ),
+)
+def test_a_config_of_another_model_is_refused(make, tmp_path, content, named):
+    safetensors.numpy.save_file(state_dict(*make(depth=2), layout="timm"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"describes a model of {named}"):
         load(tmp_path)
+
+
+def test_a_backbone_has_the_config_of_its_classifier(make, tmp_path):
+    safetensors.numpy.save_file(state_dict(*make(num_classes=0), layout="timm"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_classes": 1000}))
+    assert load(tmp_path, image_size=16)[0].config.num_classes == 0

@@ -1,7 +1,9 @@
 """Tables of images and labels, in local parquet files or on the Hugging Face hub, through the `datasets` library."""
 
+import filecmp
 import glob
 import io
+import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -137,6 +139,7 @@ def read_parquet(parquet: ParquetFiles, name: str, channels: int) -> Table:
     paths, what = parquet.splits[name], f"{name!r} of `{shown(parquet.root)}`"
     _check_shards(what, paths)
     files = [os.path.join(parquet.root, os.fsdecode(path)) for path in paths]
+    _check_copies(what, files)
     columns, rows = _check_files(files, what)
     patterns = [glob.escape(file) for file in files]
     try:
@@ -172,6 +175,19 @@ def _check_shards(what: str, paths: Sequence[bytes]) -> None:
                 f"{what} has files numbered {listed(sorted(numbers))} in `{shown(stem or b'.')}`; expected all files "
                 "of one export, without gaps."
             )
+
+
+def _check_copies(what: str, files: Sequence[str]) -> None:
+    """Raises if two files have the same content, whose rows would count twice."""
+    of_size: dict[int, list[str]] = {}
+    for path in files:
+        of_size.setdefault(os.path.getsize(path), []).append(path)
+    for alike in of_size.values():
+        for one, other in itertools.combinations(alike, 2):
+            if filecmp.cmp(one, other, shallow=False):
+                raise ValueError(
+                    f"{what} has the same rows twice: `{shown(one)}` and `{shown(other)}` are copies. Delete one."
+                )
 
 
 def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:

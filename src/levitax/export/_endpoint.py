@@ -90,7 +90,7 @@ class Endpoint:
             return {"probabilities": softmax_of_last_axis(output)}
         if _classes(self.predict):
             return {"logits": output}
-        leaves = jax.tree.leaves(output)
+        leaves = _as_outputs(output)
         return {"output": leaves[0]} if len(leaves) == 1 else {f"output_{i}": leaf for i, leaf in enumerate(leaves)}
 
 
@@ -177,6 +177,19 @@ def _check_fused(predict: Any) -> None:
             f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, which each runtime "
             'converts as it likes. Make or load the model, and your own layers, with `dtype="float32"`.'
         )
+
+
+def _as_outputs(output: Any) -> list[Any]:
+    """What a module of the user's own returns, as arrays that a file can give."""
+    leaves = jax.tree.leaves(output)
+    is_real = lambda leaf: isinstance(leaf, jax.Array | np.ndarray) and not jnp.iscomplexobj(leaf)
+    if not leaves or not all(map(is_real, leaves)):
+        kinds = [getattr(leaf, "dtype", type(leaf).__name__) for leaf in leaves]
+        raise TypeError(
+            f"The module returned {', '.join(map(str, kinds)) or 'nothing'} for an image; expected one or more arrays "
+            "of real numbers: return those next to the state."
+        )
+    return leaves
 
 
 def _described(shape: tuple[int, ...], channels_first: bool, uint8: bool) -> str:

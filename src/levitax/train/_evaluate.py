@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from .._array_checks import as_array, check_each, check_form, check_not_empty
+from .._array_checks import as_array, check_form, check_not_empty, check_width
 from .._checks import as_integer
 from .._explicit import explicit_mesh, in_auto_mode
 from .._fuse import Predictor
@@ -267,10 +267,7 @@ def _as_batch(batch: Any) -> EvalBatch:
     check_class_numbers("labels", labels, len(images))
     of_images = (len(images),)
     check_form("weights", weights, {jnp.floating: of_images, jnp.integer: of_images, jnp.bool_: of_images})
-    if not isinstance(labels, jax.Array):
-        # JAX would take the lower half of any other number.
-        fits = lambda numbers: numbers == numbers.astype(np.int32).astype(numbers.dtype)
-        check_each("labels", labels, fits, "a number of 32 bits.")
+    check_width("labels", labels)
     return EvalBatch(images, labels, weights)
 
 

@@ -3,9 +3,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from .._array_checks import as_array, as_share, check_each, check_form, check_number
+from .._array_checks import as_array, as_share, check_each, check_form, check_number, check_width
 from .._keys import as_key
 from ._targets import in_float32
 
@@ -76,10 +77,10 @@ def mix(
     images: Float[Array, "batch height width channels"],
     targets: PyTree[Float[Array, "batch ..."]],
     *,
-    mixup_alpha: float = 0.8,
-    cutmix_alpha: float = 1.0,
-    probability: float = 1.0,
-    switch_probability: float = 0.5,
+    mixup_alpha: float | Float[Array, ""] = 0.8,
+    cutmix_alpha: float | Float[Array, ""] = 1.0,
+    probability: float | Float[Array, ""] = 1.0,
+    switch_probability: float | Float[Array, ""] = 0.5,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """[`levitax.train.mixup`][] or [`levitax.train.cutmix`][] of a batch, drawn once for all of it.
@@ -87,10 +88,10 @@ def mix(
     **Arguments:**
 
     - `images`, `targets`: `(batch, height, width, channels)` and `(batch, ...)`, as in [`levitax.train.mixup`][].
-    - `mixup_alpha`, `cutmix_alpha`: the share is drawn from Beta(alpha, alpha); 0 leaves that kind out. The defaults
-        are the paper's.
-    - `probability`: of mixing at all.
-    - `switch_probability`: probability of cutmix where both are possible.
+    - `mixup_alpha`, `cutmix_alpha`: `()`, the share is drawn from Beta(alpha, alpha); 0 leaves that kind out, and makes
+        NaN where it is traced, so cannot be seen. The defaults are the paper's.
+    - `probability`: `()`, of mixing at all.
+    - `switch_probability`: `()`, of cutmix where both are possible.
     - `key`: draws all of it.
 
     **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
@@ -102,7 +103,7 @@ def mix(
     probability = as_share("probability", probability)
     switch_probability = as_share("switch_probability", switch_probability)
     _check_targets(targets, len(images), jnp.floating, jnp.integer, jnp.bool_)
-    if probability == 0 or mixup_alpha == cutmix_alpha == 0:
+    if _is_zero(probability) or (_is_zero(mixup_alpha) and _is_zero(cutmix_alpha)):
         return images, targets
     mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(as_key(key), 5)
 
@@ -118,7 +119,8 @@ def mix(
         return cutmix(images, targets, draw(cutmix_key, cutmix_alpha), centre)
 
     # An alpha of 0 is no Beta distribution, so that what is left out is not even traced.
-    kinds = [lambda: (images, targets), *([fade] if mixup_alpha else []), *([paste] if cutmix_alpha else [])]
+    kinds = [lambda: (images, targets)]
+    kinds += [kind for kind, alpha in ((fade, mixup_alpha), (paste, cutmix_alpha)) if not _is_zero(alpha)]
     pasting = happens(kind_key, switch_probability) & (len(kinds) == 3)
     chosen = jnp.where(happens(mixes_key, probability), jnp.where(pasting, 2, 1), 0)
     return jax.lax.switch(chosen, kinds)
@@ -144,12 +146,17 @@ def _check_centre(centre: Any, size: tuple[int, ...]) -> Array:
     """Whether `centre` is in an image of this size. Raises if it is not and can be seen."""
     centre = as_array("centre", centre)
     check_form("centre", centre, {jnp.integer: (2,)}, way_out="It is the row and the column of one pixel.")
+    check_width("centre", centre)
     inside = lambda pixel: (pixel >= 0) & (pixel.astype(np.int32) < np.array(size, np.int32))
     return check_each("centre", centre, inside, f"a row and a column in an image of {size[0]}x{size[1]} pixels.").all()
 
 
 def _as_alpha(name, value):
     return check_number(name, value, lambda number: (number >= 0) & (number < np.inf), "a finite number, 0 or more")
+
+
+def _is_zero(number):
+    return not isinstance(number, Tracer) and number == 0
 
 
 def _blend(array, lam):

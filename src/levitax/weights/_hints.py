@@ -15,26 +15,46 @@ _TIMM_ACTIVATIONS: dict[str, ActivationName] = {
     "relu": "relu",
 }
 
+# Ours, transformers' and timm's names of keywords with a number for each stage.
+_PER_STAGE = (
+    ("depth", "depths", "depth"),
+    ("dim", "hidden_sizes", "embed_dim"),
+    ("heads", "num_attention_heads", "num_heads"),
+)
+
 
 class Hints(NamedTuple):
-    """What the `config.json` of transformers or timm says that shapes do not."""
+    """What the `config.json` of transformers or timm says of a model.
+
+    **Attributes:**
+
+    - `where`: whose words these are, for messages.
+    - `image_sizes`, `drop_path`, `activation`: what shapes do not show.
+    - `shown`: keywords that shapes show as well.
+    """
 
     where: str
     image_sizes: list[tuple[int, int]]
     drop_path: float | None
-    depth: tuple[int, ...] | None
     activation: ActivationName | None
+    shown: Mapping[str, Any]
 
     def applied(self, config: LeViTConfig) -> LeViTConfig:
-        """The configuration that the shapes make, with what is said beside it.
+        """The configuration that the shapes make, with what they do not show.
 
-        **Raises:** `ValueError` if the two speak of different models: a file that lacks whole blocks makes a smaller
-        one.
+        **Raises:** `ValueError` if shapes and words are of different models: a file that lacks whole blocks makes a
+        smaller one.
         """
-        if self.depth is not None and self.depth != config.depth:
+        # Weights without a classifier are a backbone, of which both libraries name the classes it was trained with.
+        shown = {name: value for name, value in self.shown.items() if name != "num_classes" or config.num_classes}
+        if wrong := [name for name, value in shown.items() if value != getattr(config, name)]:
+            described, found = (
+                ", ".join(f"`{name}` {value(name)}" for name in wrong)
+                for value in (shown.__getitem__, config.__getattribute__)
+            )
             raise ValueError(
-                f"{self.where} tells of stages of {self.depth} blocks, and the weights are of {config.depth}: they are "
-                "not all there, or of another model."
+                f"{self.where} describes a model of {described}, and the weights are of {found}: they are not all "
+                "there, or of another model. Correct the file, or load the weights from another folder."
             )
         said = {"drop_path": self.drop_path, "activation": self.activation}
         return dataclasses.replace(config, **{name: value for name, value in said.items() if value is not None})
@@ -51,21 +71,31 @@ def read_hints(content: Mapping[str, Any], where: str) -> Hints:
     sizes += [input_size[1:]] if isinstance(input_size, list) else []
     image_sizes = [(size, size) if _is_integer(size) else tuple(size) for size in sizes if _is_size(size)]
     drop_path = content.get("drop_path_rate")
-    depths = content.get("depths")
+    # timm's name of a model stands for its sizes, which `model_args` may change.
+    keywords = VARIANTS.get(str(content.get("architecture")).replace("levit_conv_", "levit_"))
+    variant = LeViTConfig(**keywords) if keywords else None
+    shown: dict[str, Any] = {}
+    for name, of_transformers, of_timm in _PER_STAGE:
+        value = content.get(of_transformers, model.get(of_timm, getattr(variant, name, None)))
+        if _is_integers(value):
+            shown[name] = tuple(value)
+    classes = content.get("id2label", content.get("num_labels", content.get("num_classes")))
+    classes = len(classes) if isinstance(classes, Mapping) else classes
+    if _is_integer(classes):
+        shown["num_classes"] = classes
     return Hints(
         where,
         image_sizes,
         float(drop_path) if isinstance(drop_path, int | float) and 0 <= drop_path < 1 else None,
-        tuple(depths) if isinstance(depths, list) and _is_integers(depths, len(depths)) else None,
-        _activation(content.get("architecture"), model.get("act_layer"), where),
+        _activation(variant, model.get("act_layer"), where),
+        shown,
     )
 
 
-def _activation(architecture: Any, act_layer: Any, where: str) -> ActivationName | None:
-    """The activation that timm gives a model of this name and keyword."""
+def _activation(variant: LeViTConfig | None, act_layer: Any, where: str) -> ActivationName | None:
+    """The activation that timm gives a model by its name and keyword."""
     if act_layer is None:
-        sizes = VARIANTS.get(str(architecture).replace("levit_conv_", "levit_"))
-        return LeViTConfig(**sizes).activation if sizes else None
+        return variant.activation if variant else None
     name = _TIMM_ACTIVATIONS.get(str(act_layer))
     if name is None:
         raise ValueError(
@@ -80,11 +110,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _is_size(value: Any) -> bool:
-    return _is_integer(value) or _is_integers(value, 2)
+    return _is_integer(value) or (_is_integers(value) and len(value) == 2)
 
 
-def _is_integers(value: Any, length: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == length and all(map(_is_integer, value))
+def _is_integers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_integer, value))
 
 
 def _is_integer(value: Any) -> bool:
