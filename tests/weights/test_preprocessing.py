@@ -107,7 +107,8 @@ def test_the_activation_is_in_timms_json(save, layout, activation):
     with pytest.raises(ValueError, match="has the `act_layer` 'mish'; expected one of hard_swish"):
         levitax.load(path)
     # A published architecture that timm gives another one than the sizes do.
-    config.write_text(json.dumps({"architecture": "levit_256d"}))
+    sizes = {"embed_dim": [16, 24, 32], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}
+    config.write_text(json.dumps({"architecture": "levit_256d", "model_args": sizes}))
     assert levitax.load(path)[0].config.activation == "silu"
 
 
@@ -143,7 +144,7 @@ def test_other_layouts_and_names_get_no_json(save, make, tmp_path):
 
 # As the hub has them (timm/levit_256.fb_dist_in1k, facebook/levit-256), the names of the classes shortened.
 TIMM = {
-    "architecture": "levit_256",
+    "architecture": "levit_128s",
     "num_classes": 1000,
     "pretrained_cfg": {
         "input_size": [3, 224, 224],
