@@ -118,7 +118,7 @@ KEYWORDS: list[tuple[dict[str, Any], Any, list[str]]] = [
     ({"depth": (1, 2, 3, 4)}, ValueError, ["`depth`", "length 4", "3: one for each stage"]),
     ({"heads": [1]}, ValueError, ["`heads`", "[1]", "3: one for each stage"]),
     ({"mlp_mult": ()}, ValueError, ["`mlp_mult`", "()", "3: one for each stage"]),
-    ({"subsample_heads": (1, 2, 3)}, ValueError, ["`subsample_heads`", "2: one for each shrinking attention"]),
+    ({"subsample_heads": (1, 2, 3)}, ValueError, ["`subsample_heads`", "2: one for each downsampling attention"]),
     ({"image_size": (32, 32, 3)}, ValueError, ["`image_size`", "(32, 32, 3)", "2: one for height and width"]),
     ({"stages": 4}, ValueError, ["`dim`", "length 3", "4: one for each stage"]),
     # Sizes that are none.
@@ -269,10 +269,14 @@ def test_an_unknown_variant(name, near, key):
 
 @pytest.mark.parametrize(
     ("keyword", "near"),
-    (("img_size", "'image_size'"), ("num_class", "'num_classes'"), ("key_dim", "expected one of 'image_size', ")),
+    (
+        ("img_size", "'image_size'"),
+        ("num_class", "'num_classes'"),
+        ("key_dim", "Expected `image_size`, `num_cl"),
+    ),
 )
 def test_a_variant_with_a_keyword_that_is_not_there(keyword, near, key):
-    with fails(ValueError, f"`keyword` is '{keyword}'", near):
+    with fails(TypeError, f"There is no `{keyword}`", near):
         levitax.levit_256(key=key, **{keyword: 16})  # type: ignore[reportArgumentType]
 
 

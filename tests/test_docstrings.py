@@ -3,9 +3,10 @@
 The form, where each part that is there comes in this order:
 
 - `**Arguments:**`, a list of the names in the signature, in order: "- `images`: `(batch, height, width, channels)`,
-  normalised." Classes without an `__init__` of their own have it in the class docstring, for their fields; what the
-  library gives back has `**Attributes:**` instead. In place of names, a sentence before the list may refer to another
-  one: "those of [`levitax.LeViT`][]", but not for arrays. No list is needed for one argument, if it is named.
+  normalised." The call of a layer may leave out `state` and `key`, which `levitax.nn` describes. Classes without an
+  `__init__` of their own have it in the class docstring, for their fields; what the library gives back has
+  `**Attributes:**` instead. In place of names, a sentence before the list may refer to another one: "those of
+  [`levitax.LeViT`][]", but not for arrays. No list is needed for one argument, if it is named.
 - `**Returns:**`, wherever there is such a list and a result.
 - `**Raises:**`, which names exceptions.
 
@@ -192,6 +193,8 @@ def faults_of_arguments(entry: Documented) -> Iterator[str]:
             yield f"has no list of {list(entry.arguments)}"
         return
     handed_on = set(names_of(entry)) - set(there)
+    if re.fullmatch(r"levitax\.nn\.\w+\.__call__", entry.name):
+        handed_on |= {"state", "key"} - set(there)
     if there != [name for name in entry.arguments if name not in handed_on - set(there)]:
         yield f"lists {there} of {list(entry.arguments)}"
 

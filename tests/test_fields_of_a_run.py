@@ -100,7 +100,7 @@ def test_values_are_those_of_json_or_python(value, expected, recipe_of):
         (("--set", "cutmix=0", "--set", "cutmix=1"), "`cutmix` is set twice, to 0 and to 1"),
         (("--set", "epochs="), "`--set epochs=` has no value; expected `--set FIELD=VALUE`"),
         (("--set", "epochs"), "`--set epochs` has no value"),
-        (("--set", "epoch=9"), "no field 'epoch'.*'epochs'"),
+        (("--set", "epoch=9"), "There is no `epoch`.*'epochs'"),
         (("--set", "epochs=NaN"), "`epochs` is nan; expected an integer"),
         (("--set", "late=maybe"), "`late` is 'maybe'; expected True or False"),
     ],

@@ -2,6 +2,7 @@ import copy
 import inspect
 import math
 import pickle
+import re
 
 import equinox as eqx
 import jax
@@ -256,10 +257,16 @@ def test_a_model_is_made_again_from_its_configuration(key):
     assert eqx.tree_equal(model, again)
 
 
-def test_model_and_configuration_take_the_same_keywords():
-    ours = dict(inspect.signature(levitax.LeViT).parameters)
-    ours.pop("key")
-    configuration = inspect.signature(levitax.LeViTConfig).parameters
-    assert {name: value.default for name, value in ours.items()} == {
-        name: value.default for name, value in configuration.items()
-    }
+@pytest.mark.parametrize(
+    ("function", "described", "keywords", "defaults"),
+    (
+        (levitax.LeViT, levitax.LeViT.__init__, levitax.LeViTKeywords, {}),
+        (levitax.levit_384, levitax.levit_384, levitax.Overrides, levitax.VARIANTS["levit_384"]),
+    ),
+)
+def test_help_shows_every_keyword(function, described, keywords, defaults):
+    parameters = inspect.signature(function).parameters
+    assert list(parameters) == ["key", *keywords.__annotations__]
+    assert re.findall(r"^ *- `(\w+)`: ", str(described.__doc__), re.MULTILINE) == list(parameters)
+    shown = {name: parameter.default for name, parameter in parameters.items() if name != "key"}
+    assert levitax.LeViTConfig(**{**defaults, **shown}) == levitax.LeViTConfig(**defaults)

@@ -122,7 +122,8 @@ class Pair(eqx.Module):
 
     def __init__(self, *, key):
         keys = jax.random.split(key, 3)
-        self.upright, self.flipped = (levitax.LeViT(**{**SMALL, "num_classes": 0}, key=key) for key in keys[:2])
+        sizes: Any = SMALL | {"num_classes": 0}
+        self.upright, self.flipped = (levitax.LeViT(**sizes, key=key) for key in keys[:2])
         self.linear = eqx.nn.Linear(32, 5, dtype=jnp.float32, key=keys[2])
 
     def __call__(self, image, state, *, key=None):

@@ -104,7 +104,7 @@ def test_names_are_found_however_they_are_spelled(spelling):
 
 
 def test_overrides_go_into_the_model():
-    overrides = {
+    overrides: levitax.Overrides = {
         "image_size": (200, 225),
         "num_classes": 7,
         "in_channels": 1,
@@ -116,8 +116,9 @@ def test_overrides_go_into_the_model():
     }
     model, _ = shapes(levitax.levit_384, **overrides)
     fields = model.config.to_dict()
-    assert fields == levitax.LeViTConfig(**{**levitax.VARIANTS["levit_384"], **overrides}).to_dict()
-    assert {name: fields[name] for name in overrides} == overrides | {"image_size": [200, 225]}
+    keywords: levitax.LeViTKeywords = {**levitax.VARIANTS["levit_384"], **overrides}
+    assert fields == levitax.LeViTConfig(**keywords).to_dict()
+    assert {name: fields[name] for name in overrides} == {**overrides, "image_size": [200, 225]}
 
 
 def test_the_default_model_is_levit_256():

@@ -1,7 +1,8 @@
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, cast
 
@@ -85,10 +86,29 @@ def as_flag(name: str, value: Any) -> bool:
     return value
 
 
+def as_floating(name: str, value: Any) -> str:
+    """The name of a floating-point dtype, or an error that names `name`."""
+    try:
+        # `None` would be float64.
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`{name}` is {value!r}; expected a floating-point type such as 'float32' or 'bfloat16'.")
+    return dtype.name
+
+
 def check_positive(**sizes: Any) -> None:
     """Raises unless every size is a positive integer."""
     for name, value in sizes.items():
         as_integer(name, value)
+
+
+def check_odd(**sizes: int) -> None:
+    """Raises unless every size is odd."""
+    for name, size in sizes.items():
+        if size % 2 == 0:
+            raise ValueError(f"`{name}` is {size}; expected an odd size, which has a centre pixel.")
 
 
 def check_axis(name: str, array: Any, axis: int, size: int, what: str) -> None:
@@ -116,6 +136,16 @@ def check_map(name: str, array: Any) -> None:
         )
 
 
+def check_features(features: Any, expected: tuple[int, int, int]) -> None:
+    """Raises unless `features` is the last map of one image."""
+    check_axis("features", features, -1, expected[-1], "channels")
+    if features.shape != expected:
+        raise ValueError(
+            f"`features` has shape {features.shape}; expected {expected}, the last of the maps of one image. For a "
+            "batch use `jax.vmap`."
+        )
+
+
 def check_state(state: Any) -> None:
     """Raises unless `state` is an `eqx.nn.State`."""
     if not isinstance(state, eqx.nn.State):
@@ -126,21 +156,87 @@ def check_state(state: Any) -> None:
         )
 
 
+def check_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple[int, ...]) -> None:
+    """Raises unless `state` holds the running statistics of a batch normalisation of this `shape` at `index`."""
+    other_model = "it was made with another model. Pass the one that `eqx.nn.make_with_state` returned with this model."
+    if not isinstance(index.marker, str):
+        raise ValueError(
+            "This layer was made without its state. Make both together: `model, state = "
+            "eqx.nn.make_with_state(Model)(...)`."
+        )
+    try:
+        mean, _ = state.get(index)
+    except KeyError:
+        raise ValueError(f"`state` has no entry for {index.marker}: {other_model}") from None
+    if mean.shape != shape:
+        raise ValueError(f"`state` has statistics of shape {mean.shape} for {shape[0]} channels: {other_model}")
+
+
+def check_count(count: int) -> None:
+    """Raises for a batch with too few values per channel to take a variance of."""
+    if count < 2:
+        held = "one (one image, in a layer with one token, such as the classifier)" if count else "none"
+        raise ValueError(
+            "Training mode needs more than one value per channel to take a variance of, and the batch holds "
+            f"{held}. Use a larger batch, or `eqx.nn.inference_mode(model)`."
+        )
+
+
+@contextmanager
+def naming_batch_axis(axis_name: str | tuple[str, ...]) -> Iterator[None]:
+    """Explains what JAX raises where a sum over the batch axis is not possible."""
+    try:
+        yield
+    except NameError:
+        raise ValueError(
+            f"Training mode needs the batch axis {axis_name!r}, and there is none here. Call "
+            "`levitax.batched(model)(images, state)`, or `eqx.nn.inference_mode(model)` for single images."
+        ) from None
+    except Exception as error:
+        if not jax.sharding.get_abstract_mesh().manual_axes:
+            raise
+        raise ValueError(
+            f"JAX cannot sum over the batch axis {axis_name!r} in a `jax.shard_map` that checks which values vary over "
+            "devices. Leave out `jax.shard_map` and spread the batch with `levitax.train.make_mesh` and "
+            "`levitax.train.shard_batch`: batch statistics are then those of the whole batch. Or pass "
+            "`check_vma=False`: they are then those of each device, unless `axis_name` names its axes too."
+        ) from error
+
+
+def check_widths(widths: Any) -> None:
+    """Raises unless `widths` is a sequence with at least one element."""
+    if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
+        raise ValueError(f"`widths` is {widths!r}; expected the output channels of at least one convolution.")
+
+
 def check_callable(name: str, value: Any, what: str) -> None:
     """Raises unless `value` can be called; `what` says as what."""
     if not callable(value):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected {what}.")
 
 
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises unless `value` is one of `choices`, naming the nearest ones."""
+def as_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """The one of `choices` that `value` is, or an error that names the nearest ones."""
     choices = tuple(choices)
     # 16.0 equals 16, but is no number of pixels.
     if np.ndim(value) == 0 and value in choices and not isinstance(value, float):
-        return
+        return choices[choices.index(value)]
+    listed = ", ".join(map(repr, choices))
+    raise ValueError(f"`{name}` is {value!r}; expected one of {listed}.{_nearest(value, choices)}")
+
+
+def check_keywords(given: Iterable[str], known: type) -> None:
+    """Raises unless all keywords are among the annotations of `known`, naming the nearest ones."""
+    for name in given:
+        if name not in known.__annotations__:
+            listed = ", ".join(f"`{keyword}`" for keyword in known.__annotations__)
+            hint = _nearest(name, known.__annotations__) or f" Expected {listed}."
+            raise TypeError(f"There is no `{name}`.{hint}")
+
+
+def _nearest(value: Any, choices: Iterable[Any]) -> str:
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.{hint}")
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_image(image: Any, expected: tuple[int, int, int]) -> None:

@@ -1,12 +1,14 @@
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+"""The keywords of a LeViT: what they mean, and the configuration that checks them."""
 
-import jax.numpy as jnp
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, get_args, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
+
 from jax.typing import DTypeLike
 
-from ._checks import as_flag, as_integer, as_integers, as_rate, check_choice
-from .nn import ACTIVATIONS
+from ._checks import as_choice, as_flag, as_floating, as_integer, as_integers, as_rate, check_keywords
 
 
 PerStage: TypeAlias = int | Sequence[int]
@@ -14,8 +16,78 @@ NetworkName: TypeAlias = Literal["paper", "vit_pytorch"]
 ActivationName: TypeAlias = Literal["hard_swish", "silu", "gelu", "relu"]
 
 
+class Overrides(TypedDict, total=False):
+    """The keywords of a [`levitax.LeViT`][] that a published variant takes too.
+
+    **Arguments:**
+
+    - `image_size`: pixels, one number or `(height, width)`. Any size works. By default 224.
+    - `num_classes`: by default 1,000. With 0 there is no head, and the model returns the mean token of the last stage.
+    - `in_channels`: channels of the image. By default 3.
+    - `patch_size`: pixels along each side of a token of the first stage: 16, 8 or 4, from a stem of 4, 3 or 2
+        convolutions. By default 16.
+    - `activation`: "hard_swish", "silu", "gelu" or "relu". By default the paper's, "hard_swish".
+    - `distillation`: whether there is a second head, which learns from a teacher. In training the model then returns
+        a [`levitax.nn.DistilledLogits`][], in inference the mean of both heads' logits. By default `True`.
+    - `dropout`: rate on the attention weights, after attention, and twice in the MLP, in all blocks but those that
+        downsample. The paper has none. By default 0.
+    - `drop_path`: rate of stochastic depth, the same in every residual branch. By default 0; LeViT-384 has 0.1.
+    - `remat`: recompute each block in the backward pass instead of storing what it needs. By default `False`.
+    - `dtype`: of the computation, by default "float32". Parameters, statistics, softmax and logits are float32 in any
+        case.
+    """
+
+    image_size: PerStage
+    num_classes: int
+    in_channels: int
+    patch_size: int
+    activation: ActivationName
+    distillation: bool | None
+    dropout: float
+    drop_path: float
+    remat: bool
+    dtype: DTypeLike
+
+
+class LeViTKeywords(Overrides, total=False):
+    """The keywords of a [`levitax.LeViT`][]. The defaults are LeViT-256.
+
+    **Arguments:** those of [`levitax.Overrides`][], and
+
+    - `stages`: number of resolutions. By default 3.
+    - `dim`: channels, per stage: one integer for each stage, or one for all. By default `(256, 384, 512)`.
+    - `depth`: blocks, per stage, without the one that downsamples. By default 4.
+    - `heads`: attention heads, per stage. By default `(4, 6, 8)`.
+    - `mlp_mult`: hidden channels of the MLP over `dim`, per stage. By default 2.
+    - `key_dim`: channels of queries and keys in each head, per stage. By default 32. A downsampling attention has those
+        of the stage before it.
+    - `value_dim`: channels of values in each head, per stage. By default twice `key_dim`.
+    - `subsample_heads`: heads of each of the `stages - 1` downsampling attentions, which the official code calls
+        subsampling. By default `dim // key_dim` of the stage before.
+    - `subsample_value_ratio`: channels of their values over `key_dim`. By default 4.
+    - `subsample_mlp_mult`: `mlp_mult` of the MLP that follows each of them. By default 2.
+    - `network`: "paper", the default, or "vit_pytorch" for the network of that name in the `vit-pytorch` package. Its
+        stem, MLP and head have biases instead of normalisations, its stem widths are 32, 64 and 128 without
+        activations, its attention has GELU and biases from N(0, 1) times `sqrt(key_dim)`, and its downsampling
+        attentions have twice the heads of their stage and a value ratio of 2. It has one head by default. (The original
+        returns the logits of two heads separately in inference too.) Published weights are the paper's.
+    """
+
+    stages: int
+    dim: PerStage
+    depth: PerStage
+    heads: PerStage
+    mlp_mult: PerStage
+    key_dim: PerStage
+    value_dim: PerStage | None
+    subsample_heads: PerStage | None
+    subsample_value_ratio: PerStage | None
+    subsample_mlp_mult: PerStage
+    network: NetworkName
+
+
 class BlockSizes(NamedTuple):
-    """The sizes of one block: `out_dim` and `stride` differ from `dim` and 1 only where it shrinks the grid."""
+    """The sizes of one block. `out_dim` and `stride` differ from `dim` and 1 only where it downsamples."""
 
     grid: tuple[int, int]
     dim: int
@@ -27,106 +99,76 @@ class BlockSizes(NamedTuple):
     hidden_dim: int
 
 
+def _keyword(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    """A field that holds what `check` returns of a name and a value. A default may be a function of the fields before
+    it."""
+    return dataclasses.field(metadata={"default": default, "check": lambda config: check})
+
+
+def _per_stage(default: Any) -> Any:
+    check = lambda config: partial(as_integers, length=config.stages, each="each stage")
+    return dataclasses.field(metadata={"default": default, "check": check})
+
+
+def _per_downsampling(default: Any) -> Any:
+    check = lambda config: partial(as_integers, length=config.stages - 1, each="each downsampling attention")
+    return dataclasses.field(metadata={"default": default, "check": check})
+
+
+def _subsample_heads(config: "LeViTConfig") -> list[int]:
+    if config.network == "vit_pytorch":
+        return [2 * heads for heads in config.heads[:-1]]
+    return [max(dim // key_dim, 1) for dim, key_dim in zip(config.dim[:-1], config.key_dim[:-1], strict=True)]
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class LeViTConfig:
-    """What a [`levitax.LeViT`][] is: its keywords, checked, with one number for each stage.
+    """The keywords of a [`levitax.LeViT`][], checked, with one number for each stage.
 
-    Immutable and hashable; `to_dict` and `from_dict` go to and from what JSON can hold. A model is made from one by
-    `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)`, and has it as `model.config`.
+    Immutable and hashable. `to_dict` and `from_dict` convert to and from what JSON can hold. A model has its own as
+    `model.config`; `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)` makes a model from one.
     """
 
-    image_size: tuple[int, int]
-    num_classes: int
-    stages: int
-    dim: tuple[int, ...]
-    depth: tuple[int, ...]
-    heads: tuple[int, ...]
-    mlp_mult: tuple[int, ...]
-    dropout: float
-    in_channels: int
-    patch_size: int
-    key_dim: tuple[int, ...]
-    value_dim: tuple[int, ...]
-    subsample_heads: tuple[int, ...]
-    subsample_value_ratio: tuple[int, ...]
-    subsample_mlp_mult: tuple[int, ...]
-    activation: ActivationName
-    drop_path: float
-    distillation: bool
-    network: NetworkName
-    remat: bool
-    dtype: str
+    network: NetworkName = _keyword("paper", partial(as_choice, choices=get_args(NetworkName)))
+    image_size: tuple[int, int] = _keyword(224, partial(as_integers, length=2, each="height and width"))
+    num_classes: int = _keyword(1000, partial(as_integer, minimum=0))
+    in_channels: int = _keyword(3, as_integer)
+    patch_size: int = _keyword(16, partial(as_choice, choices=(16, 8, 4)))
+    stages: int = _keyword(3, as_integer)
+    dim: tuple[int, ...] = _per_stage((256, 384, 512))
+    depth: tuple[int, ...] = _per_stage(4)
+    heads: tuple[int, ...] = _per_stage((4, 6, 8))
+    mlp_mult: tuple[int, ...] = _per_stage(2)
+    key_dim: tuple[int, ...] = _per_stage(32)
+    value_dim: tuple[int, ...] = _per_stage(lambda config: [2 * size for size in config.key_dim])
+    subsample_heads: tuple[int, ...] = _per_downsampling(_subsample_heads)
+    subsample_value_ratio: tuple[int, ...] = _per_downsampling(lambda config: 4 if config.network == "paper" else 2)
+    subsample_mlp_mult: tuple[int, ...] = _per_downsampling(2)
+    activation: ActivationName = _keyword("hard_swish", partial(as_choice, choices=get_args(ActivationName)))
+    distillation: bool = _keyword(lambda config: config.network == "paper", as_flag)
+    dropout: float = _keyword(0.0, as_rate)
+    drop_path: float = _keyword(0.0, as_rate)
+    remat: bool = _keyword(False, as_flag)
+    dtype: str = _keyword("float32", as_floating)
 
-    def __init__(
-        self,
-        *,
-        image_size: PerStage = 224,
-        num_classes: int = 1000,
-        stages: int = 3,
-        dim: PerStage = (256, 384, 512),
-        depth: PerStage = 4,
-        heads: PerStage = (4, 6, 8),
-        mlp_mult: PerStage = 2,
-        dropout: float = 0.0,
-        in_channels: int = 3,
-        patch_size: int = 16,
-        key_dim: PerStage = 32,
-        value_dim: PerStage | None = None,
-        subsample_heads: PerStage | None = None,
-        subsample_value_ratio: PerStage | None = None,
-        subsample_mlp_mult: PerStage = 2,
-        activation: ActivationName = "hard_swish",
-        drop_path: float = 0.0,
-        distillation: bool | None = None,
-        network: NetworkName = "paper",
-        remat: bool = False,
-        dtype: DTypeLike = "float32",
-    ):
-        """**Arguments:** those of [`levitax.LeViT`][] but `key`.
+    def __init__(self, **keywords: Unpack[LeViTKeywords]):
+        """**Arguments:**
+
+        - `keywords`: any of [`levitax.LeViTKeywords`][].
 
         **Raises:** what [`levitax.LeViT`][] raises.
         """
+        check_keywords(keywords, LeViTKeywords)
+        for field in dataclasses.fields(self):
+            default, check = field.metadata["default"], field.metadata["check"](self)
+            value = keywords.get(field.name, default)
+            if callable(default) and (value is None or value is default):
+                value = default(self)
+            object.__setattr__(self, field.name, check(field.name, value))
+        self._check_together()
 
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        def per_stage(name: str, value: PerStage) -> None:
-            put(name, as_integers(name, value, self.stages, "each stage"))
-
-        def per_subsample(name: str, value: PerStage) -> None:
-            put(name, as_integers(name, value, self.stages - 1, "each shrinking attention"))
-
-        check_choice("network", network, ("paper", "vit_pytorch"))
-        check_choice("activation", activation, ACTIVATIONS)
-        paper = network == "paper"
-        put("network", network)
-        put("image_size", as_integers("image_size", image_size, 2, "height and width"))
-        put("in_channels", as_integer("in_channels", in_channels))
-        check_choice("patch_size", patch_size, (16, 8, 4))
-        put("patch_size", as_integer("patch_size", patch_size))
-        put("num_classes", as_integer("num_classes", num_classes, minimum=0))
-        put("stages", as_integer("stages", stages))
-        per_stage("dim", dim)
-        per_stage("depth", depth)
-        per_stage("heads", heads)
-        per_stage("mlp_mult", mlp_mult)
-        per_stage("key_dim", key_dim)
-        per_stage("value_dim", [2 * size for size in self.key_dim] if value_dim is None else value_dim)
-        if subsample_heads is None:
-            fits = [max(channels // size, 1) for channels, size in zip(self.dim, self.key_dim, strict=True)]
-            subsample_heads = (fits if paper else [2 * number for number in self.heads])[:-1]
-        if subsample_value_ratio is None:
-            subsample_value_ratio = 4 if paper else 2
-        per_subsample("subsample_heads", subsample_heads)
-        per_subsample("subsample_value_ratio", subsample_value_ratio)
-        per_subsample("subsample_mlp_mult", subsample_mlp_mult)
-        put("activation", activation)
-        put("dropout", as_rate("dropout", dropout))
-        put("drop_path", as_rate("drop_path", drop_path))
-        put("distillation", as_flag("distillation", paper if distillation is None else distillation))
-        put("remat", as_flag("remat", remat))
-        put("dtype", _floating_name(dtype))
-        if paper and self.dim[0] < self.patch_size // 2:
+    def _check_together(self) -> None:
+        if self.network == "paper" and self.dim[0] < self.patch_size // 2:
             raise ValueError(
                 f"`dim` is {self.dim}; expected at least {self.patch_size // 2} in the first stage: each of the stem's "
                 f"convolutions before the last has half the channels of the next, at `patch_size` {self.patch_size}."
@@ -134,9 +176,9 @@ class LeViTConfig:
         for stage in range(self.stages - 1):
             if self.grid(stage) == (1, 1):
                 raise ValueError(
-                    f"`image_size` {self.image_size} is too small for {self.stages} stages at {self.patch_size} pixels "
-                    f"a token: stage {stage + 1} has a single token, and the shrinking attention after it nothing to "
-                    "shrink. Use larger images, a smaller `patch_size` (16, 8 or 4) or fewer `stages`."
+                    f"`image_size` {self.image_size} is too small for {self.stages} stages at `patch_size` "
+                    f"{self.patch_size}: stage {stage + 1} has a single token, which cannot be downsampled. Use larger "
+                    "images, a smaller `patch_size` (16, 8 or 4) or fewer `stages`."
                 )
 
     def grid(self, stage: int) -> tuple[int, int]:
@@ -201,12 +243,10 @@ class LeViTConfig:
         return cls(**fields)
 
 
-def _floating_name(dtype):
-    try:
-        # `None` would be float64.
-        name = None if dtype is None else jnp.dtype(dtype).name
-    except TypeError:
-        name = None
-    if name is None or not jnp.issubdtype(name, jnp.floating):
-        raise ValueError(f"`dtype` is {dtype!r}; expected a floating-point type such as 'float32' or 'bfloat16'.")
-    return name
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        field.name: None if callable(field.metadata["default"]) else field.metadata["default"]
+        for field in dataclasses.fields(LeViTConfig)
+    }
+)
+"""The default of each keyword, or `None` where it depends on others."""

@@ -29,6 +29,14 @@ def explicit_mesh(tree: PyTree) -> AbstractMesh | None:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
+def sum_over_axis(values: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
+    """`jax.lax.psum(values, axis_name)`, which JAX 0.12.0 cannot lower over an axis of `jax.vmap` on an Explicit
+    mesh."""
+    if explicit_mesh(values):
+        return jax.tree.map(lambda array: jax.lax.all_gather(array, axis_name).sum(0), values)
+    return jax.lax.psum(values, axis_name)
+
+
 def first_axis(tree: PyTree) -> PartitionSpec:
     """How the leading axis of the arrays is spread over an Explicit mesh, if they lie on one."""
     return PartitionSpec(*jax.typeof(jax.tree.leaves(tree)[0]).sharding.spec[:1])

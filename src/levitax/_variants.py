@@ -1,41 +1,20 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import TypeVar, Unpack
 
 import equinox as eqx
-from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from ._checks import check_choice
-from ._config import ActivationName, PerStage
+from ._checks import as_choice, check_keywords
+from ._config import LeViTConfig, LeViTKeywords, Overrides
 from ._model import LeViT
+from ._spelled_out import spelled_out
 
 
-class Overrides(TypedDict, total=False):
-    """What may be chosen in a published variant.
-
-    **Arguments:** each as in [`levitax.LeViT`][].
-    """
-
-    image_size: PerStage
-    num_classes: int
-    in_channels: int
-    patch_size: int
-    activation: ActivationName
-    distillation: bool
-    dropout: float
-    drop_path: float
-    remat: bool
-    dtype: DTypeLike
+Variant = TypeVar("Variant", bound=Callable[..., tuple[LeViT, eqx.nn.State]])
 
 
-def check_overrides(overrides: Overrides) -> None:
-    """Raises unless all keywords are those that may be chosen, naming the nearest ones."""
-    for name in overrides:
-        check_choice("keyword", name, Overrides.__annotations__)
-
-
-VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+VARIANTS: Mapping[str, LeViTKeywords] = MappingProxyType(
     {
         "levit_128s": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 6, 8), "depth": (2, 3, 4)},
         "levit_128": {"dim": (128, 256, 384), "key_dim": 16, "heads": (4, 8, 12)},
@@ -96,106 +75,152 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
     canonical = name.lower().replace("-", "_")
-    check_choice("name", canonical, VARIANTS)
-    check_overrides(overrides)
-    return eqx.nn.make_with_state(LeViT)(**{**VARIANTS[canonical], **overrides}, key=key)
+    as_choice("name", canonical, VARIANTS)
+    check_keywords(overrides, Overrides)
+    keywords: LeViTKeywords = {**VARIANTS[canonical], **overrides}
+    return eqx.nn.make_with_state(LeViT)(**keywords, key=key)
 
 
+def _variant(function: Variant) -> Variant:
+    defaults = LeViTConfig(**VARIANTS[function.__name__]).to_dict()
+    return spelled_out(Overrides, defaults=defaults)(function)
+
+
+@_variant
 def levit_128s(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-128S of the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_128s", key=key, **overrides)
 
 
+@_variant
 def levit_128(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-128 of the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_128", key=key, **overrides)
 
 
+@_variant
 def levit_192(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-192 of the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_192", key=key, **overrides)
 
 
+@_variant
 def levit_256(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-256 of the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_256", key=key, **overrides)
 
 
+@_variant
 def levit_384(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-384 of the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_384", key=key, **overrides)
 
 
+@_variant
 def levit_384_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-384 at 8 pixels a token, with SiLU: timm's, 39.1 M parameters, 9.96 GMAC, no published weights.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_384_s8", key=key, **overrides)
 
 
+@_variant
 def levit_512_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """LeViT-512 at 8 pixels a token, with SiLU and one head: timm's, 74.0 M parameters, 21.8 GMAC, no published
     weights.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_512_s8", key=key, **overrides)
 
 
+@_variant
 def levit_512(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """A wider LeViT with SiLU and one head: timm's, 95.2 M parameters, 5.62 GMAC, no published weights.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_512", key=key, **overrides)
 
 
+@_variant
 def levit_256d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """A deeper LeViT-256 with SiLU and one head: timm's, 26.2 M parameters, 1.40 GMAC, no published weights.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """
     return create_model("levit_256d", key=key, **overrides)
 
 
+@_variant
 def levit_512d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
     """A deeper LeViT-512 with SiLU and one head: timm's, 92.5 M parameters, 5.84 GMAC, no published weights.
 
-    **Arguments:** those of [`levitax.create_model`][] but `name`.
+    **Arguments:**
+
+    - `key`: draws the initial weights.
+    - `overrides`: any of [`levitax.Overrides`][].
 
     **Returns:** the model, in training mode, and its state.
     """

@@ -169,10 +169,10 @@ def strided(x, row, column):
 
 def softmax_by_another_name(x):
     @jax.jit
-    def softmax_of_last_axis(x):
+    def softmax(x):
         return jax.nn.softmax(x / 2, axis=-1)
 
-    return softmax_of_last_axis(x)
+    return softmax(x)
 
 
 HALF = np.float32(0.5)

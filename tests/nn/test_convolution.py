@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from levitax.nn._convolution import convolve
+from levitax.nn._xla import convolve
 
 
 def plain(x, weight, stride):

@@ -100,9 +100,8 @@ def test_a_bare_backbone_goes_to_transformers_and_back():
     reference = references.transformers("levit_128s", teacher=False).levit
     references.fill(reference)
     model, state = levitax.load(reference.state_dict())
-    assert model.config == levitax.LeViTConfig(
-        **{**levitax.VARIANTS["levit_128s"], "num_classes": 0, "distillation": False}
-    )
+    expected: levitax.LeViTKeywords = {**levitax.VARIANTS["levit_128s"], "num_classes": 0, "distillation": False}
+    assert model.config == levitax.LeViTConfig(**expected)
     images = numbers.images(2, 224, 224)
     features = ours.evaluate(model, state, images)["logits"]
     theirs = references.pooled(reference, images)

@@ -10,7 +10,7 @@ from typing import Any, cast, TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from .._checks import check_choice
+from .._checks import as_choice
 from .._extras import extra, require
 from .._files import as_path
 from ._exif import find_orientation, split_exif, turn_upright
@@ -57,7 +57,7 @@ def read_image(
     samples that are negative or not finite, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError`
     for other `channels` and for a URL, `TypeError` for what is none of these; `ModuleNotFoundError` without Pillow.
     """
-    check_choice("channels", channels, (3, 1))
+    as_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
     if isinstance(path, pillow.Image):
         data, decode = b"", partial(_convert, pillow, cast(PillowImage, path), channels)

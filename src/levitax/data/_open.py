@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from .._checks import check_choice
+from .._checks import as_choice
 from .._files import as_path
 from ._digits import digit_pixels, DIGITS
 from ._folders import ClassFolders, list_images
@@ -48,7 +48,7 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
     columns or folders that could be meant, missing parquet files of a series, nothing to validate with, and a URL;
     `ModuleNotFoundError` without the `datasets` package, which class folders do not need.
     """
-    check_choice("channels", channels, (3, 1))
+    as_choice("channels", channels, (3, 1))
     if where == "digits":
         if os.path.isdir(where):
             warnings.warn(

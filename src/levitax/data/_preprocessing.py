@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, UInt8
 
-from .._checks import as_integers, check_choice
+from .._checks import as_choice, as_integers
 from .._extras import extra, require
 from ._image import read_image
 
@@ -83,9 +83,9 @@ class Preprocessing:
         put = lambda name, value: object.__setattr__(self, name, value)
         put("image_size", as_integers("image_size", image_size, 2, "height and width"))
         put("crop_ratio", _checked_ratio(crop_ratio))
-        check_choice("interpolation", interpolation, get_args(Interpolation))
+        as_choice("interpolation", interpolation, get_args(Interpolation))
         put("interpolation", interpolation)
-        check_choice("crop_offset", crop_offset, ("round", "floor"))
+        as_choice("crop_offset", crop_offset, ("round", "floor"))
         put("crop_offset", crop_offset)
         put("mean", _per_channel("mean", mean))
         put("std", _per_channel("std", std))

@@ -12,12 +12,12 @@ from jax import export as jax_export
 from jaxtyping import Array
 
 from .. import nn
-from .._checks import as_flag, as_integer, as_integers, check_choice
+from .._checks import as_flag, as_integer, as_integers, check_keywords
 from .._fuse import Predictor
 from .._model import LeViT
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
-from ..nn._attention import softmax_of_last_axis
+from ..nn._xla import softmax
 
 
 _FUSE = "fold the trained model first: `predict = levitax.fuse(model, state)`"
@@ -87,7 +87,7 @@ class Endpoint:
 
     def _named(self, output) -> dict[str, Array]:
         if self.probabilities:
-            return {"probabilities": softmax_of_last_axis(output)}
+            return {"probabilities": softmax(output)}
         if _classes(self.predict):
             return {"logits": output}
         leaves = _as_outputs(output)
@@ -99,8 +99,7 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
 
     **Raises:** `TypeError` or `ValueError`, naming the option, or the way to a fused float32 model.
     """
-    for name in options:
-        check_choice("keyword", name, Options.__annotations__)
+    check_keywords(options, Options)
     _check_fused(predict)
     config = predict.model.config if isinstance(predict.model, LeViT) else None
     shape = _image_shape(predict, options)

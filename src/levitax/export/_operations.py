@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from ..nn import hard_swish
-from ..nn._attention import softmax_of_last_axis
+from ..nn._xla import softmax
 from ._elementwise import ELEMENTWISE, elementwise
 from ._graph import Constant, dtype_of, Graph, integers, is_size, Operand, Shape, shape_of, Tensor
 from ._products import PRODUCTS
@@ -175,7 +175,7 @@ _CALLS = {
 
 # Functions that are one operation of ONNX, by the name that they have in a jaxpr.
 _NAMED: dict[str, tuple[Callable[..., Any], Callable[..., Operand]]] = {
-    "softmax_of_last_axis": (softmax_of_last_axis, _softmax),
+    "softmax": (softmax, _softmax),
     "hard_silu": (hard_swish, partial(elementwise, "HardSwish")),
 }
 

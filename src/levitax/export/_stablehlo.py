@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import jax
 from jax import export as jax_export
 
-from .._checks import check_choice
+from .._checks import as_choice
 from .._extras import extra, require
 from .._files import as_path, replacing
 from .._fuse import Predictor
@@ -47,7 +47,7 @@ def to_stablehlo(
     if not isinstance(platforms, Sequence) or not platforms:
         raise TypeError(f"`platforms` is {platforms!r}; expected a sequence of names, such as `('cpu', 'cuda')`.")
     for platform in platforms:
-        check_choice("platform", platform, PLATFORMS)
+        as_choice("platform", platform, PLATFORMS)
     served = endpoint(predict, options)
     run = jax.jit(lambda images: served(predict, images))
     exported = jax_export.export(run, platforms=tuple(platforms))(served.images(batch))

@@ -1,7 +1,8 @@
-"""The layers of LeViT, each usable alone.
+"""The layers of LeViT, each usable on its own.
 
-Those that map tokens share one convention: `x, state = layer(x, state, key=key)` for a single example, channels last,
-the batch added outside by `jax.vmap` (see [`levitax.batched`][]).
+All are called alike: `x, state = layer(x, state, key=key)`, on a single example with channels last. `state` holds the
+running statistics of the batch normalisations; a `key` is needed in training, by the layers that draw random numbers.
+`jax.vmap` adds the batch (see [`levitax.batched`][]).
 """
 
 from ._activations import (
@@ -20,9 +21,12 @@ from ._attention import (
 )
 from ._attention_bias import AttentionBias as AttentionBias, GatheredAttentionBias as GatheredAttentionBias
 from ._batch_norm import Affine as Affine, BatchNorm as BatchNorm, RunningStatistics as RunningStatistics
-from ._drop_path import DropPath as DropPath
-from ._head import DistilledHead as DistilledHead, DistilledLogits as DistilledLogits
+from ._head import (
+    DistilledHead as DistilledHead,
+    DistilledLogits as DistilledLogits,
+    NormLinear as NormLinear,
+)
+from ._linear import ConvNorm as ConvNorm, LinearNorm as LinearNorm
 from ._mlp import MLP as MLP
-from ._norm_linear import ConvNorm as ConvNorm, LinearNorm as LinearNorm, NormLinear as NormLinear
-from ._stage import Block as Block, Stage as Stage
+from ._stage import Block as Block, DropPath as DropPath, Stage as Stage
 from ._stem import Stem as Stem

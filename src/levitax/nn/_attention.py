@@ -4,16 +4,14 @@ from typing import TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_integers, as_rate, check_axis, check_callable, check_positive
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias, GatheredAttentionBias
-from ._convolution import every_nth
-from ._norm_linear import LinearNorm
-from ._remat import keep
+from ._linear import LinearNorm
+from ._xla import every_nth, keep, softmax
 
 
 # For each head: scaled queries, keys and values.
@@ -25,16 +23,17 @@ Projections: TypeAlias = tuple[
 
 
 class QueryKeyValue(eqx.Module):
-    """Queries, keys and values of every token, from one linear map.
+    """Queries, keys and values of every token, from one linear layer.
 
-    Its output has one group of channels a head, and in each group query, key and value: the published weights' order.
+    Its output has one group of channels for each head, with query, key and value in each group: the order of the
+    published weights.
 
     **Arguments:**
 
     - `linear`: from the channels of a token to `heads * (2 * key_dim + value_dim)`.
     - `heads`: number of heads.
     - `key_dim`: channels of a query and of a key, in each head.
-    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 where `linear` has it already.
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if it is folded into `linear`.
     """
 
     linear: LinearNorm
@@ -46,14 +45,13 @@ class QueryKeyValue(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`.
-        - `state`: holds the running statistics.
 
         **Returns:** queries `(heads, queries, key_dim)`, one for each token, already multiplied by `scale`; keys
         `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
         """
         x, state = self.linear(x, state)
-        query, keys, values = jnp.split(_to_heads(x, self.heads), (self.key_dim, 2 * self.key_dim), axis=-1)
-        return (query * self.scale, keys, values), state
+        queries, keys, values = jnp.split(_split_heads(x, self.heads), (self.key_dim, 2 * self.key_dim), axis=-1)
+        return (queries * self.scale, keys, values), state
 
 
 class SubsampledQueryKeyValue(eqx.Module):
@@ -62,11 +60,11 @@ class SubsampledQueryKeyValue(eqx.Module):
     **Arguments:**
 
     - `query`: from the channels of a token to `heads * key_dim`.
-    - `key_value`: from the channels of a token to `heads * (key_dim + value_dim)`, in each head first the key.
+    - `key_value`: from the channels of a token to `heads * (key_dim + value_dim)`, with the key first in each head.
     - `grid`: rows and columns of the tokens.
     - `stride`: of the queries in the grid.
     - `heads`, `key_dim`: as in [`levitax.nn.QueryKeyValue`][].
-    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 where `query` has it already.
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if it is folded into `query`.
     """
 
     query: LinearNorm
@@ -81,28 +79,26 @@ class SubsampledQueryKeyValue(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `state`: holds the running statistics.
 
         **Returns:** queries `(heads, queries, key_dim)`, already multiplied by `scale`; keys
         `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
         """
         key_value, state = self.key_value(x, state)
-        keys, values = jnp.split(_to_heads(key_value, self.heads), (self.key_dim,), axis=-1)
-        kept = every_nth(x.reshape(*self.grid, -1), self.stride).reshape(-1, x.shape[-1])
-        query, state = self.query(kept, state)
-        return (_to_heads(query, self.heads) * self.scale, keys, values), state
+        keys, values = jnp.split(_split_heads(key_value, self.heads), (self.key_dim,), axis=-1)
+        subsampled = every_nth(x.reshape(*self.grid, -1), self.stride).reshape(-1, x.shape[-1])
+        queries, state = self.query(subsampled, state)
+        return (_split_heads(queries, self.heads) * self.scale, keys, values), state
 
 
 class Attention(eqx.Module):
-    """Multi-head attention over a grid of tokens, with a bias for each offset in place of a positional embedding.
+    """Multi-head attention over a grid of tokens, with a bias for each offset instead of a positional embedding.
 
-    `softmax(query keyᵀ / sqrt(key_dim) + bias) value`, where the bias of two tokens depends on how many rows and how
-    many columns they are apart, and on the head.
+    `softmax(queries keysᵀ / sqrt(key_dim) + bias) values`, where the bias of two tokens depends on the head and on how
+    many rows and columns they are apart.
 
-    With `stride=1` it keeps the grid. With `stride=2` it is the shrinking attention between stages: queries come from
-    every second row and column, and so do the tokens of the result. The activation stands before the output map.
-    (Section 4.2 of the paper: "Attention bias instead of a positional embedding", "Smaller keys", "Attention
-    activation", "Downsampling".)
+    With `stride=1` it keeps the grid. With `stride=2` it downsamples: queries, and so the tokens of the result, come
+    from every second row and column. The activation precedes the output projection. (Section 4.2 of the paper:
+    "Attention bias instead of a positional embedding", "Smaller keys", "Attention activation", "Downsampling".)
     """
 
     project_in: QueryKeyValue | SubsampledQueryKeyValue
@@ -137,25 +133,25 @@ class Attention(eqx.Module):
         - `grid`: rows and columns of the input's tokens.
         - `heads`: number of heads.
         - `key_dim`: channels of a query and of a key, in each head.
-        - `value_dim`: channels of a value, in each head. In the paper 2 `key_dim`, and 4 `key_dim` where it shrinks.
+        - `value_dim`: channels of a value, in each head. In the paper 2 `key_dim`, and 4 `key_dim` to downsample.
         - `out_dim`: channels of the output; by default `dim`.
         - `stride`: of the queries in the grid.
-        - `activation`: between the attended values and the output map.
-        - `dropout`: rate on the attention weights, and after the output map. The paper has none.
-        - `zero_init`: start the last normalisation with a weight of 0. By default where a residual goes around the
-            layer: with a stride of 1.
-        - `output_bias`: add a bias in the output map. The paper has none; the vit-pytorch network has it.
+        - `activation`: between the attended values and the output projection.
+        - `dropout`: rate on the attention weights, and after the output projection. The paper has none.
+        - `zero_init`: start the last normalisation with a weight of 0. By default with a stride of 1, where a residual
+            connection goes around the layer.
+        - `output_bias`: add a bias in the output projection. The paper has none; the vit-pytorch network has it.
         - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
-        - `key`: for the initial weights.
+        - `key`: draws the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), and for
-        what is no key or no activation.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
+        activation that is no function, and an invalid key.
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         in_key, bias_key, out_key = jax.random.split(as_key(key), 3)
-        # The scale goes into the query, 6 to 12 times smaller than the matrix of scores at 14x14 tokens.
+        # The queries are 6 to 12 times smaller than the scores at 14x14 tokens, so the scale is applied to them.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
         if stride == 1:
             linear = LinearNorm(dim, heads * (2 * key_dim + value_dim), key=in_key)
@@ -184,65 +180,48 @@ class Attention(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `state`: holds the running statistics.
         - `key`: needed in training where dropout is active.
 
         **Returns:** `(queries, out_dim)`, of `ceil(rows / stride) * ceil(columns / stride)` queries in row-major order,
         in the dtype of `x`; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what its
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
         normalisations raise.
         """
+        check_axis("x", x, 0, self.tokens, "tokens of the grid")
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)
-        check_axis("x", x, 0, self.tokens, "tokens of the grid")
-        (query, keys, values), state = self.project_in(x, state)
-        weights = self._softmax(query, keys).astype(values.dtype)
-        values = jnp.swapaxes(_transpose(values), 1, 2)
-        mixed = keep(jnp.matmul(self.dropout(weights, key=weights_key), values))
-        mixed = mixed.transpose(1, 0, 2).reshape(query.shape[1], -1)
-        x, state = self.project_out(self.activation(mixed), state)
+        (queries, keys, values), state = self.project_in(x, state)
+        weights = self.dropout(self._softmax(queries, keys).astype(values.dtype), key=weights_key)
+        mixed = keep(jnp.matmul(weights, values))
+        x, state = self.project_out(self.activation(_join_heads(mixed)), state)
         return self.dropout(x, key=out_key), state
 
     def weights(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> Float[Array, "heads queries tokens"]:
-        """The attention weights, without dropout.
+        """Computes the attention weights, without dropout.
 
         **Arguments:**
 
         - `x`, `state`: as in a call; `x` is `(tokens, dim)`.
 
-        **Returns:** `(heads, queries, tokens)` in float32, which add up to 1 over the tokens.
+        **Returns:** `(heads, queries, tokens)` in float32, which sum to 1 over the tokens.
 
         **Raises:** `ValueError` for another number of tokens or channels.
         """
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
-        (query, keys, _), _ = self.project_in(x, state)
-        return self._softmax(query, keys)
+        (queries, keys, _), _ = self.project_in(x, state)
+        return self._softmax(queries, keys)
 
-    def _softmax(self, query, keys):
-        scores = jnp.matmul(query, _transpose(keys), preferred_element_type=jnp.float32)
-        return softmax_of_last_axis(scores + self.bias())
+    def _softmax(self, queries, keys):
+        scores = jnp.matmul(queries, jnp.swapaxes(keys, 1, 2), preferred_element_type=jnp.float32)
+        return softmax(scores + self.bias())
 
 
-def _to_heads(x, heads):
+def _split_heads(x, heads):
+    """`(tokens, heads * channels)` to `(heads, tokens, channels)`."""
     return x.reshape(x.shape[0], heads, -1).transpose(1, 0, 2)
 
 
-@jax.jit
-def softmax_of_last_axis(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-    """The softmax, as a function with a name, by which `levitax.export` knows it again in what is traced."""
-    return jax.nn.softmax(x, axis=-1)
-
-
-@jax.custom_jvp
-def _transpose(x: Float[Array, "heads tokens channels"]) -> Float[Array, "heads channels tokens"]:
-    return jnp.swapaxes(x, 1, 2)
-
-
-@_transpose.defjvp
-def _(primals, tangents):
-    # In reverse mode, keeps the gradient of keys and values from being computed with the matrix of all pairs of tokens
-    # transposed, which takes longer than to transpose the gradient: 1 % of a training step (784 ms instead of 797,
-    # LeViT-256, batch 16, two cores).
-    (x,), (tangent,) = primals, tangents
-    return _transpose(x), lax.optimization_barrier(jnp.swapaxes(tangent, 1, 2))
+def _join_heads(x):
+    """`(heads, tokens, channels)` to `(tokens, heads * channels)`."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)

@@ -12,14 +12,13 @@ class AttentionBias(eqx.Module):
     """A learned bias for each head and each absolute offset between query and key (section 4.2, "Attention bias
     instead of a positional embedding").
 
-    It is what LeViT has in place of a positional embedding. Offsets are absolute, so the bias does not tell left from
-    right or up from down.
+    Offsets are absolute, so the bias does not distinguish left from right, or up from down.
 
     **Attributes:**
 
-    - `table`: `(heads, rows, columns)`, of each offset in rows and columns; `table[:, 0, 0]` belongs to a token and
-        itself.
-    - `stride`, `scale`: as they were given.
+    - `table`: `(heads, rows, columns)`, a bias for each offset in rows and columns; `table[:, 0, 0]` is that of a token
+        and itself.
+    - `stride`, `scale`: as given.
     """
 
     table: Float[Array, "heads rows columns"]
@@ -41,11 +40,11 @@ class AttentionBias(eqx.Module):
         - `heads`: number of heads.
         - `grid`: rows and columns of the keys.
         - `stride`: of the queries in that grid.
-        - `scale`: a factor on the table. 1 in the paper, where the bias is added unscaled.
-        - `std`: standard deviation of the initial table. 0 in the paper, which starts without a preference.
+        - `scale`: a factor on the table. The paper has none.
+        - `std`: standard deviation of the initial table. The paper's starts at 0.
         - `key`: draws the table.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
         """
         check_positive(heads=heads, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
@@ -54,19 +53,20 @@ class AttentionBias(eqx.Module):
         self.scale = scale
 
     def __call__(self) -> Float[Array, "heads queries tokens"]:
-        """The full matrix `(heads, queries, tokens)`: a bias for each query and key, both in row-major order."""
+        """Returns the full matrix `(heads, queries, tokens)`: a bias for each query and key, both in row-major
+        order."""
         heads, rows, columns = self.table.shape
-        # Row and column offsets are independent: two small gathers in place of one of the size of the result.
+        # Row and column offsets are independent: two small gathers instead of one of the size of the result.
         bias = self.table[:, self._offsets(rows)][..., self._offsets(columns)]
         return self.scale * bias.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
 
     def _offsets(self, size):
-        # NumPy, so that indices are constants of the program: never trained, averaged, cast or saved.
+        # In NumPy, so that the indices are constants of the program: never trained, averaged, cast or saved.
         return np.abs(np.arange(0, size, self.stride)[:, None] - np.arange(size)[None, :])
 
 
 class GatheredAttentionBias(eqx.Module):
-    """An [`levitax.nn.AttentionBias`][] written out once, for inference: the same call without the gather.
+    """An [`levitax.nn.AttentionBias`][] gathered once, for inference.
 
     **Arguments:**
 
@@ -76,5 +76,5 @@ class GatheredAttentionBias(eqx.Module):
     matrix: Float[Array, "heads queries tokens"]
 
     def __call__(self) -> Float[Array, "heads queries tokens"]:
-        """The matrix, `(heads, queries, tokens)`."""
+        """Returns the matrix, `(heads, queries, tokens)`."""
         return self.matrix

@@ -2,19 +2,78 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_axis, check_positive
 from .._keys import as_key
-from ._norm_linear import NormLinear
+from ._batch_norm import BatchNorm
+from ._linear import add_bias, fan_in_uniform
 
 
-class DistilledLogits(NamedTuple):
-    """The logits of both heads, which training needs apart. Those of a batch have a leading axis.
+class NormLinear(eqx.Module):
+    """Batch normalisation, then a linear layer with bias: the classifier of the mean token.
 
     **Attributes:**
 
-    - `classification`: `(classes,)`, of the head that learns from the labels.
-    - `distillation`: `(classes,)`, of the head that learns from a teacher.
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    - `weight`: `(out_features, in_features)`, as in PyTorch.
+    - `bias`: `(out_features,)`.
+    """
+
+    norm: BatchNorm | None
+    weight: Float[Array, "out_features in_features"]
+    bias: Float[Array, " out_features"]
+
+    def __init__(self, in_features: int, out_features: int, *, use_norm: bool = True, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: sizes of the last axis, before and after.
+        - `use_norm`: normalise.
+        - `key`: draws the weight from N(0, 0.02²); the bias is 0. Without normalisation, draws both from
+            U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default, like the vit-pytorch network.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
+        """
+        check_positive(in_features=in_features, out_features=out_features)
+        weight_key, bias_key = jax.random.split(as_key(key))
+        shape = (out_features, in_features)
+        if use_norm:
+            # The reference truncates at +-2, which is a hundred standard deviations.
+            self.norm = BatchNorm(in_features)
+            self.weight = 0.02 * jax.random.normal(weight_key, shape, jnp.float32)
+            self.bias = jnp.zeros(out_features, jnp.float32)
+        else:
+            self.norm = None
+            self.weight = fan_in_uniform(weight_key, shape, in_features)
+            self.bias = fan_in_uniform(bias_key, (out_features,), in_features)
+
+    def __call__(
+        self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
+        """**Arguments:**
+
+        - `x`: `(..., in_features)`.
+
+        **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
+
+        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels; and what
+        the normalisation raises.
+        """
+        del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
+        if self.norm is not None:
+            x, state = self.norm(x, state)
+        return add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias), state
+
+
+class DistilledLogits(NamedTuple):
+    """The logits of both heads, which a loss treats separately. For a batch they have a leading axis.
+
+    **Attributes:**
+
+    - `classification`: `(classes,)`, from the head that learns from the labels.
+    - `distillation`: `(classes,)`, from the head that learns from a teacher.
     """
 
     classification: Float[Array, " classes"]
@@ -25,7 +84,7 @@ class DistilledHead(eqx.Module):
     """Two classifiers on the same features: one learns from the labels, the other from a teacher (section 4.2,
     "No classification token").
 
-    In training the logits of both come back as [`levitax.nn.DistilledLogits`][], in inference their mean.
+    Returns the logits of both in training, and their mean in inference.
     """
 
     classification: NormLinear
@@ -41,9 +100,9 @@ class DistilledHead(eqx.Module):
         - `num_classes`: of both heads.
         - `use_norm`: as in [`levitax.nn.NormLinear`][].
         - `inference`: return the mean.
-        - `key`: for the initial weights.
+        - `key`: draws the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for what is no key.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
         """
         classification_key, distillation_key = jax.random.split(as_key(key))
         self.classification = NormLinear(dim, num_classes, use_norm=use_norm, key=classification_key)
@@ -56,10 +115,9 @@ class DistilledHead(eqx.Module):
         """**Arguments:**
 
         - `x`: the features of one image, `(dim,)`.
-        - `state`: holds the running statistics.
-        - `key`: ignored; for interchange with other layers.
 
-        **Returns:** the [`levitax.nn.DistilledLogits`][], in inference their mean `(classes,)`; and the new state.
+        **Returns:** a [`levitax.nn.DistilledLogits`][], in inference the mean of its logits, `(classes,)`; and the new
+        state.
 
         **Raises:** `ValueError` for another number of channels, and in training for a batch of one image.
         """

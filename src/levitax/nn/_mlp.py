@@ -5,12 +5,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._checks import as_rate, check_callable
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
-from ._norm_linear import LinearNorm
+from ._linear import LinearNorm
 
 
 class MLP(eqx.Module):
-    """Two normalised linear maps with an activation between them (section 4.2, "Reducing the MLP
-    blocks": an expansion of 2 instead of 4)."""
+    """Two normalised linear layers with an activation between them (section 4.2, "Reducing the MLP blocks": an
+    expansion of 2 instead of 4)."""
 
     expand: LinearNorm
     contract: LinearNorm
@@ -30,14 +30,14 @@ class MLP(eqx.Module):
         """**Arguments:**
 
         - `dim`: channels in and out.
-        - `hidden_dim`: channels between the two maps.
-        - `activation`: after the first map; there is none after the second.
-        - `dropout`: rate after the activation and after the second map.
-        - `use_norm`: normalise both maps, the second from a weight of 0. Without, both maps have a bias.
-        - `key`: for the initial weights.
+        - `hidden_dim`: channels between the two layers.
+        - `activation`: after the first layer; there is none after the second.
+        - `dropout`: rate after the activation and after the second layer.
+        - `use_norm`: normalise both layers, the second from a weight of 0. Otherwise both have a bias.
+        - `key`: draws the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), and for
-        what is no key or no activation.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
+        activation that is no function, and an invalid key.
         """
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         expand_key, contract_key = jax.random.split(as_key(key))
@@ -54,12 +54,11 @@ class MLP(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`.
-        - `state`: holds the running statistics.
         - `key`: needed in training where dropout is active.
 
         **Returns:** `(tokens, dim)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what its normalisations
+        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what the normalisations
         raise.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)

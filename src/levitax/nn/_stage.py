@@ -1,25 +1,62 @@
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._keys import split_key
+from .._checks import as_rate
+from .._keys import check_key, split_key
 from ._attention import Attention
-from ._drop_path import DropPath
 from ._mlp import MLP
-from ._remat import keep_marked
+from ._xla import checkpointed
+
+
+class DropPath(eqx.Module):
+    """Stochastic depth: drops the residual branch of an image with probability `rate`, and scales the others by
+    `1 / (1 - rate)`, which preserves the expectation (Huang et al. 2016, arXiv 1603.09382)."""
+
+    rate: float = eqx.field(static=True)
+    inference: bool
+
+    def __init__(self, rate: float = 0.0, *, inference: bool = False):
+        """**Arguments:**
+
+        - `rate`: probability of dropping, in [0, 1).
+        - `inference`: return the branch unchanged.
+
+        **Raises:** `TypeError` or `ValueError` for a rate outside [0, 1).
+        """
+        self.rate = as_rate("rate", rate)
+        self.inference = inference
+
+    def __call__(self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
+        """**Arguments:**
+
+        - `x`: the branch of one image, of any shape.
+        - `key`: needed in training where `rate` is above 0.
+
+        **Returns:** scaled `x`, or zeros; in inference `x`.
+
+        **Raises:** `ValueError` if a key is missing.
+        """
+        check_key("Drop path", self.rate, self.inference, key)
+        if self.inference or self.rate == 0 or key is None:
+            return x
+        survives = jax.random.bernoulli(key, jnp.float32(1 - self.rate))
+        return jnp.where(survives, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 class Block(eqx.Module):
-    """An attention and an MLP, each inside a residual connection.
+    """An attention and an MLP, each with a residual connection around it.
 
-    Around a shrinking attention, one with a stride, there is no residual: its input and output differ in shape.
+    There is none around an attention that downsamples: its input and output differ in shape.
 
     **Arguments:**
 
     - `attention`: a [`levitax.nn.Attention`][].
-    - `mlp`: a [`levitax.nn.MLP`][] of the channels that the attention gives.
-    - `drop_path`: a [`levitax.nn.DropPath`][], applied to each residual branch on its own.
+    - `mlp`: a [`levitax.nn.MLP`][] of as many channels as the attention returns.
+    - `drop_path`: a [`levitax.nn.DropPath`][], applied to each residual branch independently.
     """
 
     attention: Attention
@@ -32,13 +69,12 @@ class Block(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `state`: holds the running statistics.
         - `key`: needed in training where dropout or drop path is active.
 
-        **Returns:** `(new_tokens, out_dim)`, as the attention gives it, and the new state.
+        **Returns:** `(new_tokens, out_dim)`, of the tokens and channels that the attention returns; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
-        its normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
+        normalisations raise.
         """
         attention_key, attention_drop_key, mlp_key, mlp_drop_key = split_key(key, 4)
         y, state = self.attention(x, state, key=attention_key)
@@ -48,8 +84,8 @@ class Block(eqx.Module):
 
 
 class Stage(eqx.Module):
-    """Blocks at one resolution, one after the other. Every stage but the first opens with a block that shrinks the map
-    (section 4.2 of the paper, "Multi-resolution pyramid")."""
+    """Blocks at one resolution, in sequence. Every stage but the first begins with a block that downsamples (section
+    4.2 of the paper, "Multi-resolution pyramid")."""
 
     blocks: tuple[Block, ...]
     remat: bool = eqx.field(static=True)
@@ -58,7 +94,7 @@ class Stage(eqx.Module):
         """**Arguments:**
 
         - `blocks`: in order.
-        - `remat`: keep only the blocks' inputs for the backward pass, and compute the rest again there.
+        - `remat`: store only the inputs of the blocks for the backward pass, and recompute the rest there.
         """
         self.blocks = tuple(blocks)
         self.remat = remat
@@ -69,15 +105,13 @@ class Stage(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `state`: holds the running statistics.
         - `key`: needed in training where dropout or drop path is active.
 
-        **Returns:** `(new_tokens, out_dim)`, as the last block gives it, and the new state.
+        **Returns:** `(new_tokens, out_dim)`, of the tokens and channels that the blocks return; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what
-        its normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
+        normalisations raise.
         """
-        policy = None if self.remat else keep_marked
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x, state = eqx.filter_checkpoint(block, policy=policy)(x, state, key=block_key)
+            x, state = checkpointed(block, keeps=not self.remat)(x, state, key=block_key)
         return x, state

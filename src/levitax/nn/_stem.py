@@ -4,15 +4,15 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_callable
+from .._checks import check_callable, check_widths
 from .._keys import as_key
 from ._activations import Activation, hard_swish
-from ._norm_linear import ConvNorm
-from ._remat import keep_marked
+from ._linear import ConvNorm
+from ._xla import checkpointed
 
 
 class Stem(eqx.Module):
-    """The patch embedding: 3x3 convolutions of stride 2, an activation between them and none after the last
+    """The patch embedding: 3x3 convolutions of stride 2, with an activation between them and none after the last
     (section 4.2, "Patch embedding")."""
 
     convolutions: tuple[ConvNorm, ...]
@@ -30,16 +30,15 @@ class Stem(eqx.Module):
         """**Arguments:**
 
         - `in_channels`: channels of the image.
-        - `widths`: output channels of each convolution. Each halves the map: four make 16x16 pixels a token.
+        - `widths`: output channels of each convolution. Each halves the map, so four turn 16x16 pixels into a token.
         - `activation`: between the convolutions.
-        - `use_norm`: normalise each convolution. Without, each has a bias.
-        - `key`: for the initial weights.
+        - `use_norm`: normalise each convolution. Otherwise each has a bias.
+        - `key`: draws the initial weights.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, without `widths`, and for what
-        is no key or no activation.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, no `widths`, an activation
+        that is no function, and an invalid key.
         """
-        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
-            raise ValueError(f"`widths` is {widths!r}; expected the output channels of at least one convolution.")
+        check_widths(widths)
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         keys = jax.random.split(as_key(key), len(widths))
         self.convolutions = tuple(
@@ -54,17 +53,15 @@ class Stem(eqx.Module):
         """**Arguments:**
 
         - `image`: one image, `(height, width, in_channels)`.
-        - `state`: holds the running statistics.
-        - `key`: ignored; for interchange with other layers.
 
-        **Returns:** a map of tokens `(grid_height, grid_width, dim)`, of `ceil(size / 2**len(widths))` a side, in the
-        dtype of `image`; and the new state.
+        **Returns:** a map of tokens `(grid_height, grid_width, dim)`, with `ceil(size / 2**len(widths))` along each
+        side, in the dtype of `image`; and the new state.
 
-        **Raises:** `TypeError` for what is no floating-point array, `ValueError` for another number of channels or of
-        axes; and what its normalisations raise.
+        **Raises:** `TypeError` if `image` is no floating-point array, `ValueError` for another number of channels or
+        axes; and what the normalisations raise.
         """
         del key
-        return eqx.filter_checkpoint(self._embed, policy=keep_marked)(image, state)
+        return checkpointed(self._embed)(image, state)
 
     def _embed(self, x, state):
         x, state = self.convolutions[0](x, state)

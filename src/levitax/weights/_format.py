@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import cast, NamedTuple
 
-from .._checks import check_choice
+from .._checks import as_choice
 from .._config import LeViTConfig
 from ..data import Preprocessing
 from ._layouts import LayoutName, LAYOUTS
@@ -52,7 +52,7 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
         )
     try:
         layout = metadata["levitax.layout"]
-        check_choice("layout", layout, LAYOUTS)
+        as_choice("layout", layout, LAYOUTS)
         config = LeViTConfig.from_dict(json.loads(metadata["levitax.config"]))
         preprocessing = json.loads(metadata.get("levitax.preprocessing", "null"))
         return Header(

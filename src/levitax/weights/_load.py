@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_state
-from .._config import LeViTConfig
+from .._build import make_head
+from .._checks import check_keywords, check_state
+from .._config import LeViTConfig, Overrides
 from .._fuse import fuse
 from .._keys import as_key
-from .._model import check_levit, LeViT, make_head
-from .._variants import check_overrides, Overrides
+from .._model import check_levit, LeViT
 from . import _tree
 from ._adapt import adapted
 from ._open import open_weights, Source, Weights
@@ -192,7 +192,7 @@ def adapt(
 
 
 def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
-    check_overrides(overrides)
+    check_keywords(overrides, Overrides)
     return dataclasses.replace(config, **overrides)
 
 

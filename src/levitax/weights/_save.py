@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_choice, check_state
+from .._checks import as_choice, check_state
 from .._files import as_path
 from .._model import check_levit, LeViT
 from ..data import Preprocessing
@@ -70,7 +70,7 @@ def save(
             f"`path` is `{path}`, the name of one of several shards, which is read only with `{index}`; expected a "
             "name without `-1-of-5`, such as `fold-1.safetensors`."
         )
-    check_choice("dtype", dtype, ("float32", "bfloat16"))
+    as_choice("dtype", dtype, ("float32", "bfloat16"))
     check_state(state)
     config = model.config
     if preprocessing is not None:
@@ -126,7 +126,7 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
     **Raises:** `ValueError` for another layout, for a model that is not as its configuration makes it, and for one that
     the layout cannot hold; `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
     """
-    check_choice("layout", layout, LAYOUTS)
+    as_choice("layout", layout, LAYOUTS)
     check_levit(model)
     check_state(state)
     config, names = model.config, LAYOUTS[layout]

@@ -1,0 +1,152 @@
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._checks import check_axis, check_map, check_odd, check_positive
+from .._keys import as_key
+from ._batch_norm import BatchNorm
+from ._xla import convolve, keep
+
+
+class LinearNorm(eqx.Module):
+    """A linear layer over the last axis, then batch normalisation: `BatchNorm(x @ weight.T + bias)`.
+
+    A normalisation follows each convolution and each linear layer of LeViT but the classifiers, so that both fold into
+    a single product for inference (section 4.2 of the paper, "Normalization layers and activations").
+
+    **Attributes:**
+
+    - `weight`: `(out_features, in_features)`, as in PyTorch.
+    - `bias`: `(out_features,)`, or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    """
+
+    weight: Float[Array, "out_features in_features"]
+    bias: Float[Array, " out_features"] | None
+    norm: BatchNorm | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = False,
+        use_norm: bool = True,
+        zero_init: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: sizes of the last axis, before and after.
+        - `use_bias`: add a bias. A batch normalisation cancels it; the vit-pytorch network has it.
+        - `use_norm`: normalise.
+        - `zero_init`: start the normalisation with a weight of 0.
+        - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
+        """
+        check_positive(in_features=in_features, out_features=out_features)
+        weight_key, bias_key = jax.random.split(as_key(key))
+        self.weight = fan_in_uniform(weight_key, (out_features, in_features), in_features)
+        self.bias = fan_in_uniform(bias_key, (out_features,), in_features) if use_bias else None
+        self.norm = BatchNorm(out_features, zero_init=zero_init) if use_norm else None
+
+    def __call__(
+        self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*tokens out_features"], eqx.nn.State]:
+        """**Arguments:**
+
+        - `x`: `(..., in_features)`.
+
+        **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
+
+        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels; and what
+        the normalisation raises.
+        """
+        del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
+        x = keep(add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
+        return (x, state) if self.norm is None else self.norm(x, state)
+
+
+class ConvNorm(eqx.Module):
+    """A square convolution over a map with channels last, then batch normalisation.
+
+    **Attributes:**
+
+    - `weight`: `(out_channels, in_channels, kernel, kernel)`, as in PyTorch.
+    - `bias`: `(out_channels,)`, or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    """
+
+    weight: Float[Array, "out_channels in_channels kernel kernel"]
+    bias: Float[Array, " out_channels"] | None
+    norm: BatchNorm | None
+    stride: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 2,
+        use_bias: bool = False,
+        use_norm: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_channels`, `out_channels`: channels before and after.
+        - `kernel_size`: odd. Pads the map by half of it on every side, like PyTorch's `padding=kernel_size // 2`
+            (`"SAME"` would shift maps of even size by one pixel).
+        - `stride`: in pixels.
+        - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
+        - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
+
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, an even `kernel_size`, and an
+        invalid key.
+        """
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        check_odd(kernel_size=kernel_size)
+        weight_key, bias_key = jax.random.split(as_key(key))
+        fan_in = in_channels * kernel_size**2
+        self.weight = fan_in_uniform(weight_key, (out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        self.bias = fan_in_uniform(bias_key, (out_channels,), fan_in) if use_bias else None
+        self.norm = BatchNorm(out_channels) if use_norm else None
+        self.stride = stride
+
+    def __call__(
+        self, x: Float[Array, "height width in_channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "new_height new_width out_channels"], eqx.nn.State]:
+        """**Arguments:**
+
+        - `x`: `(height, width, in_channels)`.
+
+        **Returns:** `(new_height, new_width, out_channels)`, of `ceil(size / stride)` pixels a side, in the dtype of
+        `x`; and the new state.
+
+        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels or axes;
+        and what the normalisation raises.
+        """
+        del key
+        check_axis("x", x, -1, self.weight.shape[1], "channels")
+        check_map("x", x)
+        x = keep(add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
+        return (x, state) if self.norm is None else self.norm(x, state)
+
+
+def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), like PyTorch's `kaiming_uniform_(a=sqrt(5))`."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def add_bias(x: Float[Array, "*tokens channels"], bias: Float[Array, " channels"] | None) -> Float[Array, "..."]:
+    """`x + bias` in the dtype of `x`; `x` without a bias."""
+    if bias is None:
+        return x
+    return x + jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)
