@@ -158,7 +158,7 @@ def training(model_name: str, classes: int, remat: bool = False, accumulate: int
     key = jax.random.key(0)
     model, state = levitax.create_model(model_name, num_classes=classes, remat=remat, key=key)
     optimizer = RECIPE.optimizer(1000)
-    return TrainState(model, state, optimizer, key=key), make_step(optimizer, RECIPE.loss(), accumulate=accumulate)
+    return TrainState(model, state, optimizer, key=key), make_step(RECIPE.loss(), accumulate=accumulate)
 
 
 def waiting(data: DataSet, model_name: str, batch_size: int, workers: int, steps: int = 30) -> tuple[float, float]:

@@ -78,7 +78,7 @@ def levitax_plain(case: Case) -> Contender:
 
     optimizer = adamw(1e-3)
     train_state = TrainState(model, state, optimizer, key=jax.random.key(0))
-    step = make_step(optimizer)
+    step = make_step()
     images, labels = map(jax.numpy.asarray, batch_of(case, channels_last=True))
 
     def call():

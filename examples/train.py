@@ -318,19 +318,11 @@ def run(
         state,
         optimizer,
         parameters=recipe.parameters,
-        ema=recipe.ema_decay is not None,
+        ema_decay=recipe.ema_decay,
         key=step_key,
     )
     train_state = replicate(train_state, mesh)
-    step = make_step(
-        optimizer,
-        recipe.loss(),
-        parameters=recipe.parameters,
-        accumulate=recipe.accumulate,
-        group_size=recipe.group_size,
-        ema_decay=recipe.ema_decay,
-        mesh=mesh,
-    )
+    step = make_step(recipe.loss(), accumulate=recipe.accumulate, group_size=recipe.group_size, mesh=mesh)
 
     @jax.jit
     def on_device(images, labels, teacher_logits, key):

@@ -52,8 +52,8 @@ def trained(make):
     """The images and targets of three steps of training, and what the steps make of a model."""
     model, state = make(image_size=8, stages=1, dim=16, heads=1, drop_path=0.5, activation="silu")
     optimizer = RECIPE.optimizer(2)
-    train_state = TrainState(model, state, optimizer, ema=True, key=jax.random.key(0))
-    step = make_step(optimizer, RECIPE.loss(), accumulate=2, group_size=2, ema_decay=RECIPE.ema_decay)
+    train_state = TrainState(model, state, optimizer, ema_decay=RECIPE.ema_decay, key=jax.random.key(0))
+    step = make_step(RECIPE.loss(), accumulate=2, group_size=2)
     run = jax.jit(partial(prepare, recipe=RECIPE, preprocessing=Preprocessing()))
     rng = np.random.default_rng(0)
     seen = []

@@ -137,7 +137,7 @@ def test_a_shard_map_that_checks_types_is_sent_to_a_mesh(made, batch):
 def test_steps_that_each_device_would_make_alone_are_refused(map_devices, accumulate, made, batch, key):
     optimizer = optax.sgd(0.1)
     arrays, rest = eqx.partition(TrainState(made[0], made[1], optimizer, key=key), eqx.is_array)
-    step = make_step(optimizer, accumulate=accumulate)
+    step = make_step(accumulate=accumulate)
     run = lambda images, labels: only_arrays(step(eqx.combine(arrays, rest), images, labels))
     if map_devices == "pmap":
         mapped, batch = jax.pmap(run), jax.tree.map(lambda array: array[None], batch)
@@ -153,11 +153,11 @@ def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, ba
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def losses_and_arrays(spread, **mesh):
-        train_state = TrainState(made[0], made[1], optimizer, ema=True, key=key)
+        train_state = TrainState(made[0], made[1], optimizer, ema_decay=0.9, key=key)
         if spread and where == "all":
             train_state = replicate(train_state, EXPLICIT)
         rows = shard_batch(batch, EXPLICIT) if spread and where != "mesh" else batch
-        step = make_step(optimizer, ema_decay=0.9, **keywords, **mesh)
+        step = make_step(**keywords, **mesh)
         losses = []
         for _ in range(2):
             train_state, metrics = step(train_state, *rows)

@@ -9,7 +9,7 @@ import optax
 
 import levitax
 from levitax import data
-from levitax.train import adamw, make_step, Parameters, trainable, TrainState
+from levitax.train import adamw, make_step, TrainState
 
 
 def make(*, key: jax.Array) -> tuple[levitax.LeViT, eqx.nn.State]:
@@ -34,22 +34,20 @@ def load_or_train(weights: str | None, *, steps: int = 150) -> tuple[levitax.LeV
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     optimizer = adamw(optax.cosine_decay_schedule(5e-3, decay_steps=steps))
     train_state = TrainState(*make(key=init_key), optimizer, key=step_key)
-    return train(train_state, optimizer, images, labels, batch_size=128, steps=steps, key=data_key)
+    return train(train_state, images, labels, batch_size=128, steps=steps, key=data_key)
 
 
 def train(
     train_state: TrainState,
-    optimizer: optax.GradientTransformation,
     images: jax.Array,
     labels: jax.Array,
     *,
-    parameters: Parameters = trainable,
     batch_size: int,
     steps: int,
     key: jax.Array,
 ) -> tuple[levitax.LeViT, eqx.nn.State]:
     """The model after so many steps, each on other digits, which `key` draws."""
-    step = make_step(optimizer, parameters=parameters)
+    step = make_step()
     for number in range(steps):
         chosen = jax.random.choice(jax.random.fold_in(key, number), len(images), (batch_size,), replace=False)
         train_state, _ = step(train_state, images[chosen], labels[chosen])

@@ -44,7 +44,7 @@ def main() -> None:
     for name, (start, parameters) in ways.items():
         train_state = TrainState(start, state, optimizer, parameters=parameters, key=step_key)
         learnt[name] = train(
-            train_state, optimizer, images, labels, parameters=parameters, batch_size=64, steps=arguments.steps,
+            train_state, images, labels, batch_size=64, steps=arguments.steps,
             key=data_key,
         )  # fmt: skip
         count = levitax.count_parameters(parameters(start))

@@ -107,9 +107,9 @@ def test_twenty_steps_of_the_whole_recipe_follow(name):
         eps=recipe_cases.EPS[name],
         clipping=recipe_cases.CLIPPING,
     )
-    train_state = TrainState(model, state, optimizer, ema=True, key=ours.KEY)
+    train_state = TrainState(model, state, optimizer, ema_decay=recipe_cases.EMA_DECAY, key=ours.KEY)
     loss = partial(distillation_loss, label_smoothing=0.1)
-    step = make_step(optimizer, loss, ema_decay=recipe_cases.EMA_DECAY)
+    step = make_step(loss)
     losses = []
     for number in range(recipe_cases.STEPS):
         images, labels, teacher = recipe_cases.batch(number)

@@ -24,14 +24,14 @@ SMALL = {"image_size": 8, "stages": 1, "dim": 16, "heads": 1}
 @pytest.fixture
 def train_state(make, randomise, key) -> TrainState:
     model, state = randomise(*make(**SMALL))
-    return TrainState(model, state, OPTIMIZER, ema=True, key=key)
+    return TrainState(model, state, OPTIMIZER, ema_decay=0.9, key=key)
 
 
 @pytest.fixture
 def fresh(make) -> TrainState:
     """What a run starts with that finds a checkpoint."""
     model, state = make(**SMALL)
-    return TrainState(model, state, OPTIMIZER, ema=True, key=jax.random.key(1))
+    return TrainState(model, state, OPTIMIZER, ema_decay=0.9, key=jax.random.key(1))
 
 
 def at(train_state: TrainState, step: int) -> TrainState:
@@ -401,7 +401,7 @@ def test_of_another_run_it_is_refused_with_the_differences(train_state, tmp_path
 def test_of_another_model_it_is_refused_with_the_differences(train_state, make, key, tmp_path):
     save(tmp_path, train_state, 1)
     model, state = make(**SMALL | {"dim": 24})
-    wider = TrainState(model, state, OPTIMIZER, ema=True, key=key)
+    wider = TrainState(model, state, OPTIMIZER, ema_decay=0.9, key=key)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"another model or optimiser: `model\.stem.*was .* and is .*; \.\.\."):
             checkpoints.restore(wider)

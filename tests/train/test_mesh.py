@@ -133,8 +133,8 @@ optimizer = optax.sgd(0.1)
 
 
 def losses(mesh, **keywords):
-    train_state = TrainState(model, state, optimizer, ema=True, key=jax.random.key(2))
-    step = make_step(optimizer, mesh=mesh, ema_decay=0.9, **keywords)
+    train_state = TrainState(model, state, optimizer, ema_decay=0.9, key=jax.random.key(2))
+    step = make_step(mesh=mesh, **keywords)
     put = lambda batch: batch
     if mesh is not None:
         train_state, put = replicate(train_state, mesh), lambda batch: shard_batch(batch, mesh)

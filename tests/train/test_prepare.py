@@ -225,7 +225,7 @@ def test_images_that_are_mixed_have_their_statistics_together(key):
         jax.debug.callback(lambda *arrays: sums.append(jax.tree.map(np.asarray, arrays)), outputs, targets)
         return outputs.mean()
 
-    step = make_step(optimizer, loss, accumulate=recipe.accumulate, group_size=recipe.group_size)
+    step = make_step(loss, accumulate=recipe.accumulate, group_size=recipe.group_size)
     images = jnp.asarray(powers, jnp.float32).reshape(8, 1, 1, 1)
     jax.block_until_ready(step(TrainState(model, state, optimizer, key=key), images, jnp.arange(8)))
     jax.effects_barrier()

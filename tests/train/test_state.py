@@ -63,27 +63,27 @@ def batches(images):
     return [(images(6, 3, seed=seed), images(6, seed=10 + seed)) for seed in range(3)]
 
 
-step = make_step(OPTIMIZER, loss, ema_decay=DECAY)
+step = make_step(loss)
 
 
 def test_the_average_starts_as_what_it_is_of(start, made):
-    assert eqx.tree_equal(start(ema=True).averaged(), made)
+    assert eqx.tree_equal(start(ema_decay=DECAY).averaged(), made)
 
 
-@pytest.mark.parametrize("keywords", ({}, {"ema": False}), ids=("default", "given"))
+@pytest.mark.parametrize("keywords", ({}, {"ema_decay": None}), ids=("default", "given"))
 def test_without_an_average_there_is_none(keywords, start):
     assert start(**keywords).ema is None
-    with pytest.raises(ValueError, match=r"There is no average.*`ema=True`"):
+    with pytest.raises(ValueError, match=r"There is no average.*`ema_decay=`"):
         start(**keywords).averaged()
 
 
 def test_the_average_is_no_part_of_what_it_was_made_of(start, made, batches):
-    step(start(ema=True), *batches[0])
+    step(start(ema_decay=DECAY), *batches[0])
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(made) if eqx.is_array(leaf))
 
 
 def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
-    train_state = start(ema=True)
+    train_state = start(ema_decay=DECAY)
     # Integers that an average would turn into others.
     order = jnp.int32([1, 2, 0])
     weights, means = [np.array([1.0, 2.0, 3.0])], [np.zeros(3)]
@@ -108,56 +108,28 @@ def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
 
 
 def test_averaging_leaves_the_model_that_is_trained(start, batches):
-    averaging, plain, plain_step = start(ema=True), start(), make_step(OPTIMIZER, loss)
+    averaging, plain = start(ema_decay=DECAY), start()
     for batch in batches:
-        (averaging, _), (plain, _) = step(averaging, *batch), plain_step(plain, *batch)
+        (averaging, _), (plain, _) = step(averaging, *batch), step(plain, *batch)
     assert plain.ema is None
     assert eqx.tree_equal((averaging.model, averaging.state), (plain.model, plain.state))
 
 
 def test_a_decay_of_one_keeps_the_average_as_it_is(start, made, batches):
-    train_state = start(ema=True)
+    train_state = start(ema_decay=1.0)
     for batch in batches:
-        train_state, _ = make_step(OPTIMIZER, loss, ema_decay=1.0)(train_state, *batch)
+        train_state, _ = step(train_state, *batch)
     model, state = train_state.averaged()
     np.testing.assert_array_equal(model.weight, made[0].weight)
     assert eqx.tree_equal(model.norm.running(state), made[0].norm.running(made[1]))
     assert not jnp.allclose(train_state.model.weight, made[0].weight)
 
 
-@pytest.mark.parametrize("accumulate", (1, 2))
-def test_an_average_that_no_step_would_move_is_refused(accumulate, start, batches):
-    train_state = start(ema=True)
-    plain = make_step(OPTIMIZER, loss, accumulate=accumulate)
-    with pytest.raises(ValueError, match=r"keeps an average.*`ema_decay=`, such as 0\.99996, or .* without `ema=True`"):
-        plain(train_state, *batches[0])
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(train_state) if eqx.is_array(leaf))
-
-
-@pytest.mark.parametrize("accumulate", (1, 2))
-def test_a_decay_without_an_average_is_refused(accumulate, start, batches):
-    train_state = start()
-    averaging = make_step(OPTIMIZER, loss, accumulate=accumulate, ema_decay=0.9)
-    with pytest.raises(ValueError, match=r"`ema_decay` is 0\.9, and .* no average.*`TrainState\(..., ema=True\)`"):
-        averaging(train_state, *batches[0])
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(train_state) if eqx.is_array(leaf))
-
-
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("decay", (-0.1, 1.1, 99.996, float("nan"), float("inf"), "0.9", True))
-def test_decays_are_from_0_to_1(decay):
+def test_decays_are_from_0_to_1(decay, start):
     with pytest.raises(ValueError, match=r"`ema_decay` is .*; expected a number from 0 to 1 or None"):
-        make_step(OPTIMIZER, loss, ema_decay=decay)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_whether_to_average_is_true_or_false(start):
-    with pytest.raises(TypeError, match=r"`ema` is 0\.9; expected True or False"):
-        start(ema=0.9)
-
-
-def test_the_names_of_what_is_trained(start):
-    assert start().trained == ("weight", "norm.weight", "norm.bias")
+        start(ema_decay=decay)
 
 
 def test_nothing_to_train_is_refused(make, key):
@@ -178,8 +150,8 @@ def test_the_average_of_what_does_not_change_is_what_it_is(decay, key):
 
     model, state = eqx.nn.make_with_state(Still)(jax.random.normal(key, (1000,)))
     optimizer = optax.sgd(0.0)
-    train_state = TrainState(model, state, optimizer, ema=True, key=key)
-    still = make_step(optimizer, loss, ema_decay=decay)
+    train_state = TrainState(model, state, optimizer, ema_decay=decay, key=key)
+    still = make_step(loss)
     for _ in range(100):
         train_state, _ = still(train_state, jnp.ones(2), jnp.ones(2))
     np.testing.assert_array_equal(train_state.averaged()[0].weight, model.weight)

@@ -71,14 +71,17 @@ PREDICT: Any = levitax.Predictor(MODEL, STATE)
 IMAGES = LOGITS.reshape(BATCH, 1, CLASSES, 1)
 
 
+OPTIMIZER = optax.sgd(0.1)
+
+
 @cache
 def step():
-    return make_step(optax.sgd(0.1))
+    return make_step()
 
 
 def after_a_step(labels):
     """The loss, and the only parameter of the model after one step."""
-    train_state = TrainState(MODEL, STATE, optax.sgd(0.1), key=jax.random.key(0))
+    train_state = TrainState(MODEL, STATE, OPTIMIZER, key=jax.random.key(0))
     train_state, metrics = step()(train_state, jnp.asarray(IMAGES), labels)
     return metrics.loss, train_state.model.scale
 

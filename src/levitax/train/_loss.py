@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._array_checks import as_array, as_share, check_form, check_not_empty, check_number
-from .._checks import check_choice
+from .._checks import as_choice
 from ..nn import DistilledLogits
 from ._targets import as_distributions, as_teacher_logits, in_float32
 
@@ -89,7 +89,7 @@ def distillation_loss(
     `kind`, `TypeError` or `ValueError` for numbers out of range, a teacher that knows other classes or saw other
     images, logits of it that are not finite where they can be seen, and what [`levitax.train.cross_entropy`][] refuses.
     """
-    check_choice("kind", kind, ("hard", "soft"))
+    as_choice("kind", kind, ("hard", "soft"))
     alpha, temperature = as_share("alpha", alpha), _as_temperature(temperature)
     _check_distilled(logits, targets)
     student = _as_logits("logits.distillation", logits.distillation)

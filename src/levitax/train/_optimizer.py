@@ -96,6 +96,15 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def check_trained(params: PyTree) -> None:
+    """Raises unless there is an array to train."""
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            "`parameters` picks no array of the model, so nothing would be trained. A model made with `num_classes=0` "
+            "has no head for `head_only`."
+        )
+
+
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """`optimizer` with JAX's standard promotion of dtypes, on which optax relies: its AdamW raises floats to the power
     of an integer, an error with `jax_numpy_dtype_promotion="strict"`."""

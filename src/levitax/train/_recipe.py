@@ -1,5 +1,4 @@
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import optax
 from jaxtyping import PyTree
 
-from .._checks import as_crop_scale, as_flag, as_integer, as_number, check_choice
+from .._checks import as_choice, as_crop_scale, as_flag, as_integer, as_number, check_keywords
 from ._loss import cross_entropy, distillation_loss, Loss
 from ._optimizer import adamw, check_schedule, head_only, trainable, warmup_cosine
 
@@ -122,9 +121,9 @@ class Recipe:
             put("group_size", as_integer("group_size", self.group_size, minimum=2))
         for name in ("freeze_norms", "by_epoch", "late", "remat"):
             as_flag(name, getattr(self, name))
-        check_choice("distillation", self.distillation, ("none", "hard", "soft"))
-        check_choice("trained", self.trained, ("all", "head"))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        as_choice("distillation", self.distillation, ("none", "hard", "soft"))
+        as_choice("trained", self.trained, ("all", "head"))
+        as_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name, (low, high, optional) in _RANGES.items():
             put(name, as_number(name, getattr(self, name), low, high, optional=optional))
         put("crop_scale", as_crop_scale(self.crop_scale))
@@ -185,15 +184,10 @@ class Recipe:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
         """The inverse of `to_dict`. What is not among `fields` is the paper's.
 
-        **Raises:** `ValueError` for a field that does not exist, naming the nearest; and what
+        **Raises:** `TypeError` for a field that does not exist, naming the nearest; and what
         [`levitax.train.Recipe`][] raises.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-                hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {', '.join(known)}."
-                raise ValueError(f"A recipe has no field {name!r}. {hint}")
+        check_keywords(fields, cls)
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
