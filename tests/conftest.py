@@ -51,10 +51,16 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
-    """Makes a small model and its state; keywords override."""
+    """Makes a small model and its state; keywords override. Each is drawn once."""
+    made = {}
 
     def make(**overrides):
-        return eqx.nn.make_with_state(levitax.LeViT)(**small | overrides, key=key)
+        name = repr(sorted(overrides.items()))
+        if name not in made:
+            made[name] = eqx.nn.make_with_state(levitax.LeViT)(**small | overrides, key=key)
+        model, state = made[name]
+        # `state.set` makes the old state unusable; this one is a copy.
+        return model, jax.tree.map(lambda leaf: leaf, state)
 
     return make
 

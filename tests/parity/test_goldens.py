@@ -28,16 +28,8 @@ def test_the_generator_is_the_documented_one():
         assert numbers.uniform("images", (3,), 0.0, 1.0)[index] == z / 2**24
 
 
-HEAVY = {"levit_384_s8", "levit_512_s8", "levit_512", "levit_512d"}
 EVALUATION = [
-    # Of the rectangles, the smallest variant's by default.
-    pytest.param(
-        name,
-        variant,
-        size,
-        id=name,
-        marks=[pytest.mark.slow] * (variant in HEAVY or (size is cases.RECTANGLE and variant != "levit_128s")),
-    )
+    pytest.param(name, variant, size, id=name, marks=[pytest.mark.slow] * (name != "levit_128s-square"))
     for name, variant, size in cases.evaluation_cases()
 ]
 
@@ -61,6 +53,7 @@ def only_logits(golden):
     return {name: golden[name] for name in ("logits", "logits:scale")}
 
 
+@pytest.mark.slow
 def test_the_fused_model_equals_timm():
     predict = levitax.fuse(*ours.make("timm", **levitax.VARIANTS["levit_128s"]))
     run = eqx.filter_jit(lambda predict, images: jax.vmap(predict)(images))
@@ -68,6 +61,7 @@ def test_the_fused_model_equals_timm():
     cases.check_forward(records.errors({"logits": logits}, only_logits(records.load("timm-levit_128s-square"))))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_close_as_in_timm():
     images = numbers.images(2, 224, 224)
     golden = records.load("timm-levit_256-square")
@@ -78,6 +72,7 @@ def test_bfloat16_is_as_close_as_in_timm():
     assert error <= cases.BFLOAT16_RATIO * golden["bfloat16_error"]
 
 
+@pytest.mark.slow
 def test_a_file_in_bfloat16_is_as_close_as_the_references_own(tmp_path):
     golden = records.load("timm-levit_256-square")
     model, state = ours.make("timm", **levitax.VARIANTS["levit_256"])
@@ -101,6 +96,7 @@ def test_a_model_for_224_pixels_runs_at_others(image_size):
     assert logits.shape == (1, 1000) and np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 def test_inference_equals_transformers():
     images = numbers.images(2, 224, 224)
     model, state = ours.make("transformers", **levitax.VARIANTS["levit_128s"])
@@ -111,7 +107,7 @@ def test_inference_equals_transformers():
     cases.check_forward(errors)
 
 
-@pytest.mark.parametrize("distillation", (False, True))
+@pytest.mark.parametrize("distillation", (False, pytest.param(True, marks=pytest.mark.slow)))
 def test_inference_equals_vit_pytorch(distillation):
     golden = records.load("vit_pytorch-distilled" if distillation else "vit_pytorch")
     keywords = {**cases.VIT_PYTORCH_EXAMPLE, "network": "vit_pytorch", "distillation": distillation}
@@ -129,6 +125,7 @@ def train(layout, keywords):
     return gradients, {f"final:{path}": array for path, array in final.items()} | results
 
 
+@pytest.mark.slow
 def test_gradients_equal_timm():
     golden = records.load("timm-gradients")
     gradients, _ = train("timm", cases.TIMM_GRADIENTS)
@@ -136,6 +133,7 @@ def test_gradients_equal_timm():
     cases.check_training(records.errors(gradients, golden))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "keywords"),
     [
@@ -159,7 +157,8 @@ WRITTEN: dict[LayoutName, Collection[str]] = {
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(variant, marks=[pytest.mark.slow] * (variant in HEAVY)) for variant in levitax.VARIANTS]
+    "variant",
+    [pytest.param(variant, marks=[pytest.mark.slow] * (variant != "levit_128s")) for variant in levitax.VARIANTS],
 )
 def test_what_is_written_is_what_the_references_took_and_reads_back_bit_by_bit(variant):
     model, state = ours.make("timm", **{**levitax.VARIANTS[variant], "distillation": True})

@@ -126,36 +126,33 @@ def test_batches_may_be_of_numpy(train_state, trained, batches, key):
     assert metrics == of_numpy
 
 
-def test_a_rate_is_changed_between_steps_by_a_number(trained, batches, key):
+def test_a_rate_is_changed_between_steps_by_a_number(rows, key):
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
-    step = make_step()
-    model, state = trained
     moved = []
     for rate in (0.0, 0.5):
-        train_state, _ = step(TrainState(model, state, optimizer, key=key), *batches[0])
-        before = np.asarray(train_state.model.head.classification.bias)
+        train_state, _ = STEP(TrainState(*make_small(Map, key), optimizer, key=key), *rows)
+        before = np.asarray(train_state.model.linear.bias)
         opt_state: Any = train_state.opt_state
         opt_state.hyperparams["learning_rate"] = rate
-        train_state, _ = step(train_state, *batches[1])
-        moved.append(np.abs(np.asarray(train_state.model.head.classification.bias) - before).max())
+        train_state, _ = STEP(train_state, *rows)
+        moved.append(np.abs(np.asarray(train_state.model.linear.bias) - before).max())
     assert moved[0] == 0 and moved[1] > 1e-3
 
 
-def test_an_optimizer_may_count_in_numbers_of_python(trained, batches, key):
+def test_an_optimizer_may_count_in_numbers_of_python(rows, key):
     optimizer = optax.GradientTransformation(lambda params: 0, lambda updates, state, params=None: (updates, state + 1))
-    model, state = trained
-    train_state = TrainState(model, state, optimizer, key=key)
-    assert run(make_step(), train_state, batches).opt_state == len(batches)
+    train_state = TrainState(*make_small(Normed, key), optimizer, key=key)
+    assert run(STEP, train_state, [rows] * 3).opt_state == 3
 
 
-def test_an_optimizer_may_keep_the_parameters_it_starts_from(trained, batches, key):
+def test_an_optimizer_may_keep_the_parameters_it_starts_from(rows, key):
     # As `optax.contrib.prodigy` does.
     optimizer = optax.GradientTransformation(
         lambda params: params, lambda updates, state, params=None: (updates, state)
     )
-    model, state = trained
-    make_step()(TrainState(model, state, optimizer, key=key), *batches[0])
-    assert not any(array.is_deleted() for array in arrays(trained))
+    made = make_small(Normed, key)
+    STEP(TrainState(*made, optimizer, key=key), *rows)
+    assert not any(array.is_deleted() for array in arrays(made))
 
 
 def with_key(train_state, convert):

@@ -109,8 +109,14 @@ def for_layout(layout, sizes):
     return {**sizes, "patch_size": 16, "image_size": pixels.tolist()}
 
 
-@pytest.mark.parametrize("layout", PAPER)
-@pytest.mark.parametrize("sizes", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    ("sizes", "layout"),
+    [
+        pytest.param(sizes, layout, id=f"{name}-{layout}", marks=[pytest.mark.slow] * (number % 6 != column))
+        for number, (name, sizes) in enumerate(MODELS.items())
+        for column, layout in enumerate(PAPER)
+    ],
+)
 def test_sizes_are_told_from_the_shapes(make, randomise, layout, sizes):
     model, state = randomise(*make(**for_layout(layout, sizes)))
     arrays = state_dict(model, state, layout=layout)
@@ -185,6 +191,7 @@ def test_the_state_dict_of_a_wrapped_model_is_found(make, randomise):
     assert eqx.tree_equal(load(wrapped), (model, state), typematch=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ("levit_384", "levit_256d", "levit_384_s8"))
 def test_published_variants_keep_what_shapes_do_not_show(variant):
     sizes = levitax.VARIANTS[variant]

@@ -113,6 +113,7 @@ def run(code, *arguments, **options):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+@pytest.mark.slow
 def test_the_old_file_survives_a_full_disk(tmp_path):
     path = tmp_path / "model.safetensors"
     # A limit on the size of files stands in for the end of the disk: writing fails in the middle.
