@@ -48,30 +48,19 @@ def test_onnx_runtime_computes_what_jax_does(keywords, batch, fused, drawn, expe
 def test_the_graph_is_what_one_would_write_by_hand(fused, tmp_path):
     model = onnx.load(export.to_onnx(fused(heads=(2, 3)), tmp_path / "levit.onnx"))
     counts = Counter(node.op_type for node in model.graph.node)
-    # Two convolutions with an activation between them, then two stages of one block, and one that shrinks between them.
-    # In each, queries, keys and values come from a linear map each, one goes out, and an MLP has two. Linear maps are
-    # 1x1 convolutions; their biases are part of them.
-    assert counts == {
-        "Conv": 2 + 3 * (3 + 1 + 2),
-        "HardSwish": 1 + 3 * 2,
-        "MatMul": 3 * 2,
-        # Of positions in attention, and around all but the attention that shrinks.
-        "Add": 3 + 2 * 3 - 1,
-        "Softmax": 3,
-        # The images; queries, and attention weights, which runtimes take as an option of the product.
-        "Transpose": 1 + 3 * 2,
-        # To heads and back.
-        "Reshape": 3 * (3 + 1),
-        "ReduceMean": 1,
-        "Gemm": 1,
+    # Two convolutions, then three blocks of at most six linear layers, as 1x1 convolutions that hold their biases; no
+    # gather, slice or division.
+    assert counts.keys() <= {
+        *("Conv", "HardSwish", "MatMul", "Add", "Softmax", "Transpose", "Reshape", "ReduceMean", "Gemm")
     }
+    assert counts["Conv"] <= 2 + 3 * 6 and counts["MatMul"] == 3 * 2 and counts["Softmax"] == 3
+    assert counts["Transpose"] + counts["Reshape"] <= 1 + 3 * 6
 
 
-def test_one_head_is_written_in_the_same_way(fused, tmp_path):
-    model = onnx.load(export.to_onnx(fused(heads=(1, 1)), tmp_path / "levit.onnx"))
-    counts = Counter(node.op_type for node in model.graph.node)
-    # Of one head, queries, keys and values are cut from one map; attention that shrinks has two, and a map for each.
-    assert (counts["Conv"], counts["MatMul"], counts["Gemm"]) == (2 + (1 + 1 + 2) + (3 + 1 + 2) + (1 + 1 + 2), 3 * 2, 1)
+def test_one_head_takes_fewer_layers(fused, tmp_path):
+    graphs = [onnx.load(export.to_onnx(fused(heads=heads), tmp_path / "levit.onnx")) for heads in ((1, 1), (2, 3))]
+    one, several = ([node.op_type for node in model.graph.node].count("Conv") for model in graphs)
+    assert one < several
 
 
 def test_weights_keep_their_names(fused, tmp_path):

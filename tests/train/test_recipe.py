@@ -52,48 +52,6 @@ def test_every_field_is_explained(name):
     assert re.search(rf"^ *- .*`{name}`.*:", Recipe.__doc__ or "", re.MULTILINE)
 
 
-def test_the_numbers_of_the_paper():
-    # Section 5.1, and `main.py` of the official training.
-    numbers = {
-        "epochs": 1000,
-        "batch_size": 8 * 256,
-        "repeats": 3,
-        "crop_scale": (0.08, 1.0),
-        "flip_probability": 0.5,
-        "rand_augment": 9,
-        "max_shift": 0,
-        "max_rotation": 0,
-        "max_scale": 0,
-        "erase_probability": 0.25,
-        "mixup": 0.8,
-        "cutmix": 1,
-        "mix_probability": 1,
-        "switch_probability": 0.5,
-        "label_smoothing": 0.1,
-        "distillation": "hard",
-        "alpha": 0.5,
-        "temperature": 1,
-        "drop_path": None,
-        "trained": "all",
-        "freeze_norms": False,
-        "learning_rate": 5e-4,
-        "warmup_epochs": 5,
-        "warmup_learning_rate": 1e-6,
-        "min_learning_rate": 1e-5,
-        "by_epoch": True,
-        "late": True,
-        "weight_decay": 0.025,
-        "eps": 1e-8,
-        "clipping": 0.01,
-        "ema_decay": 0.99996,
-        "group_size": 256,
-        "accumulate": 1,
-        "dtype": "float32",
-    }
-    assert PAPER == Recipe()
-    assert {name: getattr(PAPER, name) for name in numbers} == numbers
-
-
 @pytest.mark.parametrize(("batch_size", "peak"), [(2048, 2e-3), (8192, 8e-3)])
 def test_the_learning_rates_of_the_paper(batch_size, peak):
     rates = np.asarray(replace(PAPER, batch_size=batch_size).schedule(625)(625 * np.arange(1000)))
