@@ -82,7 +82,7 @@ def make_pictures(folder: Path, number: int = 256) -> None:
 
 
 def compare_input(folder: Path, arguments: argparse.Namespace) -> None:
-    """Pictures a second of both pipelines, in turn, and what a training step waits for ours."""
+    """Images a second of both pipelines, in turn, and what a training step waits for ours."""
     data = open_data(folder)
     pipelines: dict[str, Iterator[Any]] = {"levitax": ours(data, arguments.batch_size, arguments.workers)}
     try:

@@ -314,21 +314,21 @@ def test_warnings_point_at_the_loop():
 def test_as_many_corrupt_images_as_asked_for_are_tolerated(read):
     split = broken(1, 5, 9)
     with pytest.warns(UserWarning) as caught:
-        read(split, max_damaged=3)
+        read(split, max_corrupt=3)
     assert [str(warning.message)[-9:] for warning in caught] == ["1 so far.", "2 so far.", "3 so far."]
-    message = r"More than 2 images cannot be read, the last being `file-[159].png`: broken off. Fix .* `max_damaged`"
+    message = r"More than 2 images cannot be read, the last being `file-[159].png`: broken off. Fix .* `max_corrupt`"
     with pytest.warns(UserWarning) as caught, pytest.raises(OSError, match=message):
-        read(split, max_damaged=2)
+        read(split, max_corrupt=2)
     assert len(caught) == 2
     with pytest.raises(OSError, match="More than 0 images cannot be read"):
-        read(split, max_damaged=0)
+        read(split, max_corrupt=0)
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
 def test_corrupt_images_in_a_row_count_each(read):
     with warnings.catch_warnings(), pytest.raises(OSError, match="More than 2 images cannot be read"):
         warnings.simplefilter("ignore")
-        read(broken(4, 5, 6, 7), max_damaged=2)
+        read(broken(4, 5, 6, 7), max_corrupt=2)
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
@@ -340,7 +340,7 @@ def test_a_split_of_corrupt_images_is_refused_without_miscounting_them(read):
 
 def test_what_only_fills_up_is_not_taken_for_corrupt():
     with pytest.warns(UserWarning) as caught:
-        evaluate(broken(0), max_damaged=1)
+        evaluate(broken(0), max_corrupt=1)
     assert len(caught) == 1
 
 
@@ -509,7 +509,7 @@ def test_corrupt_images_in_workers():
         assert len(caught) == 1 and sum(batch.weights.sum() for batch in batches) == 12
         message = r"More than 0 images cannot be read, the last being `file-5.png`: broken off"
         with pytest.raises(OSError, match=message):
-            evaluate(broken(5), workers=2, max_damaged=0)
+            evaluate(broken(5), workers=2, max_corrupt=0)
     assert multiprocessing.active_children() == []
 
 

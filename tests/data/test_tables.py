@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from levitax.data import open_data, Pictures, Split
+from levitax.data import ImageTable, open_data, Split
 
 from .making import names, numbers, png
 
@@ -55,7 +55,7 @@ def test_parquet_files_with_names_of_classes(parquet, name, image, label):
     assert data.train.labels.tolist() == [2, 0, 1] and data.validation.labels.tolist() == [1]
     assert data.train.labels.dtype == np.int32
     assert numbers(data.train) == [0, 1, 2] and names(data.train) == ["0.png", "1.png", "2.png"]
-    assert isinstance(data.train, Pictures) and isinstance(data.train, Split)
+    assert isinstance(data.train, ImageTable) and isinstance(data.train, Split)
 
 
 @pytest.mark.parametrize("kind", ("uint8", "int64"))

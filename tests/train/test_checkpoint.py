@@ -41,7 +41,7 @@ def at(train_state: TrainState, step: int) -> TrainState:
 
 
 def save(folder: Path, train_state: TrainState, *steps: int, keep: int = 2, scores=None) -> None:
-    with Checkpoints(folder, keep=keep) as checkpoints:
+    with Checkpoints(folder, max_to_keep=keep) as checkpoints:
         for step in steps:
             score = None if scores is None else scores[step]
             checkpoints.save(at(train_state, step), {"number": step}, score=score)
@@ -123,8 +123,8 @@ def test_what_cannot_be_saved_is_an_error_and_no_warning(train_state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(TypeError, match="not JSON serializable"):
             checkpoints.save(train_state, {"loss": jnp.float32(1)})
-    with pytest.raises(ValueError, match="`keep` is 0"):
-        Checkpoints(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="`max_to_keep` is 0"):
+        Checkpoints(tmp_path, max_to_keep=0)
 
 
 def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fresh, tmp_path):

@@ -138,8 +138,8 @@ def test_one_head_becomes_two_that_say_the_same(make, randomise, images):
 def test_images_of_equal_channels_give_what_they_gave(trained, images, error, channels):
     model, state = adapt(*trained, in_channels=channels)
     grey = images(32, 32, 1)
-    first = lambda model, state, image: levitax.Predictor(model.stem.convolutions[0], state)(image)
-    assert error(first(model, state, grey.repeat(channels, -1)), first(*trained, grey.repeat(3, -1))) < 2e-6
+    first = lambda model, state: levitax.Predictor(model.stem.convolutions[0], state)
+    assert error(first(model, state)(grey.repeat(channels, -1)), first(*trained)(grey.repeat(3, -1))) < 2e-6
 
 
 def test_colours_are_told_apart_by_their_old_filters(trained):

@@ -27,5 +27,5 @@ from ._sets import (
     Relabelled as Relabelled,
     Split as Split,
 )
-from ._tables import Pictures as Pictures
+from ._tables import ImageTable as ImageTable
 from ._transforms import TrainTransform as TrainTransform, Transform as Transform

@@ -112,7 +112,7 @@ def train_batches(
     start: int = 0,
     shard: Shard = _ALONE,
     workers: int = 0,
-    max_damaged: int = 100,
+    max_corrupt: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
     """Batches to train on, shuffled anew in each epoch: `with train_batches(...) as batches: ...`.
 
@@ -136,23 +136,23 @@ def train_batches(
     - `shard`: of this process; by default the whole batch.
     - `workers`: the number of processes that read and transform; 0 uses a thread of this process. Workers import the
         main script, so what it runs belongs under `if __name__ == "__main__":`.
-    - `max_damaged`: the number of corrupt images tolerated per call and process.
+    - `max_corrupt`: the number of corrupt images tolerated per call and process.
 
     **Returns:** a context manager. It gives an iterator of [`levitax.data.Batch`][] with the rows of this process, and
     ends the workers on exit.
 
     **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split;
     `TypeError` or `ValueError` for labels that are no class numbers. From the iterator: `OSError` for more than
-    `max_damaged` corrupt images, `RuntimeError` if a worker dies, and `ModuleNotFoundError` without grain.
+    `max_corrupt` corrupt images, `RuntimeError` if a worker dies, and `ModuleNotFoundError` without grain.
     """
     as_integer("repeats", repeats)
-    for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_damaged", max_damaged)):
+    for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_corrupt", max_corrupt)):
         as_integer(name, value, minimum=0)
     check_labels(split)
     plan = _TrainPlan(
         len(split.labels), batch_size, steps_per_epoch(split, batch_size), steps, seed, repeats, start, shard
     )
-    return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_damaged))
+    return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_corrupt))
 
 
 def eval_batches(
@@ -162,7 +162,7 @@ def eval_batches(
     batch_size: int,
     shard: Shard = _ALONE,
     workers: int = 0,
-    max_damaged: int = 100,
+    max_corrupt: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
     """All images once, in order: `with eval_batches(...) as batches: ...`.
 
@@ -172,7 +172,7 @@ def eval_batches(
 
     - `split`, `transform`: as in [`levitax.data.train_batches`][].
     - `batch_size`: over all processes.
-    - `shard`, `workers`, `max_damaged`: as in [`levitax.data.train_batches`][].
+    - `shard`, `workers`, `max_corrupt`: as in [`levitax.data.train_batches`][].
 
     **Returns:** what [`levitax.data.train_batches`][] returns.
 
@@ -180,11 +180,11 @@ def eval_batches(
     are no class numbers; from the iterator, what that of [`levitax.data.train_batches`][] raises.
     """
     as_integer("batch_size", batch_size)
-    for name, value in (("workers", workers), ("max_damaged", max_damaged)):
+    for name, value in (("workers", workers), ("max_corrupt", max_corrupt)):
         as_integer(name, value, minimum=0)
     check_labels(split)
     plan = _EvalPlan(len(split.labels), batch_size, shard)
-    return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_damaged))
+    return contextlib.closing(_batches(plan, split, transform, shard.rows(batch_size), workers, max_corrupt))
 
 
 class _Place(NamedTuple):
@@ -270,7 +270,7 @@ class _ReadBatch:
     split: Split
     transform: Transform
     rows: int
-    max_damaged: int
+    max_corrupt: int
 
     def __call__(self, number: int) -> tuple[Batch, list[_Corrupt]]:
         places = [self.plan[position] for position in range(number * self.rows, (number + 1) * self.rows)]
@@ -293,7 +293,7 @@ class _ReadBatch:
     def _read(self, place: _Place) -> tuple[int, np.ndarray, _Corrupt | None]:
         """An image with its number, and why it is not the one of the place."""
         images, found = len(self.split.labels), None
-        for tried in range(min(self.max_damaged + 1, images)):
+        for tried in range(min(self.max_corrupt + 1, images)):
             index = (place.image + tried) % images
             with _noting("reading", self.split, index):
                 try:
@@ -309,9 +309,9 @@ class _ReadBatch:
                     )
             return index, image, found
         assert found is not None
-        if images <= self.max_damaged:
+        if images <= self.max_corrupt:
             raise OSError(f"None of the {images} images can be read. {found.named(self.split)}.")
-        raise OSError(_too_many(self.max_damaged, self.split, found))
+        raise OSError(_too_many(self.max_corrupt, self.split, found))
 
 
 @contextlib.contextmanager
@@ -327,8 +327,8 @@ def _noting(doing, split, index):
         raise
 
 
-def _batches(plan, split, transform, rows, workers, max_damaged):
-    read = _ReadBatch(plan, split, transform, rows, max_damaged)
+def _batches(plan, split, transform, rows, workers, max_corrupt):
+    read = _ReadBatch(plan, split, transform, rows, max_corrupt)
     if workers:
         read = functools.partial(_with_settings, _pillow_settings(), read)
     seen: set[int] = set()
@@ -338,8 +338,8 @@ def _batches(plan, split, transform, rows, workers, max_damaged):
                 if found.image in seen:
                     continue
                 seen.add(found.image)
-                if len(seen) > max_damaged:
-                    raise OSError(_too_many(max_damaged, split, found))
+                if len(seen) > max_corrupt:
+                    raise OSError(_too_many(max_corrupt, split, found))
                 warnings.warn(f"{found.named(split)}. Skipped; {len(seen)} so far.", stacklevel=2)
             yield batch
 
@@ -362,8 +362,8 @@ def _with_settings(settings, read, number):
     return read(number)
 
 
-def _too_many(max_damaged, split, found):
+def _too_many(max_corrupt, split, found):
     return (
-        f"More than {max_damaged} images cannot be read, the last being {found.named(split)}. Fix the data, or raise "
-        "`max_damaged`."
+        f"More than {max_corrupt} images cannot be read, the last being {found.named(split)}. Fix the data, or raise "
+        "`max_corrupt`."
     )

@@ -24,7 +24,7 @@ _IMAGES = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "ph
 _LABELS = ("label", "labels", "class")
 
 
-class Pictures(NamedTuple):
+class ImageTable(NamedTuple):
     """A [`levitax.data.Split`][] in a table of the `datasets` library, as [`levitax.data.open_data`][] makes it.
 
     **Attributes:**
@@ -69,7 +69,7 @@ class Pictures(NamedTuple):
 class Table(NamedTuple):
     """A split, and the names of its classes, or `None` if its labels are numbers without names."""
 
-    split: Pictures
+    split: ImageTable
     classes: tuple[str, ...] | None
 
 
@@ -270,7 +270,7 @@ def read_table(table: Any, what: str, channels: int, folder: str = "") -> Table:
     labels = _read_labels(table, label, what, classes)
     # Rows of other columns are not decoded.
     rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Table(Pictures(rows, image, labels, channels, folder), classes)
+    return Table(ImageTable(rows, image, labels, channels, folder), classes)
 
 
 def _choose_columns(features: Mapping[str, Any], what: str) -> tuple[str, str]:

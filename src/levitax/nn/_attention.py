@@ -11,7 +11,7 @@ from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias, GatheredAttentionBias
 from ._linear import LinearNorm
-from ._xla import every_nth, keep, softmax
+from ._xla import every_nth, softmax, stored
 
 
 # For each head: scaled queries, keys and values.
@@ -193,7 +193,7 @@ class Attention(eqx.Module):
         weights_key, out_key = split_key(key, 2)
         (queries, keys, values), state = self.project_in(x, state)
         weights = self.dropout(self._softmax(queries, keys).astype(values.dtype), key=weights_key)
-        mixed = keep(jnp.matmul(weights, values))
+        mixed = stored(jnp.matmul(weights, values))
         x, state = self.project_out(self.activation(_join_heads(mixed)), state)
         return self.dropout(x, key=out_key), state
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_count, check_positive, check_state, check_statistics, naming_batch_axis
 from .._explicit import sum_over_axis
-from ._xla import keep, settled, unfused
+from ._xla import settled, stored, unfused
 
 
 class RunningStatistics(NamedTuple):
@@ -167,15 +167,15 @@ class BatchNorm(eqx.Module):
         """
         x = unfused(x)
         total = self._sum_over_batch(x.astype(jnp.float32).sum(_all_but_last(x)))
-        centre = keep(lax.stop_gradient(settled(total / self._count(x))))
+        centre = stored(lax.stop_gradient(settled(total / self._count(x))))
         centred = x.astype(jnp.float32) - _per_channel(centre, x)
         # As small as `x`, it is stored in its place.
-        return keep(centred) if x.dtype == jnp.float32 else centred, centre
+        return stored(centred) if x.dtype == jnp.float32 else centred, centre
 
     def _moments(self, x):
         """Mean and biased variance of each channel."""
         axes, count = _all_but_last(x), self._count(x)
-        total, total_of_squares = keep(self._sum_over_batch((x.sum(axes), (x * x).sum(axes))))
+        total, total_of_squares = stored(self._sum_over_batch((x.sum(axes), (x * x).sum(axes))))
         mean = total / count
         return mean, jnp.maximum(total_of_squares / count - mean * mean, 0.0)
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._checks import check_axis, check_map, check_odd, check_positive
 from .._keys import as_key
 from ._batch_norm import BatchNorm
-from ._xla import convolve, keep
+from ._xla import convolve, stored
 
 
 class LinearNorm(eqx.Module):
@@ -68,7 +68,7 @@ class LinearNorm(eqx.Module):
         """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
-        x = keep(add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
+        x = stored(add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 
@@ -135,7 +135,7 @@ class ConvNorm(eqx.Module):
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         check_map("x", x)
-        x = keep(add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
+        x = stored(add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 

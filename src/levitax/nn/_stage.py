@@ -113,5 +113,5 @@ class Stage(eqx.Module):
         normalisations raise.
         """
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x, state = checkpointed(block, keeps=not self.remat)(x, state, key=block_key)
+            x, state = checkpointed(block, stores=not self.remat)(x, state, key=block_key)
         return x, state

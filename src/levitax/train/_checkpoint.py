@@ -89,26 +89,28 @@ class Checkpoints:
     the other way round; all processes call the same methods with the same arguments.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, description: Mapping[str, Any] | None = None, keep: int = 2):
+    def __init__(
+        self, folder: str | os.PathLike[str], *, description: Mapping[str, Any] | None = None, max_to_keep: int = 2
+    ):
         """**Arguments:**
 
         - `folder`: of the checkpoints alone; it is made if it is not there. In several processes, one that all see.
         - `description`: what makes a checkpoint one of this run, such as configuration and recipe, in JSON:
             dictionaries with strings as keys, lists (tuples become lists), strings, finite numbers, booleans and
             `None`. A checkpoint with another description is refused.
-        - `keep`: the number of the last ones that stay, in addition to the best.
+        - `max_to_keep`: how many of the last checkpoints stay, in addition to the best.
 
         **Raises:** `ValueError` if the newest checkpoint that can be read is of another description, with the
         differences, and for a URL as `folder`; `NotADirectoryError` for a file; `TypeError` or `ValueError` for a
-        `description` that JSON would change and a `keep` that is no positive integer; `ModuleNotFoundError` without
-        Orbax.
+        `description` that JSON would change and a `max_to_keep` that is no positive integer; `ModuleNotFoundError`
+        without Orbax.
         """
         self.folder = as_path("folder", folder).resolve()
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"`folder` is `{self.folder}`, a file; expected a folder, or a path to make one.")
         # Without NaN, which differs from itself, so that every checkpoint would be of another run.
         self._description = _as_json("description", {} if description is None else description, finite=True)
-        self._keep = as_integer("keep", keep)
+        self._max_to_keep = as_integer("max_to_keep", max_to_keep)
         self._best: Best | None = None
         # While a new best is being saved, the one before, which stays until that is done.
         self._best_before: Best | None = None
@@ -281,7 +283,7 @@ class Checkpoints:
                 return [info.step in best for info in infos]
 
         options = orbax.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._keep), BestStep()]),
+            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._max_to_keep), BestStep()]),
             async_options=orbax.AsyncOptions(post_finalization_callback=self._write_manifest),
             cleanup_tmp_directories=True,
         )
