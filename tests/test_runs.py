@@ -220,7 +220,7 @@ def test_a_spoilt_checkpoint_costs_no_more_than_what_came_after_the_one_before(s
     spoil(checkpoints / str(newest))
     output = finish("spoilt")
     assert "going on after epoch 5 of the newest checkpoint; metrics were told up to 6" in output
-    assert ("damaged" in output) == (spoil is spoil_truncate)
+    assert ("corrupt" in output) == (spoil is spoil_truncate)
     assert_same(tmp_path / "spoilt", undisturbed)
 
 
@@ -280,7 +280,7 @@ def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
 def test_a_checkpoint_of_another_recipe_is_refused_with_the_difference(finish, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     told = finish("run", "--epochs", 8, code=2)
-    assert "are of another run: `recipe.epochs` was 6 and is 8" in told and "Traceback" not in told
+    assert "belong to another run: `recipe.epochs` was 6 and is 8" in told and "Traceback" not in told
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_checkpoint(finish, tmp_path):

@@ -96,12 +96,12 @@ def test_any_that_is_there_can_be_restored(train_state, fresh, tmp_path):
         assert checkpoints.restore(fresh, step=4) is None
 
 
-def test_of_one_that_is_damaged_nothing_is_restored(train_state, fresh, tmp_path):
+def test_of_one_that_is_corrupt_nothing_is_restored(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     truncate(tmp_path / "1")
-    with Checkpoints(tmp_path) as checkpoints, pytest.warns(UserWarning, match="/1` is damaged"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.warns(UserWarning, match="/1` is corrupt"):
         assert checkpoints.restore(fresh, step=1) is None
-    assert names(tmp_path) == {"damaged-1", "2"}
+    assert names(tmp_path) == {"corrupt-1", "2"}
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -115,7 +115,7 @@ def test_steps_are_numbers(step, kind, train_state, fresh, tmp_path):
 def test_nothing_is_saved_before_what_is_there(train_state, tmp_path):
     save(tmp_path, train_state, 5)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match=r"at step 3, and .* a checkpoint of step 5: go on from that one"):
+        with pytest.raises(ValueError, match=r"at step 3, but .* a checkpoint of step 5. Resume from that one"):
             checkpoints.save(at(train_state, 3), {"number": 3})
 
 
@@ -150,7 +150,7 @@ def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fres
 def test_a_step_that_is_there_is_not_saved_with_other_progress_or_another_score(
     progress, score, told, train_state, fresh, tmp_path
 ):
-    message = f"/1` has been saved already, with other progress or another score {told}.*first `save` of a step"
+    message = f"/1` was saved before with other progress or another score {told}.*first `save` of a step"
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(train_state, 1), {"number": 1}, score=0.5)
         with pytest.raises(ValueError, match=message):
@@ -221,7 +221,7 @@ def test_nothing_is_saved_after_the_end(train_state, tmp_path):
     checkpoints.save(at(train_state, 1), {"number": 1})
     checkpoints.close()
     checkpoints.close()
-    with pytest.raises(ValueError, match="are closed: save before `close`, or make new ones"):
+    with pytest.raises(ValueError, match="are closed. Save before `close`, or make new ones"):
         checkpoints.save(at(train_state, 2), {"number": 2})
     assert names(tmp_path) == {"1"}
 
@@ -241,7 +241,7 @@ def test_a_save_that_the_end_of_the_program_cuts_off_is_not_lost_in_silence(tmp_
     program = [sys.executable, "-c", UNCLOSED]
     result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     saved = (tmp_path / "run" / "0").exists()
-    assert saved or ("The checkpoint of step 0 was lost" in result.stderr and "call `close`" in result.stderr)
+    assert saved or ("The checkpoint of step 0 was lost" in result.stderr and "Call `close`" in result.stderr)
 
 
 @pytest.mark.parametrize("folder", ("gs://bucket/run", Path("s3://bucket/run"), "file:///tmp/run"), ids=str)
@@ -255,7 +255,7 @@ def test_a_url_is_no_folder(folder, tmp_path, monkeypatch):
 def test_what_json_would_change_is_refused(train_state, tmp_path):
     nested = {"losses": [{3: 0.5}]}
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(TypeError, match=r"`progress\.losses` has the key 3, of which JSON would make a string"):
+        with pytest.raises(TypeError, match=r"`progress\.losses` has the key 3, which JSON would turn into a string"):
             checkpoints.save(train_state, nested)
     with pytest.raises(TypeError, match=r"`description\.losses` has the key 3"):
         Checkpoints(tmp_path, description=nested)
@@ -349,13 +349,13 @@ def test_the_latest_is_whole(damage, message, train_state, tmp_path):
 
 
 @damages
-def test_a_damaged_one_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
+def test_a_corrupt_one_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     damage(tmp_path / "2")
-    with pytest.warns(UserWarning, match=rf"(?s)/2` is damaged \(.*{message}.*`damaged-2`, and passed over"):
+    with pytest.warns(UserWarning, match=rf"(?s)/2` is corrupt \(.*{message}.*`corrupt-2` and skipped"):
         restored = restore(tmp_path, fresh)
     assert eqx.tree_equal(restored, at(train_state, 1))
-    assert names(tmp_path) == {"1", "damaged-2"}
+    assert names(tmp_path) == {"1", "corrupt-2"}
     # And the step can be saved again.
     save(tmp_path, train_state, 2)
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 2))
@@ -367,13 +367,13 @@ def test_a_deleted_one_leaves_the_one_before(train_state, fresh, tmp_path):
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
 
 
-def test_with_all_of_them_damaged_nothing_is_begun_over_them(train_state, fresh, tmp_path):
+def test_with_all_of_them_corrupt_nothing_is_begun_over_them(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     for step in ("1", "2"):
         truncate(tmp_path / step)
     for _ in range(2):
         with pytest.raises(
-            OSError, match=r"All 2 checkpoints in .* damaged \(2: arrays/.* bytes of .*; 1: .*other folder"
+            OSError, match=r"All 2 checkpoints in .* corrupt \(2: arrays/.* bytes of .*; 1: .*other folder"
         ):
             restore(tmp_path, fresh)
         assert names(tmp_path) == {"1", "2"}
@@ -422,7 +422,7 @@ def test_without_space_training_goes_on_and_the_last_good_one_stays(train_state,
         checkpoints.wait()
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.warns(UserWarning, match=r"step 2 could not be saved \(no space left: .* 1,000 free\); .*/1`"):
+        with pytest.warns(UserWarning, match=r"step 2 could not be saved \(no space left: .* 1,000 free\)\. .*/1`"):
             checkpoints.save(at(train_state, 2), {"number": 2}, score=0.9)
         assert checkpoints.best == (1, 0.5)
         monkeypatch.undo()

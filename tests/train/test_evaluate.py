@@ -129,7 +129,7 @@ def test_batches_may_be_of_jax_and_come_one_by_one():
 # Weights of the first six images, and labels of them.
 FAULTS: dict[str, tuple[dict[int, float], dict[int, int], str]] = {
     "negative label": ({}, {3: -1, 5: -100}, "Image 3 has label -1, and 1 more .* expected .* from 0 to 5"),
-    "label too large": ({}, {3: 6}, "Image 3 has label 6; expected .* from 0 to 5, as `predict` returns 6 logits"),
+    "label too large": ({}, {3: 6}, "Image 3 has label 6; expected .* from 0 to 5, since `predict` returns 6 logits"),
     "half weight": ({4: 0.5}, {}, r"Image 4 has weight 0\.5; expected 1 .* else 0"),
     "double weight": ({4: 2.0}, {}, r"Image 4 has weight 2\.0"),
     "negative weight": ({4: -1.0, 5: -1.0}, {}, r"Image 4 has weight -1\.0, and 1 more"),

@@ -20,7 +20,7 @@ def test_a_signal_is_a_question_until_the_end():
 
 def test_elsewhere_than_in_the_main_thread_it_warns():
     def enter():
-        with pytest.warns(UserWarning, match="outside of the main thread.*SIGTERM will end the process"), Preemption():
+        with pytest.warns(UserWarning, match="outside the main thread.*SIGTERM will end the process"), Preemption():
             entered.set()
 
     entered = threading.Event()

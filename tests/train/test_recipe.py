@@ -289,7 +289,7 @@ def test_flags(name, value):
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("paper", {"epochs": 5}, ["`warmup_epochs` is 5 of 5 `epochs`", "nothing would be left to train"]),
+    ("paper", {"epochs": 5}, ["`warmup_epochs` is 5 of 5 `epochs`", "the warm-up would take the whole training"]),
     ("paper", {"warmup_epochs": 1001}, ["`warmup_epochs` is 1001 of 1000 `epochs`"]),
     ("paper", {"by_epoch": False}, ["`late` is True and `by_epoch` False"]),
     ("probe", {"distillation": "hard"}, ["`trained` is 'head' and `distillation` 'hard'", "no teacher"]),

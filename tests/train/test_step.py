@@ -349,7 +349,7 @@ def test_labels_may_be_a_list(accumulate, rows, key):
 def test_labels_are_not_cut_to_32_bits(rows, key):
     labels = np.asarray(rows[1], np.int64) + 2**32
     step = make_step()
-    with pytest.raises(ValueError, match=r"`targets\[0\]` is 4294967296, .*; expected numbers of int32"):
+    with pytest.raises(ValueError, match=r"`targets\[0\]` is 4294967296, .*; expected numbers that fit in int32"):
         step(TrainState(*make_small(Normed, key), OPTIMIZER, key=key), rows[0], labels)
     with pytest.raises(ValueError, match=r"`batch\[1\]\[0\]` is 4294967296"):
         shard_batch((rows[0], labels), make_mesh())

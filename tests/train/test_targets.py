@@ -132,7 +132,7 @@ CONTAINERS = {
     # Data sets, whose labels `open_data` checks.
     "levitax.data.Arrays",
     "levitax.data.ImageFiles",
-    "levitax.data.Pictures",
+    "levitax.data.ImageTable",
     # Of a data set, in the order of a model's classes.
     "levitax.data.Relabelled",
 }
@@ -241,7 +241,7 @@ def test_numbers_that_are_seen_are_refused_with_value_rule_and_place(name, call)
     message = outcome(call, labels)
     assert isinstance(message, ValueError)
     assert re.search(rf"abels\[3\]` is {labels[3]}; expected|Image 3 has label {labels[3]}; expected", str(message))
-    assert "from 0 to 4" in str(message) or re.search("numbers of u?int32", str(message))
+    assert "from 0 to 4" in str(message) or re.search("fit in u?int32", str(message))
     if name in WRONG_NUMBERS:
         assert isinstance(outcome(call, jnp.asarray(labels)), ValueError)
 

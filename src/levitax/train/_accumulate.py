@@ -11,22 +11,22 @@ from .._batched import batch_size
 from .._explicit import in_auto_mode
 
 
-# Of what is trained, the model, the state, and a batch: ((loss, new state), gradient).
+# From trained parameters, model, state and a batch to ((loss, new state), gradient).
 ValueAndGrad = Callable[..., tuple[tuple[Any, eqx.nn.State], PyTree]]
 
 
 def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int | None) -> ValueAndGrad:
-    """Computes the same from parts of the batch, one after the other: the mean of their losses and gradients, and the
-    state that the last one leaves.
+    """Computes the same from parts of the batch in sequence: the mean of their losses and gradients, and the state
+    after the last one.
 
-    Each part is a call of one compiled function. In a single program, a loop would keep XLA from using several cores on
-    the CPU (LeViT-256, batch 16 in two parts, two cores: 6.5 s a step, and 1.1 s so), and without a loop it would hold
-    the activations of several parts at once.
+    Each part is a call of one compiled function. In a single program with a loop, XLA would use one core of the CPU
+    (LeViT-256, batch 16 in two parts, two cores: 6.5 s a step instead of 1.1 s). Without a loop, it would hold the
+    activations of several parts at once.
 
     **Arguments:**
 
-    - `value_and_grad`: of a loss that is a mean over the batch. The state that it is given is used up.
-    - `accumulate`: how many parts. Part `i` has the images, or groups of images, `i`, `i + accumulate`, and so on.
+    - `value_and_grad`: of a loss that is a mean over the batch. The state passed in is donated.
+    - `accumulate`: number of parts. Part `i` has the images, or groups of images, `i`, `i + accumulate`, and so on.
     - `group_size`: consecutive images that stay together.
     """
     together = group_size or 1
@@ -44,8 +44,8 @@ def in_parts(value_and_grad: ValueAndGrad, accumulate: int, *, group_size: int |
 
         return in_auto_mode(call, PartitionSpec(), trained, arrays, batch, index, total, state)
 
-    # Compiled so that the zeros lie where the parameters do, on one device or on many. JAX 0.10 finds the devices of an
-    # Explicit mesh by the parameters, so it must keep them though only their shapes are used.
+    # Compiled, so that the zeros lie on the devices of the parameters. JAX 0.10 finds the devices of an Explicit mesh
+    # by the parameters, so it must not drop them although only their shapes are used.
     zeros = jax.jit(
         lambda trained: (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trained)), keep_unused=True
     )
@@ -74,6 +74,6 @@ def _check(batch, accumulate, group_size):
     for array in jax.tree.leaves(batch):
         if array.shape[:1] != (size,):
             raise ValueError(
-                "With `accumulate`, all that `loss` takes has a row an image; one of the targets has shape "
-                f"{array.shape}, and there are {size} images."
+                f"One of the targets has shape {array.shape}, and there are {size} images; expected a row for each "
+                "image, which `accumulate` splits."
             )

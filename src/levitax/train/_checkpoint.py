@@ -24,20 +24,20 @@ from .._keys import key_numbers, with_numbers
 from ._state import TrainState
 
 
-# Beside the arrays of each checkpoint: size and checksum of every file in it. Orbax sees that a file is cut off, and
-# with much noise; that a byte of it has changed it does not see.
+# Size and checksum of every file of a checkpoint, in the folder of each. Orbax reports a truncated file, with much
+# noise, and does not notice a changed byte.
 _MANIFEST = "levitax_files.json"
 
 _ABSENT = object()
 
 
 class Restored(NamedTuple):
-    """What [`levitax.train.Checkpoints`][] gives back.
+    """What [`levitax.train.Checkpoints`][] restores.
 
     **Attributes:**
 
-    - `train_state`: as it was saved.
-    - `progress`: what was saved with it, as JSON has it.
+    - `train_state`: as saved.
+    - `progress`: what was saved with it, as JSON returns it.
     """
 
     train_state: TrainState
@@ -50,7 +50,7 @@ class Best(NamedTuple):
     **Attributes:**
 
     - `step`: its number.
-    - `score`: as it was given to [`levitax.train.Checkpoints.save`][].
+    - `score`: as given to [`levitax.train.Checkpoints.save`][].
     """
 
     step: int
@@ -58,7 +58,7 @@ class Best(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What was saved or restored last, but for the arrays. The progress is text, since NaN differs from itself."""
+    """The last save or restore, without the arrays. The progress is text, since NaN differs from itself."""
 
     step: int
     progress: str
@@ -66,7 +66,7 @@ class _Saved(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """What stands beside the arrays of a checkpoint."""
+    """What a checkpoint holds in addition to the arrays."""
 
     arrays: dict[str, str]
     progress: dict[str, Any]
@@ -75,7 +75,7 @@ class _Content(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run in a folder: the last ones and the best.
+    """The checkpoints of a run in a folder: the latest and the best.
 
     ```python
     with Checkpoints(folder, description={"model": model.config.to_dict()}) as checkpoints:
@@ -84,9 +84,9 @@ class Checkpoints:
         checkpoints.save(train_state, {"epoch": epoch}, score=accuracy)
     ```
 
-    Orbax writes them, in the background and each whole or not at all. One that has been damaged since is told by its
-    checksums and set aside. What is written in one process or on one device can be read in several and on several, and
-    the other way round; all processes call the same methods with the same arguments.
+    Orbax writes them in the background, each whole or not at all. Checksums detect those that were corrupted later,
+    which are set aside. The numbers of processes and devices may differ between writing and reading. All processes call
+    the same methods with the same arguments.
     """
 
     def __init__(
@@ -94,32 +94,31 @@ class Checkpoints:
     ):
         """**Arguments:**
 
-        - `folder`: of the checkpoints alone; it is made if it is not there. In several processes, one that all see.
-        - `description`: what makes a checkpoint one of this run, such as configuration and recipe, in JSON:
-            dictionaries with strings as keys, lists (tuples become lists), strings, finite numbers, booleans and
-            `None`. A checkpoint with another description is refused.
-        - `max_to_keep`: how many of the last checkpoints stay, in addition to the best.
+        - `folder`: holds nothing but checkpoints, and is made if missing. All processes must see the same one.
+        - `description`: identifies the run, for example configuration and recipe, in JSON: dictionaries with strings as
+            keys, lists (tuples become lists), strings, finite numbers, booleans and `None`. A checkpoint with another
+            description is refused.
+        - `max_to_keep`: how many of the latest checkpoints stay, in addition to the best.
 
-        **Raises:** `ValueError` if the newest checkpoint that can be read is of another description, with the
-        differences, and for a URL as `folder`; `NotADirectoryError` for a file; `TypeError` or `ValueError` for a
-        `description` that JSON would change and a `max_to_keep` that is no positive integer; `ModuleNotFoundError`
-        without Orbax.
+        **Raises:** `ValueError` if the newest readable checkpoint has another description, with the differences, and
+        for a URL as `folder`; `NotADirectoryError` if it is a file; `TypeError` or `ValueError` for a `description`
+        that JSON would change and a `max_to_keep` that is no positive integer; `ModuleNotFoundError` without Orbax.
         """
         self.folder = as_path("folder", folder).resolve()
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"`folder` is `{self.folder}`, a file; expected a folder, or a path to make one.")
-        # Without NaN, which differs from itself, so that every checkpoint would be of another run.
+        # NaN differs from itself, so that every checkpoint would be of another run.
         self._description = _as_json("description", {} if description is None else description, finite=True)
         self._max_to_keep = as_integer("max_to_keep", max_to_keep)
         self._best: Best | None = None
-        # While a new best is being saved, the one before, which stays until that is done.
+        # The previous best, which stays until a new best is saved.
         self._best_before: Best | None = None
         self._saving: int | None = None
         self._last: _Saved | None = None
         self._manager = self._open()
         self._is_open = True
-        atexit.register(self._tell_of_loss)
-        # Known before anything is saved, which would take the best one's place, or another run's.
+        atexit.register(self._warn_of_loss)
+        # Read before the first save, which could replace the best one, or another run's.
         for step in self._steps():
             if _agreed_damage(self.folder / str(step)) is None:
                 self._best = self._read_content(step).best
@@ -134,38 +133,34 @@ class Checkpoints:
 
     @property
     def best(self) -> Best | None:
-        """The step with the largest score, and the score, if any was given."""
+        """The step with the largest score, and that score; `None` if no score was given."""
         return self._best
 
     @property
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, by the checksums of all its files. Waits for one that is being saved."""
+        """The newest checkpoint whose files all match their checksums. Waits for one that is being saved."""
         self.wait()
         folders = (self.folder / str(step) for step in self._steps())
         return next((folder for folder in folders if _damage(folder) is None), None)
 
     def save(self, train_state: TrainState, progress: Mapping[str, Any], *, score: float | None = None) -> None:
-        """Begins to save, and returns when the arrays have been copied.
+        """Starts a save, and returns once the arrays are copied.
 
-        If a save fails (disk full, for example), it warns and keeps the earlier checkpoints.
+        If a save fails (disk full, for example), it warns and keeps the earlier checkpoints. Saving a step again with
+        the same progress and score, or without a score, writes nothing.
 
         **Arguments:**
 
-        - `train_state`: all of it. Its step names the checkpoint.
-        - `progress`: whatever else the run needs to go on, in JSON, as `description`; here numbers may be NaN.
-        - `score`: a finite number by which [`levitax.train.Checkpoints.best`][] is chosen; the larger, the better.
-
-        A step that this object has saved or restored may be saved again with the same progress and score, or none:
-        nothing is written.
+        - `train_state`: saved whole. Its step names the checkpoint.
+        - `progress`: whatever else the run needs to resume, in JSON like `description`; here numbers may be NaN.
+        - `score`: a finite number by which [`levitax.train.Checkpoints.best`][] is chosen, the larger the better.
 
         **Raises:** `TypeError` for `progress` that JSON would change, `ValueError` for a `score` that is no finite
         number; `ValueError` after `close`, if there are checkpoints of later steps, or one of this step that another
         run has written, or that was saved with other progress or another score.
         """
         if not self._is_open:
-            raise ValueError(
-                f"These `Checkpoints` of `{self.folder}` are closed: save before `close`, or make new ones."
-            )
+            raise ValueError(f"The `Checkpoints` of `{self.folder}` are closed. Save before `close`, or make new ones.")
         self.wait()
         orbax = _orbax()
         step, progress, arrays = int(train_state.step), _as_json("progress", progress), _to_arrays(train_state)
@@ -177,8 +172,8 @@ class Checkpoints:
             return
         if step < newest:
             raise ValueError(
-                f"The train state is at step {step}, and `{self.folder}` has a checkpoint of step {newest}: go on from "
-                "that one with `restore`, or choose another folder."
+                f"The train state is at step {step}, but `{self.folder}` has a checkpoint of step {newest}. Resume "
+                "from that one with `restore`, or choose another folder."
             )
         self._best_before = self._best
         if score is not None and (self._best is None or score > self._best.score):
@@ -193,7 +188,7 @@ class Checkpoints:
         needed = sum(array.nbytes for array in arrays.values())
         free = shutil.disk_usage(self.folder).free
         with self._reporting(step):
-            # Asked before, since Orbax fails with thousands of lines, and leaves what it has written.
+            # Checked before, since Orbax fails with thousands of lines, and leaves what it has written.
             if scarce := _everywhere(f"{needed:,} bytes needed, {free:,} free" if free < 1.1 * needed else None):
                 raise OSError(f"no space left: {scarce}")
             self._saving = step
@@ -202,28 +197,27 @@ class Checkpoints:
             self._last = saved
 
     def wait(self) -> None:
-        """Returns when what is being saved has been."""
+        """Waits until the current save is complete."""
         if self._saving is not None:
             with self._reporting(self._saving):
                 self._manager.wait_until_finished()
             self._saving = None
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is not corrupt.
 
-        Those that are damaged are set aside, with a warning that names them, and the one before is taken.
+        Corrupt ones are set aside with a warning that names them.
 
         **Arguments:**
 
-        - `like`: a train state of the same structure, as the run starts with: what is restored lies on the same
+        - `like`: a train state of the same structure, such as the run starts with. The restored one lies on the same
             devices. It stays usable.
-        - `step`: take the checkpoint of this step, such as `checkpoints.best.step`, or none.
+        - `step`: read only the checkpoint of this step, such as `checkpoints.best.step`.
 
-        **Returns:** train state and progress, or `None` if there is no checkpoint at all, or none of `step` that is
-        whole.
+        **Returns:** train state and progress; `None` if there is no checkpoint, or none of `step` that is readable.
 
         **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
-        if there are checkpoints, and all are damaged: they are left as they are.
+        if all checkpoints are corrupt, which stay as they are.
         """
         self.wait()
         orbax = _orbax()
@@ -237,7 +231,7 @@ class Checkpoints:
                 differences = _differences(content.arrays, _shapes(_to_arrays(like)))
                 if differences:
                     raise ValueError(
-                        f"The checkpoint `{self.folder / str(one)}` is of another model or optimiser: "
+                        f"The checkpoint `{self.folder / str(one)}` belongs to another model or optimiser: "
                         f"{'; '.join(differences[:8])}{'; ...' if differences[8:] else ''}."
                     )
                 self._set_aside(damages)
@@ -249,25 +243,26 @@ class Checkpoints:
         if step is not None:
             self._set_aside(damages)
         elif damages:
-            told = "; ".join(f"{one}: {damage}" for one, damage in damages.items())
+            listed = "; ".join(f"{one}: {damage}" for one, damage in damages.items())
             raise OSError(
-                f"All {len(damages)} checkpoints in `{self.folder}` are damaged ({told}). Begin anew in another folder."
+                f"All {len(damages)} checkpoints in `{self.folder}` are corrupt ({listed}). Start again in another "
+                "folder."
             )
         return None
 
     def close(self) -> None:
-        """Waits for what is being saved, and lets the folder go. A program that ends without it loses the last save."""
+        """Waits for the current save, and releases the folder. A program that ends without it loses the last save."""
         if self._is_open:
             self._is_open = False
-            atexit.unregister(self._tell_of_loss)
+            atexit.unregister(self._warn_of_loss)
             self.wait()
             self._manager.close()
 
-    def _tell_of_loss(self):
+    def _warn_of_loss(self):
         """Called at the end of the program, when Orbax can start no more threads."""
         if self._saving is not None and not (self.folder / str(self._saving)).exists():
-            _tell(
-                f"The checkpoint of step {self._saving} was lost, as the program ended before it was saved: call "
+            _warn(
+                f"The checkpoint of step {self._saving} was lost, because the program ended before it was saved. Call "
                 "`close`, or use `with Checkpoints(...) as checkpoints`."
             )
 
@@ -294,14 +289,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            # Of which kind depends on where in Orbax it came up. Whatever it was, training goes on.
+            # Its type depends on the place in Orbax. Training continues in any case.
             self._saving, self._best = None, self._best_before
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._manager = self._open()
             latest = self.latest
-            last = f"the last good one is `{latest}`" if latest else "there is none before it"
-            _tell(f"The checkpoint of step {step} could not be saved ({error}); {last}.")
+            last = f"The last good one is `{latest}`" if latest else "There is none before it"
+            _warn(f"The checkpoint of step {step} could not be saved ({error}). {last}.")
 
     def _write_manifest(self):
         """Called by Orbax before it gives the folder its final name."""
@@ -310,7 +305,7 @@ class Checkpoints:
             (folder / _MANIFEST).write_text(json.dumps(_checksums(folder)))
 
     def _steps(self):
-        """Those that have been saved, the newest first."""
+        """The saved steps, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _read_content(self, step):
@@ -320,8 +315,8 @@ class Checkpoints:
         differences = _differences(content["description"], self._description)
         if differences:
             raise ValueError(
-                f"The checkpoints in `{self.folder}` are of another run: {'; '.join(differences)}. Go on with what "
-                "they were made with, or choose another folder."
+                f"The checkpoints in `{self.folder}` belong to another run: {'; '.join(differences)}. Resume with the "
+                "settings they were made with, or choose another folder."
             )
         best = None if content["best"] is None else Best(*content["best"])
         # Older checkpoints have no score of their own.
@@ -332,46 +327,46 @@ class Checkpoints:
         folder, last = self.folder / str(saved.step), self._last
         if last is None or last.step != saved.step:
             raise ValueError(
-                f"`{folder}` was written by another run, or by this one before others: go on from the newest with "
+                f"`{folder}` was written by another run, or earlier in this one. Resume from the newest with "
                 "`restore`, or choose another folder."
             )
         if last.progress != saved.progress or saved.score not in (None, last.score):
             raise ValueError(
-                f"`{folder}` has been saved already, with other progress or another score ({last.score}, now "
-                f"{saved.score}), and stays as it is. Pass both to the first `save` of a step."
+                f"`{folder}` was saved before with other progress or another score ({last.score}, now {saved.score}), "
+                "and stays as it is. Pass both to the first `save` of a step."
             )
 
     def _forget_a_lost_best(self):
         if self._best is not None and self._best.step not in self._steps():
-            _tell(
-                f"The best checkpoint, of step {self._best.step}, is no longer in `{self.folder}`: the best is chosen "
-                "from the next scores."
+            _warn(
+                f"The best checkpoint, of step {self._best.step}, is no longer in `{self.folder}`. The next scores "
+                "decide which is the best."
             )
             self._best = None
 
     def _set_aside(self, damages):
         for step, damage in damages.items():
             folder = self.folder / str(step)
-            names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{number}" for number in itertools.count(2)))
+            names = itertools.chain([f"corrupt-{step}"], (f"corrupt-{step}-{number}" for number in itertools.count(2)))
             aside = next(self.folder / name for name in names if not (self.folder / name).exists())
-            _tell(f"The checkpoint `{folder}` is damaged ({damage}); it is now `{aside.name}`, and passed over.")
+            _warn(f"The checkpoint `{folder}` is corrupt ({damage}). It was renamed to `{aside.name}` and skipped.")
             if jax.process_index() == 0:
                 folder.rename(aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged")
+            multihost_utils.sync_global_devices("corrupt")
         if damages:
             self._manager.reload()
             self._forget_a_lost_best()
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     """Warns in the first process, for all of them."""
     if jax.process_index() == 0:
         warnings.warn(message, stacklevel=2)
 
 
 def _orbax():
-    # It tells the log of every step it takes, and we tell what matters.
+    # It logs every step it takes; what matters is a warning of ours.
     logging.getLogger("absl").addFilter(_not_of_orbax)
     return require("orbax.checkpoint", "`levitax.train.Checkpoints`", extra("train"))
 
@@ -381,13 +376,13 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _to_arrays(train_state: TrainState) -> dict[str, Any]:
-    """Each array by its path. Keys as the numbers they are made of."""
+    """Each array by its path, with keys as the numbers they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(train_state, eqx.is_array))
     return {jax.tree_util.keystr(path, simple=True, separator="."): key_numbers(leaf) for path, leaf in leaves}
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Shape and dtype of each array, as JSON has them."""
+    """Shape and dtype of each array, in JSON."""
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
@@ -405,8 +400,8 @@ def _abstract(array):
 
 
 def _as_json(name: str, value: Any, *, finite: bool = False) -> Any:
-    """`value`, a mapping, as JSON gives it back; raises for what it would change, and for numbers that are not `finite`
-    if they must be."""
+    """A mapping as JSON returns it. Raises for what JSON would change, and, if they must be `finite`, for numbers that
+    are not."""
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a mapping, such as a dictionary.")
     _check_json(name, value, finite)
@@ -420,7 +415,7 @@ def _check_json(name, value, finite):
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"`{name}` has the key {key!r}, of which JSON would make a string: use {str(key)!r}.")
+                raise TypeError(f"`{name}` has the key {key!r}, which JSON would turn into a string: use {str(key)!r}.")
             _check_json(f"{name}.{key}", item, finite)
     elif isinstance(value, list | tuple):
         for item in value:
@@ -430,7 +425,7 @@ def _check_json(name, value, finite):
 
 
 def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
-    """Where two descriptions differ, one by one."""
+    """Lists the differences of two descriptions."""
     if isinstance(saved, dict) and isinstance(here, dict):
         names = [*saved, *(name for name in here if name not in saved)]
         return [
@@ -445,7 +440,7 @@ def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each file of arrays and content by its path. Files beside these two, Orbax changes later."""
+    """Size and CRC-32 of each file of arrays and content, by path. Orbax changes the other files later."""
     files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
     return {str(path.relative_to(folder)): _checksum(path) for path in files}
 
@@ -459,7 +454,7 @@ def _checksum(path):
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint."""
+    """What is wrong with the files of a checkpoint, or `None`."""
     try:
         expected = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -476,12 +471,12 @@ def _damage(folder: Path) -> str | None:
 
 
 def _agreed_damage(folder: Path) -> str | None:
-    """What the first process finds wrong with the files of a checkpoint, in all of them."""
+    """What the first process finds wrong with the files of a checkpoint, in all processes."""
     return _everywhere(_damage(folder) if jax.process_index() == 0 else None)
 
 
 def _everywhere(message: str | None) -> str | None:
-    """What the first process has found wrong, in all of them."""
+    """The message of the first process, in all processes."""
     if jax.process_count() == 1:
         return message
     text = np.frombuffer((message or "").encode()[:256].ljust(256), np.uint8)

@@ -19,14 +19,14 @@ from ._targets import are_classes, check_class_numbers, in_float32
 
 
 class Evaluation(NamedTuple):
-    """How well a model does.
+    """The metrics of a model on a data set.
 
     **Attributes:**
 
     - `loss`: the mean cross-entropy, in nats.
-    - `accuracy`: the share of images whose class is the likeliest one, from 0 to 1.
-    - `top5`: the share of images whose class is among the five likeliest, from 0 to 1.
-    - `confusion`: `(classes, classes)`; `confusion[i, j]` counts the images of class `i` that were taken for `j`.
+    - `accuracy`: the share of images whose class is the most likely one, from 0 to 1.
+    - `top5`: the share of images whose class is among the five most likely, from 0 to 1.
+    - `confusion`: `(classes, classes)`; `confusion[i, j]` counts the images of class `i` that were classified as `j`.
     """
 
     loss: float
@@ -46,9 +46,9 @@ class EvalBatch(NamedTuple):
 
     **Arguments:**
 
-    - `images`: `(batch, height, width, channels)`, floating point, as the model takes them.
+    - `images`: `(batch, height, width, channels)`, floating point, preprocessed.
     - `labels`: `(batch,)`, the class of each, from 0.
-    - `weights`: `(batch,)`, 1 for each image that counts, else 0.
+    - `weights`: `(batch,)`, 1 for each image that counts, otherwise 0.
     """
 
     images: Float[Array | np.ndarray, "batch height width channels"]
@@ -59,15 +59,15 @@ class EvalBatch(NamedTuple):
 def predict_logits(
     predict: Predictor, images: Float[Array | np.ndarray, "images height width channels"], *, batch_size: int = 256
 ) -> Float[np.ndarray, "images classes"]:
-    """The logits of any number of images, computed in batches of one size so that there is one compilation.
+    """Computes the logits of any number of images, in batches of one size so that there is one compilation.
 
     **Arguments:**
 
-    - `predict`: from [`levitax.fuse`][], or a [`levitax.Predictor`][] around a model as it is.
-    - `images`: `(images, height, width, channels)`, floating point, as the model takes them.
+    - `predict`: from [`levitax.fuse`][], or a [`levitax.Predictor`][] around an unfused model.
+    - `images`: `(images, height, width, channels)`, floating point, preprocessed.
     - `batch_size`: images at a time.
 
-    **Returns:** `(images, classes)`. Logits that the model makes NaN stay NaN.
+    **Returns:** `(images, classes)`. NaN logits stay NaN.
 
     **Raises:** `ValueError` without images, `TypeError` or `ValueError` for images that are not floating-point numbers,
     a `batch_size` that is no positive integer, and where `predict` returns anything but logits.
@@ -92,7 +92,7 @@ def evaluate(
     **Arguments:**
 
     - `predict`: as in [`levitax.train.predict_logits`][].
-    - `images`: `(images, height, width, channels)`, floating point, as the model takes them.
+    - `images`: `(images, height, width, channels)`, floating point, preprocessed.
     - `labels`: `(images,)`, the class of each, from 0.
     - `batch_size`: images at a time.
 
@@ -112,20 +112,20 @@ def evaluate(
 
 
 def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evaluation:
-    """Evaluates a data set that comes in batches. Each new size of a batch costs a compilation.
+    """Evaluates a data set in batches. Each new batch size costs a compilation.
 
     **Arguments:**
 
     - `predict`: as in [`levitax.train.predict_logits`][].
-    - `batches`: each a [`levitax.train.EvalBatch`][] or such a triple, which may be spread over devices and processes:
-        the result is the same in all of them, and so is an error.
+    - `batches`: each a [`levitax.train.EvalBatch`][] or such a triple. They may be spread over devices and processes:
+        all processes get the same result, or the same error.
 
     **Returns:** a [`levitax.train.Evaluation`][].
 
     **Raises:** `ValueError` without images, for a label out of range, for a weight that is neither 0 nor 1, for an
-    image whose largest logit is not finite, where the likeliest class is undefined, for batches with other numbers of
-    classes, and for a model without classes. `TypeError` or `ValueError` for arrays of another shape or dtype and where
-    `predict` returns anything but logits. Images with a weight of 0 may have any label and any logits.
+    image whose largest logit is not finite, for batches with different numbers of classes, and for a model without
+    classes. `TypeError` or `ValueError` for arrays of another shape or dtype and if `predict` returns anything but
+    logits. Images with a weight of 0 may have any label and any logits.
     """
     _check_classifies(predict)
     rows, loss, top5, confusion = 0, 0.0, 0, None
@@ -151,7 +151,7 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
 
 
 class _Fault(NamedTuple):
-    """How many rows of a batch break a rule, the first of them, and its value."""
+    """The number of rows of a batch that break a rule, the first of them, and its value."""
 
     rows: Any
     first: Any
@@ -159,7 +159,7 @@ class _Fault(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of a batch; the faults are those of its weights, its labels and its logits."""
+    """The sums of a batch, and the faults of its weights, labels and logits."""
 
     loss: Any
     top5: Any
@@ -168,7 +168,7 @@ class _Sums(NamedTuple):
 
 @eqx.filter_jit
 def _count(predict, batch):
-    """The sums of a batch, and its confusion. Faults are found here, since all processes must raise for them."""
+    """The sums of a batch, and its confusion. Finds faults on the device, since all processes must raise for them."""
     arrays, rest = eqx.partition(predict, eqx.is_array)
     call = lambda arrays, *batch: _sums(eqx.combine(arrays, rest), *batch)
     return in_auto_mode(call, PartitionSpec(), arrays, *batch)
@@ -215,8 +215,8 @@ def _check_faults(faults: tuple[_Fault, ...], start: int, classes: int) -> None:
         ("weight", "1 for an image that counts, else 0."),
         (
             "label",
-            f"a class number from 0 to {classes - 1}, as `predict` returns {classes} logits. Count the classes from 0, "
-            "and give images of other classes a weight of 0.",
+            f"a class number from 0 to {classes - 1}, since `predict` returns {classes} logits. Count the classes from "
+            "0, and give images of other classes a weight of 0.",
         ),
         ("largest logit", "a finite number. Check the model's weights and this image, and its dtype for overflow."),
     )
@@ -229,13 +229,13 @@ def _check_faults(faults: tuple[_Fault, ...], start: int, classes: int) -> None:
 def _check_classifies(predict):
     if isinstance(predict, Predictor) and isinstance(predict.model, LeViT) and predict.model.head is None:
         raise ValueError(
-            "`predict` is a backbone: its `num_classes` is 0, and it returns features; expected a model with a head. "
+            "`predict` is a backbone: its `num_classes` is 0, so it returns features; expected a model with a head. "
             "Make it with `num_classes`, or train a head on its features."
         )
 
 
 def _as_logits(outputs: Any) -> Array:
-    """The outputs of a batch in float32 or more; raises unless they are logits."""
+    """The outputs of a batch in float32 or more. Raises unless they are logits."""
     if not isinstance(outputs, jax.Array):
         raise TypeError(
             f"`predict` returned a `{type(outputs).__name__}`; expected the logits of one image, without the state and "
@@ -248,15 +248,15 @@ def _as_logits(outputs: Any) -> Array:
 
 def _as_images(images: Any) -> Any:
     images = as_array("images", images)
-    way_out = "`levitax.data.Preprocessing.normalise` makes them of pixels from 0 to 255."
+    way_out = "`levitax.data.Preprocessing.normalise` converts pixels from 0 to 255."
     check_form("images", images, {jnp.floating: ("batch", ...)}, way_out=way_out)
     check_not_empty("images", images)
-    # Rows of an array on an Explicit mesh cannot be taken without saying where they go.
+    # Indexing rows of an array on an Explicit mesh requires an output sharding.
     return np.asarray(images) if explicit_mesh(images) and not isinstance(images, Tracer) else images
 
 
 def _as_batch(batch: Any) -> EvalBatch:
-    """A batch as `_count` takes it; raises for arrays of another form."""
+    """A batch for `_count`. Raises for arrays of another form."""
     if isinstance(batch, jax.Array | np.ndarray) or not isinstance(batch, tuple | list) or len(batch) != 3:
         raise TypeError(
             f"A batch is of type `{type(batch).__name__}`; expected a `levitax.train.EvalBatch(images, labels, "

@@ -14,16 +14,16 @@ from ._targets import as_distributions, as_teacher_logits, in_float32
 
 
 Loss: TypeAlias = Callable[[Any, Any], Float[Array, ""]]
-"""The mean of a batch, a scalar `()`, from the model's outputs and the targets."""
+"""A function of a batch's outputs and targets that returns the mean loss, a scalar `()`."""
 
 
 class TeacherTargets(NamedTuple):
-    """Targets of a model with two heads: labels for the one, a teacher's logits of the same images for the other.
+    """Targets of a model with two heads: labels for one, and a teacher's logits of the same images for the other.
 
     **Arguments:**
 
     - `labels`: as in [`levitax.train.cross_entropy`][], `(batch,)` or `(batch, classes)`.
-    - `teacher_logits`: `(batch, classes)`, as a [`levitax.train.Teacher`][] gives them.
+    - `teacher_logits`: `(batch, classes)`, from a [`levitax.train.Teacher`][].
     """
 
     labels: Int[Array | np.ndarray, " batch"] | Float[Array | np.ndarray, "batch classes"]
@@ -36,20 +36,20 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of a batch.
+    """Computes the mean cross-entropy of a batch.
 
     **Arguments:**
 
-    - `logits`: `(batch, classes)`. For the logits of two heads, the mean of their losses: without a teacher, both learn
-        from the labels.
-    - `labels`: class numbers `(batch,)`, each below `classes`, or a distribution over the classes `(batch, classes)`.
+    - `logits`: `(batch, classes)`. For the logits of two heads, the result is the mean of their losses: without a
+        teacher, both learn from the labels.
+    - `labels`: class numbers `(batch,)`, each below `classes`, or distributions over the classes `(batch, classes)`.
     - `label_smoothing`: share of each target that is spread evenly over all classes; 0.1 in the paper's recipe.
 
-    **Returns:** a scalar `()`, in nats. Under `jax.jit`, where values cannot be seen, it is NaN if a label is out of
-    range or a row of a distribution has negative numbers or does not sum to 1.
+    **Returns:** a scalar `()`, in nats. Under `jax.jit`, where values cannot be checked, it is NaN if a label is out of
+    range, or if a distribution has negative numbers or does not sum to 1.
 
     **Raises:** `TypeError` or `ValueError` for arrays of another shape or dtype, an empty batch, a `label_smoothing`
-    outside [0, 1), and such labels where their values can be seen.
+    outside [0, 1), and wrong labels outside `jax.jit`.
     """
     heads = logits if isinstance(logits, DistilledLogits) else [logits]
     return _cross_entropy("labels", heads, labels, label_smoothing)
@@ -64,30 +64,30 @@ def distillation_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """The loss that the paper trains with: the classifier follows the labels, the distillation head a teacher (Touvron
-    et al. 2021, arXiv 2012.12877, section 4).
+    """Computes the paper's training loss: the classifier learns from the labels, the distillation head from a teacher
+    (Touvron et al. 2021, arXiv 2012.12877, section 4).
 
     `(1 - alpha) * cross_entropy(classification, labels) + alpha * distilled`, where `distilled` is
 
-    - "hard": the cross-entropy of the distillation head with the class that the teacher thinks likeliest;
-    - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, of logits divided by
-        `temperature`, times `temperature²`, averaged over batch *and* classes, as the official training averages it.
+    - "hard": the cross-entropy of the distillation head with the teacher's most likely class;
+    - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, with both logits divided by
+        `temperature`, times `temperature²`, and averaged over batch *and* classes like the official training.
 
     **Arguments:**
 
-    - `logits`: of both heads, as a [`levitax.LeViT`][] gives them in training.
+    - `logits`: of both heads, from a [`levitax.LeViT`][] in training.
     - `targets`: labels, as in [`levitax.train.cross_entropy`][], and the teacher's logits of the same images.
     - `kind`: "hard" in the paper.
     - `alpha`: the teacher's share, in [0, 1]; 0.5 in the paper.
     - `temperature`: of the soft kind, above 0.
     - `label_smoothing`: of the labels.
 
-    **Returns:** a scalar `()`. Under `jax.jit`, where values cannot be seen, it is NaN if those of the labels are wrong
-    or the teacher's logits are not finite.
+    **Returns:** a scalar `()`. Under `jax.jit`, where values cannot be checked, it is NaN for wrong labels and if the
+    teacher's logits are not finite.
 
     **Raises:** `TypeError` for the logits of one head and for targets without a teacher, `ValueError` for another
-    `kind`, `TypeError` or `ValueError` for numbers out of range, a teacher that knows other classes or saw other
-    images, logits of it that are not finite where they can be seen, and what [`levitax.train.cross_entropy`][] refuses.
+    `kind`, `TypeError` or `ValueError` for numbers out of range, a teacher of other classes or images, teacher logits
+    that are not finite, and what [`levitax.train.cross_entropy`][] refuses.
     """
     as_choice("kind", kind, ("hard", "soft"))
     alpha, temperature = as_share("alpha", alpha), _as_temperature(temperature)
@@ -123,7 +123,7 @@ def _as_heads(heads):
 
 
 def _as_logits(name: str, logits: Any, batch: int | str = "batch", classes: int | str = "classes") -> Array:
-    """`logits`, of one head, in float32 or more; raises for another form and for an empty batch."""
+    """The logits of one head, in float32 or more. Raises for another form and for an empty batch."""
     logits = as_array(name, logits)
     way_out = "Call the model on a batch, as `levitax.batched` does, and pass the logits without the state."
     check_form(name, logits, {jnp.floating: (batch, classes)}, way_out=way_out)
@@ -149,6 +149,6 @@ def _check_distilled(logits, targets):
         )
     if not isinstance(targets, TeacherTargets):
         raise TypeError(
-            f"`targets` is of type `{type(targets).__name__}`; expected a `levitax.train.TeacherTargets`, which holds "
-            "labels and the teacher's logits of the same images."
+            f"`targets` is of type `{type(targets).__name__}`; expected a `levitax.train.TeacherTargets` with labels "
+            "and the teacher's logits of the same images."
         )

@@ -16,31 +16,30 @@ from .._keys import key_numbers, with_numbers
 Tree = TypeVar("Tree")
 
 _AXIS = "data"
-# How many processes were started together, by Slurm's srun and Open MPI's mpirun.
+# The number of processes that Slurm's srun and Open MPI's mpirun started together.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-# Of TPU pods: all hosts, with commas in between.
+# All hosts of a TPU pod, separated by commas.
 _HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 def start_distributed(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the processes of a run, one for each host or for each of its devices. A process that was started alone goes
-    on alone.
+    """Connects the processes of a run, one for each host or for each of its devices. Does nothing in a process that was
+    started alone.
 
-    To be called before any array is made. Each argument can also come from the environment, as
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any, JAX finds out by itself under
-    Slurm (`srun`), Open MPI (`mpirun`) and on TPU pods that name their hosts in the environment. Elsewhere, call
-    `jax.distributed.initialize()` in place of this.
+    Call it before making any array. Each argument may also come from the environment: `JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any, JAX detects them under Slurm (`srun`), Open MPI (`mpirun`)
+    and on TPU pods that name their hosts in the environment. Elsewhere, call `jax.distributed.initialize()` instead.
 
     **Arguments:**
 
     - `coordinator_address`: `host:port` of the first process.
-    - `num_processes`: how many there are.
-    - `process_id`: which one this is, from 0.
+    - `num_processes`: the number of processes.
+    - `process_id`: the number of this process, from 0.
 
-    **Raises:** `TypeError` or `ValueError` if some of the three are known and others not, or one is not what it says;
-    `RuntimeError` from JAX if the others cannot be reached.
+    **Raises:** `TypeError` or `ValueError` if only some of the three are given, or one is invalid; `RuntimeError` from
+    JAX if the other processes cannot be reached.
     """
     environment = os.environ.get
     given = {
@@ -56,7 +55,7 @@ def start_distributed(
         jax.distributed.initialize(**given)
     elif len(missing) < len(given):
         raise ValueError(
-            f"{' and '.join(f'`{name}`' for name in missing)} missing; of several processes each needs all three: "
+            f"{' and '.join(f'`{name}`' for name in missing)} missing; each of several processes needs all three: "
             "`coordinator_address` (host:port of the first), `num_processes` and its own `process_id`, or "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment."
         )
@@ -65,7 +64,7 @@ def start_distributed(
 
 
 def _number(name):
-    """A number of the environment, or `None`."""
+    """A number from the environment, or `None`."""
     text = os.environ.get(name)
     try:
         return None if text is None else int(text)
@@ -82,19 +81,19 @@ def _check_process(coordinator_address, num_processes, process_id):
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes in a row, those of each process together, over which batches are spread."""
+    """Makes a mesh of one axis, over which batches are spread: all devices, with those of each process together."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def in_auto(mesh: Mesh) -> Mesh:
-    """The same devices, with axes along which XLA chooses how arrays are laid out."""
+    """The same devices with Auto axes, for which XLA chooses how arrays are laid out."""
     _check_mesh(mesh)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what each device has whole: models and their training state."""
+    """The sharding of arrays that each device holds whole: the train state."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -103,7 +102,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
     **Arguments:**
 
-    - `tree`: such as a train state. In several processes, all must pass the same.
+    - `tree`: for example a train state. All processes must pass the same.
     - `mesh`: from [`levitax.train.make_mesh`][].
 
     **Returns:** the same tree, its arrays on the devices.
@@ -120,14 +119,14 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
     **Arguments:**
 
-    - `batch`: a PyTree of arrays with a row an example. In several processes, each passes its own part, and the parts
-        in the order of the processes are the batch.
+    - `batch`: a PyTree of arrays with a row for each example. Each process passes its own part; the parts, in the order
+        of the processes, make the batch.
     - `mesh`: from [`levitax.train.make_mesh`][].
 
-    **Returns:** the same tree, of arrays of all rows.
+    **Returns:** the same tree, with arrays of all rows.
 
-    **Raises:** `ValueError` if the arrays have not a row for each example, the devices of this process do not divide
-    the rows, or `mesh` has no axis "data"; `TypeError` if it is no mesh.
+    **Raises:** `ValueError` if the arrays differ in their number of rows, the devices of this process do not divide it,
+    or `mesh` has no axis "data"; `TypeError` if it is no mesh.
     """
     _check_mesh(mesh)
     if _AXIS not in mesh.axis_names:
@@ -138,7 +137,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     rows, here = batch_size("batch", batch), mesh.local_mesh.shape[_AXIS]
     if rows % here:
         raise ValueError(
-            f"The batch has {rows} rows in this process, which its {here} devices do not divide. Choose a batch size "
+            f"The batch has {rows} rows in this process, not a multiple of its {here} devices. Choose a batch size "
             f"that is a multiple of all {mesh.shape[_AXIS]} devices."
         )
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
@@ -154,13 +153,13 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 def _check_mesh(mesh):
     if not isinstance(mesh, Mesh):
         raise TypeError(
-            f"`mesh` is of type `{type(mesh).__name__}`; expected the `jax.sharding.Mesh` that "
-            "`levitax.train.make_mesh()` makes."
+            f"`mesh` is of type `{type(mesh).__name__}`; expected a `jax.sharding.Mesh`, such as "
+            "`levitax.train.make_mesh()`."
         )
 
 
 def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_rows ..."]:
-    """The rows that lie on the devices of this process, in order: what [`levitax.train.shard_batch`][] was given.
+    """Collects the rows on the devices of this process, in order: the inverse of [`levitax.train.shard_batch`][].
 
     **Arguments:**
 
@@ -172,9 +171,9 @@ def gather_local(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "local_
     """
     if array.ndim == 0 or any(shard.data.shape[1:] != array.shape[1:] for shard in array.addressable_shards):
         raise ValueError(
-            f"`array`, of shape {array.shape}, lies on its devices as {array.sharding}; expected whole rows on each, "
-            "as `levitax.train.shard_batch` spreads them."
+            f"`array`, of shape {array.shape}, has the sharding {array.sharding}; expected whole rows on each device, "
+            "like `levitax.train.shard_batch` spreads them."
         )
-    # Where several devices have the same rows, once.
+    # Rows that several devices hold count once.
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

@@ -16,20 +16,20 @@ def mixup(
     targets: PyTree[Float[Array, "batch ..."]],
     lam: Float[Array, ""],
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
-    """Fades each image, and its targets, into the one at the same place from the batch's end (Zhang et al. 2018, arXiv
+    """Blends each image and its targets with those at the same position of the reversed batch (Zhang et al. 2018, arXiv
     1710.09412).
 
     **Arguments:**
 
     - `images`: `(batch, height, width, channels)`.
-    - `targets`: any arrays of a row an image, `(batch, ...)`, such as distributions over the classes.
+    - `targets`: arrays with a row for each image, `(batch, ...)`, such as distributions over the classes.
     - `lam`: a scalar `()`, the share of the image itself, in [0, 1].
 
-    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
-    Under `jax.jit`, where values cannot be seen, all are NaN if `lam` is outside [0, 1].
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in their dtypes. Under `jax.jit`,
+    where values cannot be checked, all are NaN if `lam` is outside [0, 1].
 
-    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row an
-    image, and if `lam` is outside [0, 1].
+    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row for
+    each image, and if `lam` is outside [0, 1].
     """
     _check_mixable(images, targets)
     lam = as_share("lam", lam)
@@ -42,20 +42,20 @@ def cutmix(
     lam: Float[Array, ""],
     centre: Int[Array, "2"],
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
-    """Pastes into each image a box of the one at the same place from the batch's end, and blends their targets by area
-    (Yun et al. 2019, arXiv 1905.04899).
+    """Pastes a box from the image at the same position of the reversed batch into each image, and blends their targets
+    by area (Yun et al. 2019, arXiv 1905.04899).
 
     **Arguments:**
 
     - `images`, `targets`: `(batch, height, width, channels)` and `(batch, ...)`, as in [`levitax.train.mixup`][].
-    - `lam`: a scalar `()`, the share of the image that stays its own, before the box is cut off at the border.
+    - `lam`: a scalar `()`, the share of the image that stays, before the box is clipped at the border.
     - `centre`: `(2,)`, row and column of the box's centre, from 0 to below height and width.
 
-    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
-    Under `jax.jit`, where values cannot be seen, all are NaN if `lam` is outside [0, 1] or `centre` outside the image.
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in their dtypes. Under `jax.jit`,
+    where values cannot be checked, all are NaN if `lam` is outside [0, 1] or `centre` outside the image.
 
-    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row an
-    image, and if `lam` is outside [0, 1] or `centre` outside the image.
+    **Raises:** `TypeError` or `ValueError` for images or targets that are not floating-point numbers with a row for
+    each image, and if `lam` is outside [0, 1] or `centre` outside the image.
     """
     _check_mixable(images, targets)
     lam = jnp.asarray(as_share("lam", lam), jnp.float32)
@@ -63,7 +63,7 @@ def cutmix(
     size = jnp.array(images.shape[1:3], jnp.int32)
     box_size = (size.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32)
     centre = jnp.asarray(centre).astype(jnp.int32)
-    # timm since 1.0; before, a box of odd size was one pixel smaller.
+    # Like timm since 1.0; before, a box of odd size was one pixel smaller.
     low, high = jnp.clip(centre - box_size // 2, 0, size), jnp.clip(centre + (box_size + 1) // 2, 0, size)
     rows, columns = (_between(size, low[axis], high[axis]) for axis, size in enumerate(images.shape[1:3]))
     box = (rows[:, None] & columns[None, :])[None, :, :, None]
@@ -83,18 +83,18 @@ def mix(
     switch_probability: float | Float[Array, ""] = 0.5,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
-    """[`levitax.train.mixup`][] or [`levitax.train.cutmix`][] of a batch, drawn once for all of it.
+    """Applies [`levitax.train.mixup`][] or [`levitax.train.cutmix`][] to a batch, drawn once for the whole batch.
 
     **Arguments:**
 
     - `images`, `targets`: `(batch, height, width, channels)` and `(batch, ...)`, as in [`levitax.train.mixup`][].
-    - `mixup_alpha`, `cutmix_alpha`: `()`, the share is drawn from Beta(alpha, alpha); 0 leaves that kind out, and makes
-        NaN where it is traced, so cannot be seen. The defaults are the paper's.
+    - `mixup_alpha`, `cutmix_alpha`: `()`, the share is drawn from Beta(alpha, alpha). 0 turns that kind off, but a
+        traced 0, which cannot be checked, gives NaN. The defaults are the paper's.
     - `probability`: `()`, of mixing at all.
-    - `switch_probability`: `()`, of cutmix where both are possible.
-    - `key`: draws all of it.
+    - `switch_probability`: `()`, of cutmix if both are possible.
+    - `key`: draws all random numbers.
 
-    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in the dtypes that they had.
+    **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in their dtypes.
 
     **Raises:** `TypeError` or `ValueError` for a negative alpha, a probability outside [0, 1], targets without a row
     for each image, and, if anything is mixed, what [`levitax.train.mixup`][] raises.
@@ -107,7 +107,7 @@ def mix(
         return images, targets
     mixes_key, kind_key, mixup_key, cutmix_key, centre_key = jax.random.split(as_key(key), 5)
 
-    # In float32 also where JAX has 64 bits, so that a key draws the same.
+    # In float32 also with 64-bit JAX, so that a key draws the same.
     draw = lambda key, alpha: jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     happens = lambda key, probability: jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32))
 
@@ -118,7 +118,7 @@ def mix(
         centre = jax.random.randint(centre_key, (2,), 0, jnp.array(images.shape[1:3], jnp.int32), jnp.int32)
         return cutmix(images, targets, draw(cutmix_key, cutmix_alpha), centre)
 
-    # An alpha of 0 is no Beta distribution, so that what is left out is not even traced.
+    # An alpha of 0 is no Beta distribution, so that kind is not even traced.
     kinds = [lambda: (images, targets)]
     kinds += [kind for kind, alpha in ((fade, mixup_alpha), (paste, cutmix_alpha)) if not _is_zero(alpha)]
     pasting = happens(kind_key, switch_probability) & (len(kinds) == 3)
@@ -136,14 +136,14 @@ def _check_mixable(images, targets):
 
 def _check_targets(targets: Any, rows: int, *kinds: Any) -> None:
     """Raises unless every array of `targets` is of one of these kinds and has a row for each image."""
-    way_out = "Pass a row for each image; `levitax.train.one_hot` makes distributions of class numbers."
+    way_out = "Pass a row for each image; `levitax.train.one_hot` turns class numbers into distributions."
     for path, array in jax.tree.leaves_with_path(targets):
         name = f"targets{jax.tree_util.keystr(path)}"
         check_form(name, as_array(name, array), dict.fromkeys(kinds, (rows, ...)), way_out=way_out)
 
 
 def _check_centre(centre: Any, size: tuple[int, ...]) -> Array:
-    """Whether `centre` is in an image of this size. Raises if it is not and can be seen."""
+    """Whether `centre` is in an image of this size. Raises if it is not and can be checked."""
     centre = as_array("centre", centre)
     check_form("centre", centre, {jnp.integer: (2,)}, way_out="It is the row and the column of one pixel.")
     check_width("centre", centre)

@@ -18,14 +18,15 @@ Model = TypeVar("Model")
 _SMALLEST_CLIPPING = 1e-6
 
 Parameters: TypeAlias = Callable[[PyTree], PyTree]
-"""Picks what is trained out of a model: the same tree, with `None` for all else."""
+"""A function that picks the trained parameters of a model: the same tree, with `None` for everything else."""
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for each array of `params` that weight decay applies to: the kernels of convolutions and linear maps.
+    """Marks each array of `params` that weight decay applies to with `True`: the kernels of convolutions and linear
+    layers.
 
-    Vectors (biases, and the weights of batch normalisations) and the tables of attention biases are spared, as in the
-    official training.
+    Vectors (biases, and the weights of batch normalisations) and the tables of attention biases do not decay, like in
+    the official training.
     """
     is_table = lambda node: isinstance(node, AttentionBias)
     decays = lambda node: jax.tree.map(lambda _: False, node) if is_table(node) else node.ndim > 1
@@ -36,20 +37,20 @@ def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.Gr
     """Clips the gradient of each output unit to `clipping` times the norm of its weights (Brock et al. 2021, arXiv
     2102.06171, section 4).
 
-    The first axis of a kernel, and of a table of attention biases, counts the units; a vector is one unit. (`optax.
-    adaptive_grad_clip` alone takes the *last* axis to count them, as kernels are laid out in Flax.)
+    The first axis of a kernel, and of a table of attention biases, counts the units; a vector is one unit. (In
+    `optax.adaptive_grad_clip` alone, the *last* axis counts them, as in Flax's kernels.)
 
     **Arguments:**
 
     - `clipping`: largest norm of a unit's gradient over that of its weights; 0.01 in the paper's recipe.
-    - `eps`: the norm that weights are taken to have at least, so that zeros can begin to move.
+    - `eps`: a lower bound for the norm of the weights, so that zeros can start to change.
 
-    **Returns:** an optax transformation, to stand before the optimiser; its update needs the parameters.
+    **Returns:** an optax transformation, to be chained before the optimiser; its update needs the parameters.
 
     **Raises:** `ValueError` unless `clipping` is above 0 and `eps` at least 0.
     """
     clipping, eps = as_number("clipping", clipping, _SMALLEST_CLIPPING, math.inf), as_number("eps", eps, 0, math.inf)
-    # As columns, one a unit, which `axis=0` then takes the norms of.
+    # As columns, one for each unit, whose norms `axis=0` then computes.
     units = lambda leaf: leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1).T
     clip = optax.adaptive_grad_clip(clipping, eps, axis=0)
 
@@ -67,14 +68,14 @@ def adamw(
     eps: float = 1e-8,
     clipping: float | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW as the paper trains with it (section 5.1), sparing what [`levitax.train.decay_mask`][] spares.
+    """Makes the paper's AdamW (section 5.1), with weight decay by [`levitax.train.decay_mask`][].
 
     **Arguments:**
 
     - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 for each 512 images of a batch.
     - `weight_decay`: decoupled, multiplied by the learning rate; 0.025 in the official training.
     - `eps`: added to the root of the second moment; 1e-8 in the official training.
-    - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` for none.
+    - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` turns it off.
 
     **Returns:** an optax optimiser; its update needs the parameters.
 
@@ -88,10 +89,10 @@ def adamw(
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises unless `optimizer` is one of optax, or like it."""
+    """Raises unless `optimizer` has the methods of optax's."""
     if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
         raise TypeError(
-            f"`optimizer` is of type `{type(optimizer).__name__}`; expected one of optax, such as "
+            f"`optimizer` is of type `{type(optimizer).__name__}`; expected one of optax's, such as "
             "`levitax.train.adamw(1e-3)`."
         )
 
@@ -106,8 +107,8 @@ def check_trained(params: PyTree) -> None:
 
 
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optimizer` with JAX's standard promotion of dtypes, on which optax relies: its AdamW raises floats to the power
-    of an integer, an error with `jax_numpy_dtype_promotion="strict"`."""
+    """`optimizer` with JAX's standard promotion of dtypes. Optax relies on it: its AdamW raises floats to the power of
+    an integer, an error with `jax_numpy_dtype_promotion="strict"`."""
 
     def update(updates, state, params=None, **extra):
         with jax.numpy_dtype_promotion("standard"):
@@ -127,27 +128,26 @@ def warmup_cosine(
     by_epoch: bool = False,
     late: bool = False,
 ) -> optax.Schedule:
-    """A straight line up and a cosine down, as in timm.
+    """Makes timm's schedule: a linear warm-up, then a cosine.
 
-    The cosine starts with the training and not with the end of the warm-up, so that the largest value is a little below
-    `learning_rate`.
+    The cosine starts with the training, not after the warm-up, so the largest value is a little below `learning_rate`.
 
     **Arguments:**
 
-    - `learning_rate`: where the cosine starts.
+    - `learning_rate`: the start of the cosine.
     - `epochs`, `steps_per_epoch`: length of the training.
-    - `warmup_epochs`: length of the straight line, below `epochs`.
-    - `warmup_learning_rate`, `min_learning_rate`: where the line starts, and the cosine ends. Without a warm-up, the
-        former has no effect.
-    - `by_epoch`: the same value in all steps of an epoch, as in the official training.
-    - `late`: every epoch has the value that belongs to the one before, and the first one its own: the official training
-        starts with two epochs at `warmup_learning_rate`. Goes with `by_epoch`.
+    - `warmup_epochs`: length of the warm-up, below `epochs`.
+    - `warmup_learning_rate`, `min_learning_rate`: the start of the warm-up, and the end of the cosine. Without a
+        warm-up, the former has no effect.
+    - `by_epoch`: the same value in all steps of an epoch, like the official training.
+    - `late`: each epoch but the first has the value of the epoch before: the official training starts with two epochs
+        at `warmup_learning_rate`. Requires `by_epoch`.
 
     **Returns:** an optax schedule, from the number of the step to the learning rate.
 
-    **Raises:** `TypeError` or `ValueError` for lengths that are no positive integers (no warm-up is 0), learning rates
+    **Raises:** `TypeError` or `ValueError` for lengths that are no positive integers (0 is no warm-up), learning rates
     that are negative or not finite, a `min_learning_rate` above `learning_rate`, flags that are no `bool`, a warm-up
-    that leaves nothing to train, and `late` without `by_epoch`.
+    as long as the training, and `late` without `by_epoch`.
     """
     epochs, steps_per_epoch = as_integer("epochs", epochs), as_integer("steps_per_epoch", steps_per_epoch)
     warmup_epochs = as_integer("warmup_epochs", warmup_epochs, minimum=0)
@@ -156,8 +156,8 @@ def warmup_cosine(
     min_learning_rate = as_number("min_learning_rate", min_learning_rate, 0, math.inf)
     if not isinstance(learning_rate, Tracer) and min_learning_rate > learning_rate:
         raise ValueError(
-            f"`min_learning_rate` is {min_learning_rate:g} and `learning_rate` {learning_rate:g}: the cosine would go "
-            "up. A recipe's `learning_rate` is for 512 images, so that of a small batch is smaller: set "
+            f"`min_learning_rate` is {min_learning_rate:g} and `learning_rate` {learning_rate:g}: the cosine would "
+            "rise. A recipe's `learning_rate` is for 512 images, so a small batch has a smaller one: set "
             "`min_learning_rate` below it."
         )
     check_schedule(epochs, warmup_epochs, by_epoch=as_flag("by_epoch", by_epoch), late=as_flag("late", late))
@@ -181,29 +181,30 @@ def check_schedule(epochs: int, warmup_epochs: int, *, by_epoch: bool, late: boo
     """Raises for lengths and flags that contradict each other."""
     if warmup_epochs >= epochs:
         raise ValueError(
-            f"`warmup_epochs` is {warmup_epochs} of {epochs} `epochs`: nothing would be left to train. Set a smaller "
-            "`warmup_epochs`, or more `epochs`."
+            f"`warmup_epochs` is {warmup_epochs} of {epochs} `epochs`: the warm-up would take the whole training. Set "
+            "a smaller `warmup_epochs`, or more `epochs`."
         )
     if late and not by_epoch:
         raise ValueError(
-            "`late` is True and `by_epoch` False: only a learning rate that is set once an epoch is set late."
+            "`late` is True and `by_epoch` False: `late` delays a learning rate that is set once an epoch. Set "
+            "`by_epoch` too, or leave `late` out."
         )
 
 
 def trainable(model: PyTree) -> PyTree:
-    """The arrays of `model` that an optimiser updates: those of floating point. All else is `None`."""
+    """Picks all floating-point arrays of `model`. Everything else is `None`."""
     return eqx.filter(model, eqx.is_inexact_array)
 
 
 def freeze_norms(model: Model) -> Model:
-    """`model` with every [`levitax.nn.BatchNorm`][] in inference, for training on with the running statistics as they
-    are. Their weights and biases still learn."""
+    """Puts every [`levitax.nn.BatchNorm`][] of `model` into inference mode, to train with fixed running statistics.
+    Their weights and biases still learn."""
     is_norm = lambda node: isinstance(node, BatchNorm)
     freeze = lambda node: eqx.tree_at(lambda norm: norm.inference, node, True) if is_norm(node) else node
     return jax.tree.map(freeze, model, is_leaf=is_norm)
 
 
 def head_only(model: PyTree) -> PyTree:
-    """As [`levitax.train.trainable`][], of the head of `model` alone, a [`levitax.LeViT`][]: for a linear probe."""
+    """Picks the floating-point arrays of the head of `model`, a [`levitax.LeViT`][], for a linear probe."""
     none = eqx.filter(model, False)
     return eqx.tree_at(lambda model: model.head, none, trainable(model.head), is_leaf=lambda node: node is None)

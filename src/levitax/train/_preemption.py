@@ -7,11 +7,11 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Turns SIGTERM, with which clusters announce that they will stop a process, into a question that a training loop
-    asks after each step: `with Preemption() as preemption: ... if preemption.reached(step): save and leave`.
+    """Notes SIGTERM, which clusters send before they stop a process, so that a training loop can save and leave:
+    `with Preemption() as preemption: ... if preemption.reached(step): ...`.
 
-    In several processes, all of which JAX tells of a signal to one, they agree on the step. In one process, enter it in
-    the main thread: Python takes signals in no other, so elsewhere it warns, and is never reached.
+    With several processes, JAX passes a signal on to all of them, and they agree on the step. With one process, enter
+    this in the main thread, the only one in which Python handles signals. Elsewhere it warns and is never reached.
     """
 
     def __init__(self):
@@ -19,14 +19,14 @@ class Preemption:
         self._before = None
 
     def __enter__(self) -> "Preemption":
-        # In several processes JAX listens itself.
+        # With several processes, JAX handles the signal.
         if jax.process_count() > 1:
             return self
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         else:
             warnings.warn(
-                "`Preemption` was entered outside of the main thread, where Python takes no signals: SIGTERM will end "
+                "`Preemption` was entered outside the main thread, where Python handles no signals: SIGTERM will end "
                 "the process without a checkpoint. Enter it in the main thread.",
                 stacklevel=2,
             )
@@ -37,7 +37,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self, step: int) -> bool:
-        """Whether to leave after this `step`, a number that all processes must pass."""
+        """Whether to stop after this `step`. All processes must pass the same number."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signalled

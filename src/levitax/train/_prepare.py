@@ -19,20 +19,20 @@ def prepare(
     preprocessing: Preprocessing,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
-    """What a recipe does to a batch on its way into the model: shifts and turns it, normalises, erases, mixes.
+    """Prepares a batch for the model on the device: shifts, rotates and scales it, normalises, erases and mixes.
 
-    It takes pixels as bytes, which are a quarter of what floats would be to send, and is meant to be compiled, for the
-    accelerator to do it: `jax.jit(partial(prepare, recipe=recipe, preprocessing=preprocessing))`.
+    Pixels arrive as bytes, a quarter of the size of floats. Compile it for the accelerator with
+    `jax.jit(partial(prepare, recipe=recipe, preprocessing=preprocessing))`.
 
     **Arguments:**
 
     - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
-    - `targets`: arrays of a row an image, `(batch, ...)`, which mixing blends as it blends the images: distributions
-        over the classes, as [`levitax.train.one_hot`][] makes them of labels.
-    - `recipe`: the fields from `max_shift` to `switch_probability` apply here, and `group_size`: each group is mixed
-        among itself, by a draw of its own.
-    - `preprocessing`: its mean and standard deviation apply here.
-    - `key`: draws everything.
+    - `targets`: arrays with a row for each image, `(batch, ...)`, which mixing blends like the images: for example
+        distributions over the classes, from [`levitax.train.one_hot`][].
+    - `recipe`: the fields from `max_shift` to `switch_probability` apply, and `group_size`: mixing stays within a
+        group, with a separate draw for each.
+    - `preprocessing`: its mean and standard deviation apply.
+    - `key`: draws all random numbers.
 
     **Returns:** images `(batch, height, width, channels)` in float32, and targets `(batch, ...)`.
 

@@ -12,7 +12,7 @@ from ._loss import cross_entropy, distillation_loss, Loss
 from ._optimizer import adamw, check_schedule, head_only, trainable, warmup_cosine
 
 
-# Smallest and largest value of each number that is no count, and whether `None` may stand for it.
+# Smallest and largest value of each number that is no count, and whether it may be `None`.
 _RANGES = {
     "flip_probability": (0, 1, False),
     "rand_augment": (0, 10, False),
@@ -40,40 +40,40 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a LeViT is trained, as one value: every number, immutable, hashable, to and from JSON.
+    """All numbers of a training run as one value: immutable, hashable, convertible to and from JSON.
 
-    The defaults are the paper's (section 5.1, and the official training script where the paper is silent), and
+    The defaults are the paper's (section 5.1, and the official training script where the paper is silent).
     [`levitax.train.RECIPES`][] has others by name. `dataclasses.replace(recipe, epochs=300)` makes a changed one.
 
-    **Arguments:** in the order in which an image meets them,
+    **Arguments:**
 
-    - `epochs`, `batch_size`: length of the training, and images a step over all devices.
-    - `repeats`: how often each image comes in an epoch, each time augmented anew, so that an epoch of as many images
-        sees a third of them at 3 (repeated augmentation, Hoffer et al. 2020).
-    - `crop_scale`: smallest and largest area of the random crop that is resized to the model's size, as a share of the
-        picture's; `None` resizes the whole picture.
+    - `epochs`, `batch_size`: length of the training, and images per step over all devices.
+    - `repeats`: how often each image occurs in an epoch, augmented differently each time. An epoch keeps its number of
+        images, so with 3 it sees a third of them (repeated augmentation, Hoffer et al. 2020).
+    - `crop_scale`: smallest and largest area of the random crop, as a share of the image, which is resized to the
+        model's size. `None` resizes the whole image.
     - `flip_probability`: of mirroring left and right.
-    - `rand_augment`: magnitude of RandAugment, 0 to 10, in timm's words `rand-m9-mstd0.5-inc1`; 0 for none.
+    - `rand_augment`: magnitude of RandAugment, 0 to 10, timm's `rand-m9-mstd0.5-inc1`; 0 for none.
     - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.data.random_affine`][].
     - `erase_probability`: as in [`levitax.data.random_erase`][].
     - `mixup`, `cutmix`, `mix_probability`, `switch_probability`: as in [`levitax.train.mix`][].
     - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
     - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.
-    - `drop_path`: of the model; `None` leaves it as the architecture has it.
+    - `drop_path`: of the model; `None` leaves the architecture's.
     - `trained`: "all", or "head" for a linear probe.
-    - `freeze_norms`: normalise with the running statistics and leave them as they are, as the official fine-tuning
-        does.
+    - `freeze_norms`: normalise with the running statistics and do not update them, like the official fine-tuning.
     - `learning_rate`: for each 512 images of a batch.
     - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
-        [`levitax.train.warmup_cosine`][]; these learning rates are not multiplied by the batch.
+        [`levitax.train.warmup_cosine`][]. These learning rates are not multiplied by the batch.
     - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
-    - `ema_decay`: of the moving average of the weights, see [`levitax.train.make_step`][]; `None` keeps none.
-    - `group_size`: images whose batch statistics and mixing belong together, as in [`levitax.batched`][]; 256 is one
-        GPU of the official training. `None` takes the whole batch.
+    - `ema_decay`: of the moving average of the weights, as in [`levitax.train.TrainState`][]; `None` for no average.
+    - `group_size`: images that share batch statistics and are mixed with one another, as in [`levitax.batched`][]; 256
+        is one GPU of the official training. `None` takes the whole batch.
     - `accumulate`: as in [`levitax.train.make_step`][].
     - `dtype`, `remat`: of the model, as in [`levitax.LeViT`][].
 
-    **Raises:** `TypeError` or `ValueError`, naming the field, for what is no such number or contradicts another.
+    **Raises:** `TypeError` or `ValueError`, naming the field, for invalid values and for fields that contradict each
+    other.
     """
 
     epochs: int = 1000
@@ -139,8 +139,8 @@ class Recipe:
             ),
             (
                 self.trained == "head" and not self.freeze_norms,
-                "`trained` is 'head' and `freeze_norms` False: the running statistics of what is not trained would "
-                "move.",
+                "`trained` is 'head' and `freeze_norms` False: the running statistics of the frozen layers would "
+                "change.",
             ),
             (
                 self.distillation == "none" and (self.alpha != 0.5 or self.temperature != 1),
@@ -148,18 +148,18 @@ class Recipe:
             ),
             (
                 self.distillation == "hard" and self.temperature != 1,
-                f"`temperature` is {self.temperature} and `distillation` 'hard', which takes the teacher's likeliest "
+                f"`temperature` is {self.temperature} and `distillation` 'hard', which uses the teacher's most likely "
                 "class at any temperature.",
             ),
             (
                 not mixing and self.mix_probability not in (0, 1),
-                f"`mix_probability` is {self.mix_probability}, and there is nothing to mix: `mixup` and `cutmix` are "
+                f"`mix_probability` is {self.mix_probability}, but there is nothing to mix: `mixup` and `cutmix` are "
                 "0. Set one of them above 0, or leave `mix_probability` at 1.",
             ),
             (
                 len(mixing) < 2 and self.switch_probability != 0.5,
-                f"`switch_probability` is {self.switch_probability}, and there is nothing to switch between: it goes "
-                "with `mixup`, `cutmix` and `mix_probability` above 0. Leave it at 0.5.",
+                f"`switch_probability` is {self.switch_probability}, but there is nothing to switch between: it needs "
+                "`mixup`, `cutmix` and `mix_probability` above 0. Leave it at 0.5.",
             ),
             (
                 self.batch_size % self.accumulate > 0,
@@ -168,7 +168,8 @@ class Recipe:
             (
                 self.group_size is not None and self.batch_size // self.accumulate % self.group_size > 0,
                 f"`group_size` is {self.group_size}, which does not divide the {self.batch_size // self.accumulate} "
-                "images that go through the model at once. Take a multiple of it, or None for one group.",
+                "images that go through the model at once. Make `batch_size` a multiple of it, or use None for one "
+                "group.",
             ),
         ]
         for is_so, message in contradictions:
@@ -176,13 +177,13 @@ class Recipe:
                 raise ValueError(message)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, with lists in place of tuples, as JSON has them."""
+        """Converts the fields to what JSON can hold, with lists instead of tuples."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `to_dict`. What is not among `fields` is the paper's.
+        """The inverse of `to_dict`. A field that is not in `fields` has the paper's value.
 
         **Raises:** `TypeError` for a field that does not exist, naming the nearest; and what
         [`levitax.train.Recipe`][] raises.
@@ -194,13 +195,13 @@ class Recipe:
         return cls(**values)
 
     def model_overrides(self) -> dict[str, Any]:
-        """The keywords of a [`levitax.LeViT`][] that are the recipe's: two heads for a teacher, else one."""
+        """The keywords of a [`levitax.LeViT`][] that the recipe determines: two heads with a teacher, otherwise one."""
         overrides: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
         overrides["distillation"] = self.distillation != "none"
         return overrides if self.drop_path is None else overrides | {"drop_path": self.drop_path}
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate by step, in epochs of `steps_per_epoch` steps."""
+        """The learning rate by step, for epochs of `steps_per_epoch` steps."""
         return warmup_cosine(
             self.learning_rate * self.batch_size / 512,
             epochs=self.epochs,
@@ -213,7 +214,7 @@ class Recipe:
         )
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """The optimiser, with its schedule, in epochs of `steps_per_epoch` steps."""
+        """The optimiser with its schedule, for epochs of `steps_per_epoch` steps."""
         schedule = self.schedule(steps_per_epoch)
         return adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
 
@@ -230,7 +231,7 @@ class Recipe:
         )
 
     def parameters(self, model: PyTree) -> PyTree:
-        """What of `model` is trained; all else is `None`."""
+        """The part of `model` that is trained; everything else is `None`."""
         return head_only(model) if self.trained == "head" else trainable(model)
 
 
@@ -292,4 +293,4 @@ RECIPES: dict[str, Recipe] = {
         group_size=None,
     ),
 }
-"""By name: the paper's; fine-tuning of a trained model; a linear probe of one; and the embedded digits from scratch."""
+"""Recipes by name: the paper's; fine-tuning; a linear probe; and the embedded digits from scratch."""

@@ -8,23 +8,23 @@ from .._array_checks import as_array, check_each, check_form
 from .._checks import as_integer
 
 
-# The epsilon of bfloat16. A softmax computed in it sums to 1 within 5.4e-3, and still does once cast to float32.
+# The epsilon of bfloat16. A softmax in bfloat16 sums to 1 within 5.4e-3, also after a cast to float32.
 _SUM_TOLERANCE = 2.0**-7
 
 
 def one_hot(labels: Int[Array | np.ndarray, " batch"], classes: int) -> Float[Array, "batch classes"]:
-    """Distributions over the classes.
+    """Converts class numbers to distributions over the classes.
 
     **Arguments:**
 
     - `labels`: class numbers `(batch,)`, from 0.
-    - `classes`: how many there are.
+    - `classes`: number of classes.
 
     **Returns:** `(batch, classes)` in float32, with a 1 in the column of each label. Under `jax.jit`, where values
-    cannot be seen, the row of a label out of range is NaN.
+    cannot be checked, the row of a label out of range is NaN.
 
-    **Raises:** `TypeError` or `ValueError` for labels that are not integers of that shape, for a label out of range
-    where it can be seen, and if `classes` is no positive integer.
+    **Raises:** `TypeError` or `ValueError` for labels that are not integers of that shape or out of range, and if
+    `classes` is no positive integer.
     """
     labels = as_array("labels", labels)
     check_class_numbers("labels", labels, "batch")
@@ -32,8 +32,8 @@ def one_hot(labels: Int[Array | np.ndarray, " batch"], classes: int) -> Float[Ar
 
 
 def as_distributions(name: str, labels: Any, batch: int, classes: int) -> Array:
-    """Class numbers `(batch,)` or distributions `(batch, classes)` as such distributions. A row with wrong values is
-    an error where they can be seen, else NaN."""
+    """Class numbers `(batch,)` or distributions `(batch, classes)` as distributions. A row with wrong values is an
+    error, or NaN where values cannot be checked."""
     labels = as_array(name, labels)
     forms = {jnp.integer: (batch,), jnp.floating: (batch, classes)}
     check_form(name, labels, forms, way_out=_way_out(name, labels))
@@ -42,25 +42,25 @@ def as_distributions(name: str, labels: Any, batch: int, classes: int) -> Array:
     eps = float(jnp.finfo(labels.dtype).eps)
 
     def holds(rows):
-        # A few roundings of the sum, and of a 0 one.
+        # Allows for a few roundings of the sum, and one of a 0.
         sums = rows.sum(-1, dtype=np.float32)
         return (abs(sums - 1) <= max(_SUM_TOLERANCE, 4 * eps)) & (rows >= -eps).all(-1)
 
     show = lambda row: f"runs from {row.min():.3g} to {row.max():.3g} and sums to {row.sum(dtype=np.float32):.4g}"
-    expected = "numbers from 0 to 1 that sum to 1. Divide each row by its sum if they are the shares of the classes."
+    expected = "numbers from 0 to 1 that sum to 1. Divide each row by its sum if it holds the shares of the classes."
     return _nan_unless(check_each(name, labels, holds, expected, show), labels)
 
 
 def as_teacher_logits(name: str, logits: Any, batch: int, classes: int) -> Array:
-    """A teacher's logits. A row with values that are not finite is an error where they can be seen, else NaN."""
+    """A teacher's logits. A row with values that are not finite is an error, or NaN where values cannot be checked."""
     logits = as_array(name, logits)
-    way_out = "For the student to learn, the teacher must see the same images and know the same classes."
+    way_out = "The teacher must see the same images and have the same classes as the student."
     check_form(name, logits, {jnp.floating: (batch, classes)}, way_out=way_out)
     return _nan_unless(check_finite(name, logits), logits)
 
 
 def check_finite(name: str, logits: Any) -> Array:
-    """For each row of a teacher's logits whether it is finite. Raises for a row that is not and can be seen."""
+    """Whether each row of a teacher's logits is finite. Raises for a row that is not and can be checked."""
     holds = lambda rows: (abs(rows) < np.inf).all(-1)
     show = lambda row: f"holds {row[~(abs(row) < np.inf)][0]}"
     expected = "finite numbers. Check the images and the teacher's weights, or let the teacher compute in float32."
@@ -73,21 +73,21 @@ def check_class_numbers(name: str, labels: Any, batch: int | str) -> None:
 
 
 def are_classes(labels: Any, classes: int) -> Any:
-    """For each label whether it is one of the classes."""
-    # JAX takes the number that it compares with in the dtype of the labels, where it may have no place.
+    """Whether each label is one of the classes."""
+    # JAX converts the bound to the dtype of the labels, where it may overflow.
     return (labels >= 0) & (labels <= min(classes - 1, jnp.iinfo(labels.dtype).max))
 
 
 def in_float32(array: Any) -> Array:
-    """`array` of JAX in float32, or in float64 if it is in that."""
+    """A JAX array in float32, or in float64 if it was."""
     array = jnp.asarray(array)
     return array.astype(np.promote_types(array.dtype, np.float32))
 
 
 def _one_hot(name, labels, classes):
     expected = (
-        f"a class number from 0 to {classes - 1}. Count the classes from 0, and make the model with `num_classes` of "
-        "them."
+        f"a class number from 0 to {classes - 1}. Count the classes from 0, and make the model with that many "
+        "`num_classes`."
     )
     hold = check_each(name, labels, lambda rows: are_classes(rows, classes), expected)
     numbers = jnp.asarray(labels).astype(jnp.int32)
@@ -100,7 +100,7 @@ def _nan_unless(hold, rows):
 
 
 def _way_out(name, labels):
-    """How to make labels of what is not."""
+    """How to convert `labels` to a form that is accepted."""
     is_of = lambda kind: jnp.issubdtype(labels.dtype, kind)
     if labels.ndim == 1 and not (is_of(jnp.number) or is_of(jnp.bool_)):
         return f"With one list of `names` for all data, use `[names.index(label) for label in {name}]`."

@@ -15,17 +15,18 @@ from ._targets import check_finite
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A function of a batch of images, normalised as the student's, to their logits."""
+    """A function from a batch of images, normalised like the student's, to their logits."""
 
     def __call__(
         self, images: Float[Array | np.ndarray, "batch height width channels"], /
     ) -> Float[Array | np.ndarray, "batch classes"]:
-        """Of `images`, `(batch, height, width, channels)`, the logits `(batch, classes)`."""
+        """Maps `images`, `(batch, height, width, channels)`, to logits `(batch, classes)`."""
         ...
 
 
 def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
-    """Makes a PyTorch module a teacher. The paper's is `timm.create_model("regnety_160.deit_in1k", pretrained=True)`.
+    """Turns a PyTorch module into a teacher. The paper's is
+    `timm.create_model("regnety_160.deit_in1k", pretrained=True)`.
 
     ```python
     targets = TeacherTargets(labels, torch_teacher(module)(images))
@@ -34,13 +35,13 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
     **Arguments:**
 
     - `module`: from images `(batch, channels, height, width)` to logits `(batch, classes)`, or to an output with
-        `.logits`, as the models of transformers return. It is put into evaluation mode.
-    - `device`: where it is moved; by default it stays where it is.
+        `.logits` like the models of transformers. It is put into evaluation mode.
+    - `device`: where to move it; by default it stays.
 
-    **Returns:** a function of images `(batch, height, width, channels)` to logits in float32, to be called outside of
-    `jax.jit`. Of images that are spread over devices and processes, each process asks about its own, and the logits are
-    spread as they are. The function raises `TypeError` or `ValueError` for images that are not floating-point numbers
-    of that shape, for images that the module does not take, and for an output that is not one finite logit for each
+    **Returns:** a function from images `(batch, height, width, channels)` to logits in float32, to be called outside
+    `jax.jit`. If the images are spread over devices and processes, each process evaluates its own, and the logits are
+    spread like the images. The function raises `TypeError` or `ValueError` for images that are not floating-point
+    numbers of that shape, for images that the module refuses, and for an output that is not one finite logit for each
     image and class.
 
     **Raises:** `ModuleNotFoundError` without PyTorch, `TypeError` if `module` is no `torch.nn.Module`.
@@ -52,14 +53,14 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
     parameter = next(module.parameters(), None)
 
     def ask(images):
-        """The module's logits of images of NumPy."""
+        """The module's logits of NumPy images."""
         with torch.inference_mode():
             batch = torch.from_numpy(images.astype(np.float32)).movedim(-1, 1)
             batch = batch if parameter is None else batch.to(parameter.device, parameter.dtype)
             try:
                 outputs = module(batch)
             except Exception as error:
-                # Whatever a module raises: a RuntimeError, an AssertionError of timm, a ValueError of transformers.
+                # A module may raise anything: a RuntimeError, timm's AssertionError, transformers' ValueError.
                 raise ValueError(_not_taken(images.shape, error)) from error
             outputs = getattr(outputs, "logits", outputs)
             if not isinstance(outputs, torch.Tensor):
@@ -76,7 +77,7 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
             return logits
         sharding = images.sharding
         if isinstance(sharding, NamedSharding):
-            # Of an axis fewer than images have, only the first of which is spread.
+            # Logits have fewer axes than images, and only the first is spread.
             sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
         return jax.make_array_from_process_local_data(sharding, logits)
 
@@ -86,11 +87,11 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
 def _check_images(images):
     if isinstance(images, Tracer):
         raise TypeError(
-            "The teacher was called under a transformation of JAX, such as `jax.jit`, where PyTorch cannot run. Call "
-            "it before, and pass its logits."
+            "The teacher was called inside a JAX transformation, such as `jax.jit`, where PyTorch cannot run. Call it "
+            "before, and pass its logits."
         )
     images = as_array("images", images)
-    way_out = "Normalise pixels as the student's, with `levitax.data.Preprocessing.normalise`."
+    way_out = "Normalise pixels like the student's, with `levitax.data.Preprocessing.normalise`."
     check_form("images", images, {jnp.floating: ("batch", "height", "width", "channels")}, way_out=way_out)
     check_not_empty("images", images)
 
@@ -104,7 +105,7 @@ def _check_logits(logits, batch):
 def _not_taken(shape, error):
     return (
         f"The teacher failed on images of shape {shape[1:]}, height, width and channels: {error}. Choose a teacher for "
-        "images of this size and number of channels, or prepare the images as it takes them."
+        "images of this size and number of channels, or preprocess the images for it."
     )
 
 
