@@ -100,9 +100,9 @@ def draw_stages(drawing: Drawing, x: float, model: levitax.LeViT, numbers: list[
         x = left + 7
         if number:
             heads = config.subsample_heads[number - 1]
-            drawing.box(x, 66, ATTENTION, "shrinking", "attention", f"{heads} heads")
-            drawing.box(x + 70, 40, MLP, "MLP")
-            x += 114
+            drawing.box(x, 76, ATTENTION, "downsampling", "attention", f"{heads} heads")
+            drawing.box(x + 80, 40, MLP, "MLP")
+            x += 124
         drawing.box(x, 66, ATTENTION, "attention", f"{config.heads[number]} heads")
         drawing.box(x + 70, 40, MLP, "MLP")
         drawing.text(x + 55, 53, f"{config.depth[number]} times", size=11)
