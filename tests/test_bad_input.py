@@ -71,7 +71,7 @@ def test_a_predictor_holds_its_state(make):
 )
 def test_batches_that_are_no_arrays(images, kind, make):
     model, state = make()
-    with fails(TypeError, f"`images` is of type `{kind}`", "expected arrays of JAX or NumPy", "(images, state)"):
+    with fails(TypeError, f"`images` is of type `{kind}`", "expected JAX or NumPy arrays", "(images, state)"):
         levitax.batched(model)(state if images == "state" else images, state)
 
 
@@ -377,7 +377,7 @@ def test_what_is_no_model(make):
 @pytest.mark.parametrize("images", (None, 1.0, jnp.zeros(()), []), ids=repr)
 def test_images_without_a_batch(images, make):
     model, state = make()
-    with fails(TypeError, "`images` is of type", "without an axis of the batch", "(batch, height, width, channels)"):
+    with fails(TypeError, "`images` is of type", "without a batch axis", "(batch, height, width, channels)"):
         levitax.batched(model)(images, state)
 
 

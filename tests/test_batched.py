@@ -130,7 +130,7 @@ def test_inputs_may_be_any_pytree_of_arrays(model_and_state, x):
 
 
 def test_a_predictor_is_sent_to_vmap(make):
-    with pytest.raises(TypeError, match=r"`Predictor`, which takes no state: for a batch use `jax.vmap\(predict\)"):
+    with pytest.raises(TypeError, match=r"`Predictor`, which takes no state: for a batch, use `jax.vmap\(predict\)"):
         levitax.batched(levitax.fuse(*make()))
 
 

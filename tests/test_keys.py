@@ -20,20 +20,20 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 # What is passed, the kind of error, and a part of its message.
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "a seed": (0, TypeError, "`key` is 0; expected a key of `jax.random`, such as `jax.random.key(0)`"),
-    "another seed": (42, TypeError, "`key` is 42; expected a key of `jax.random`, such as `jax.random.key(42)`"),
-    "a number": (0.5, TypeError, "`key` is 0.5; expected a key of `jax.random`, such as `jax.random.key(0)`"),
-    "a flag": (True, TypeError, "`key` is True; expected a key of `jax.random`, such as `jax.random.key(0)`"),
-    "a string": ("key", TypeError, "`key` is of type `str`; expected a key of `jax.random`"),
-    "a seed in an array": (np.array(0), TypeError, "`key` is an array of int64; expected a key of `jax.random`"),
-    "floats": (jnp.zeros(2, jnp.float32), TypeError, "`key` is an array of float32; expected a key of `jax.random`"),
-    "a generator": (np.random.default_rng(0), TypeError, "`key` is of type `Generator`; expected a key"),
+    "a seed": (0, TypeError, "`key` is 0; expected a JAX random key, such as `jax.random.key(0)`"),
+    "another seed": (42, TypeError, "`key` is 42; expected a JAX random key, such as `jax.random.key(42)`"),
+    "a number": (0.5, TypeError, "`key` is 0.5; expected a JAX random key, such as `jax.random.key(0)`"),
+    "a flag": (True, TypeError, "`key` is True; expected a JAX random key, such as `jax.random.key(0)`"),
+    "a string": ("key", TypeError, "`key` is of type `str`; expected a JAX random key"),
+    "a seed in an array": (np.array(0), TypeError, "`key` is an array of int64; expected a JAX random key"),
+    "floats": (jnp.zeros(2, jnp.float32), TypeError, "`key` is an array of float32; expected a JAX random key"),
+    "a generator": (np.random.default_rng(0), TypeError, "`key` is of type `Generator`; expected a JAX random key"),
     "keys": (
         jax.random.split(jax.random.key(0), 3),
         ValueError,
         "`key` is an array of keys of shape (3,); expected one",
     ),
-    "half a key": (np.zeros(1, np.uint32), TypeError, "`key` is an array of shape (1,); expected 2 numbers a key"),
+    "half a key": (np.zeros(1, np.uint32), TypeError, "`key` is an array of shape (1,); expected 2 numbers per key"),
     "old keys": (np.zeros((3, 2), np.uint32), ValueError, "`key` is an array of keys of shape (3,); expected one key"),
 }
 
@@ -75,9 +75,7 @@ def test_what_is_no_key_is_refused(take, value, kind, message, small):
 
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
 def test_none_is_no_key_where_one_is_needed(take, small):
-    with pytest.raises(
-        TypeError, match=r"`key` is None; expected a key of `jax\.random`, such as `jax\.random\.key\(0\)`"
-    ):
+    with pytest.raises(TypeError, match=r"`key` is None; expected a JAX random key, such as `jax\.random\.key\(0\)`"):
         take(None, small)
 
 
@@ -111,7 +109,7 @@ def test_keys_of_a_batch(model_and_state):
     images = jnp.zeros((2, 16, 16, 3))
     keys = jax.random.split(jax.random.key(0), 3)
     with pytest.raises(
-        ValueError, match=r"array of keys of shape \(3,\) for a batch of 2; expected one key, or one an"
+        ValueError, match=r"array of keys of shape \(3,\) for a batch of 2; expected one key, or one per example"
     ):
         levitax.batched(model)(images, state, key=keys)
     with pytest.raises(TypeError, match=r"`key` is 0; expected .*`jax\.random\.key\(0\)`"):

@@ -35,7 +35,7 @@ __version__ = _version("levitax")
 
 
 def __getattr__(name: str) -> _Any:
-    # Imported when first used, since they take further packages, or time.
+    # Imported on first use: they need optional packages or take long to import.
     if name in ("export", "plot", "train"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

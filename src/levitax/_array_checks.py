@@ -13,17 +13,19 @@ _KINDS = {jnp.bool_: "booleans", jnp.integer: "integers", jnp.floating: "floatin
 
 
 def as_array(name: str, value: Any) -> Any:
-    """`value` as an array of JAX or NumPy; raises for a tuple, which is a result of several values and not an array."""
+    """Converts `value` to a JAX or NumPy array. Refuses a tuple, which holds several results."""
     if isinstance(value, tuple):
-        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected one array: pass one of its parts.")
+        raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected one array: pass one of its elements.")
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def check_form(
     name: str, array: Any, forms: Mapping[Any, tuple[int | str | EllipsisType, ...]], *, way_out: str = ""
 ) -> None:
-    """Raises unless `array` has one of the forms, a shape by kind of dtype. An axis with a name has any size, and `...`
-    stands for any axes at the end."""
+    """Raises unless `array` matches one of `forms`, which maps a kind of dtype to a shape.
+
+    A named axis has any size, and `...` matches any further axes at the end.
+    """
     of_kind = [axes for kind, axes in forms.items() if jnp.issubdtype(array.dtype, kind)]
     if any(_fits(array.shape, axes) for axes in of_kind):
         return
@@ -34,22 +36,24 @@ def check_form(
 
 
 def check_not_empty(name: str, array: Any) -> None:
-    """Raises for an array without rows."""
+    """Raises if `array` has no rows."""
     if array.shape[0] == 0:
-        raise ValueError(
-            f"`{name}` is empty, of shape {array.shape}; expected at least one row: leave empty batches out."
-        )
+        raise ValueError(f"`{name}` is empty, of shape {array.shape}; expected at least one row. Skip empty batches.")
 
 
 def check_width(name: str, array: Any) -> None:
-    """Raises for integers of NumPy that JAX would cut: without its 64-bit mode, it takes their lower half."""
+    """Raises for 64-bit NumPy integers that do not fit in 32 bits. Without 64-bit mode, JAX would truncate them."""
     if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.dtype.itemsize > 4:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        check_each(name, array, lambda rows: rows == rows.astype(dtype).astype(rows.dtype), f"numbers of {dtype}.")
+        fits = lambda rows: rows == rows.astype(dtype).astype(rows.dtype)
+        check_each(name, array, fits, f"numbers that fit in {dtype}.")
 
 
 def check_number(name: str, value: Any, holds: Callable[[Any], Any], expected: str) -> Any:
-    """`value`, a real number, if it `holds`. Otherwise raises, or is NaN if `value` is traced, so cannot be seen."""
+    """Returns `value` if it is a real number that `holds` accepts; raises otherwise.
+
+    The value of a traced number is unknown: it becomes NaN if `holds` rejects it.
+    """
     is_array = isinstance(value, jax.Array) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
     if not is_array and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"`{name}` is {value!r}; expected {expected}.")
@@ -61,21 +65,23 @@ def check_number(name: str, value: Any, holds: Callable[[Any], Any], expected: s
 
 
 def as_share(name: str, value: Any) -> Any:
-    """`value` if it is a number in [0, 1], as `check_number` does."""
+    """Checks for a number in [0, 1], as `check_number` does."""
     return check_number(name, value, lambda number: (number >= 0) & (number <= 1), "a number in [0, 1]")
 
 
 def check_each(
     name: str, array: Any, holds: Callable[[Any], Any], expected: str, show: Callable[[Any], str] = "is {}".format
 ) -> jax.Array:
-    """Raises if a row that this process sees does not hold. Returns for each row whether it holds, to make NaN of the
-    others: rows of a traced array are not seen, nor those on the devices of other processes.
+    """Raises if `holds` rejects a row that this process can read.
+
+    A process cannot read the rows of a traced array, or those on the devices of other processes. So the result says
+    for each row whether `holds` accepts it, and the caller turns the others into NaN.
 
     **Arguments:**
 
-    - `holds`: from an array, of JAX or NumPy, to a boolean for each of its rows.
+    - `holds`: maps a JAX or NumPy array to a boolean for each row.
     - `expected`: the rule and the way out.
-    - `show`: what a row is, to go after its name.
+    - `show`: describes a row in the message, after its name.
     """
     for start, rows in _seen(array):
         with np.errstate(all="ignore"):
@@ -97,7 +103,7 @@ def _fits(shape, axes):
 
 
 def _seen(array: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """The whole rows that this process sees, in blocks, with the number of the first."""
+    """The complete rows that this process can read, in blocks, each with the index of its first row."""
     if isinstance(array, Tracer):
         return
     if not isinstance(array, jax.Array) or array.is_fully_addressable:

@@ -16,31 +16,30 @@ StatefulCallable: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
 
 
 def batched(model: StatefulCallable, *, group_size: int | None = None) -> StatefulCallable:
-    """`jax.vmap` of a model over a batch: `logits, state = batched(model)(images, state, key=key)`.
+    """Maps a model over a batch with `jax.vmap`: `logits, state = batched(model)(images, state, key=key)`.
 
-    The axis is named "batch", as every [`levitax.nn.BatchNorm`][] of the model expects. In training, its statistics are
-    taken over all of the batch, also where `jax.jit` spreads it over several devices, as with
-    [`levitax.train.make_mesh`][]. Inside `jax.pmap` or `jax.shard_map`, they are those of each device's part.
+    The axis is named "batch", as every [`levitax.nn.BatchNorm`][] of the model expects. In training, the batch
+    statistics cover the whole batch, even if `jax.jit` spreads it over several devices, as with
+    [`levitax.train.make_mesh`][]. Inside `jax.pmap` or `jax.shard_map`, each device has its own.
 
     **Arguments:**
 
-    - `model`: anything called as `model(image, state, key=key) -> (output, state)`: a [`levitax.LeViT`][], its
-        `features`, a module of your own that contains one.
-    - `group_size`: take the statistics over groups of this many consecutive images, as each of several devices does
-        that do not synchronise them (256 in the official training), and move the running ones by their mean over the
-        groups. By default all of the batch is one group.
+    - `model`: called as `model(image, state, key=key) -> (output, state)`: a [`levitax.LeViT`][], its `features`
+        method, or a module of your own that contains one.
+    - `group_size`: compute the batch statistics over groups of this many consecutive images, like data-parallel
+        training without synchronised statistics (256 per device in the official training). The running statistics
+        move by the mean over the groups. By default, the whole batch is one group.
 
-    **Returns:** a function of a batch (a leading axis on every array of its first argument), the state and optionally a
-    key, which is split over the batch, or an array of keys, one for each example. It returns the outputs with a leading
-    axis, and one new state.
+    **Returns:** a function of a batch, the state and optionally a key. Every array in its first argument has a leading
+    axis. The key is one key, which is split over the batch, or an array with one key per example. The function returns
+    the outputs, with a leading axis, and one new state.
 
-    **Raises:** `TypeError` or `ValueError` if `group_size` is no positive integer, `TypeError` for a
-    [`levitax.Predictor`][] and for what cannot be called; the function, `TypeError` or `ValueError` for arrays of
-    different lengths, for a batch that `group_size` does not divide, for what is no key, and in training for an empty
-    batch.
+    **Raises:** `TypeError` for a [`levitax.Predictor`][] or a model that cannot be called; `TypeError` or `ValueError`
+    if `group_size` is not a positive integer. The function raises `TypeError` or `ValueError` for arrays of different
+    lengths, a batch that `group_size` does not divide, an invalid key, and an empty batch in training.
     """
     if isinstance(model, Predictor):
-        raise TypeError("`model` is a `Predictor`, which takes no state: for a batch use `jax.vmap(predict)(images)`.")
+        raise TypeError("`model` is a `Predictor`, which takes no state: for a batch, use `jax.vmap(predict)(images)`.")
     check_callable("model", model, "a model, or a function like one")
     if group_size is not None:
         as_integer("group_size", group_size)
@@ -53,7 +52,7 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 
     def over_groups(arrays, images, state, keys):
         size = batch_size("images", images)
-        # An empty batch has no groups, and in inference no need of them.
+        # An empty batch has no groups. It is valid in inference, which needs none.
         if group_size is None or not size:
             return over_batch(arrays, images, state, keys)
         if size % group_size:
@@ -62,7 +61,7 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
         images, keys = jax.tree.map(split, (images, keys))
         outputs, states = jax.vmap(over_batch, in_axes=(None, 0, None, 0))(arrays, images, state, keys)
         join = lambda array: array.reshape(size, *array.shape[2:])
-        # About the first one, so that what no group has changed stays to the bit.
+        # The mean relative to the first group keeps the values that no group has changed, to the bit.
         mean = lambda array: array[0] + (array - array[:1]).mean(0) if eqx.is_inexact_array(array) else array[0]
         return jax.tree.map(join, outputs), jax.tree.map(mean, states)
 
@@ -74,23 +73,23 @@ def batched(model: StatefulCallable, *, group_size: int | None = None) -> Statef
 
 
 def batch_size(name: str, batch: PyTree) -> int:
-    """The length of the leading axis that all arrays of `batch` share, or an error that names `name`."""
+    """The length of the leading axis that all arrays of `batch` share. Raises an error with `name` otherwise."""
     shapes: list[tuple[int, ...]] = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(batch)]
     others = {type(leaf).__name__ for leaf in jax.tree.leaves(batch) if not eqx.is_array_like(leaf)}
     if others or isinstance(batch, eqx.nn.State):
         kind = "State" if isinstance(batch, eqx.nn.State) else ", ".join(sorted(others))
         raise TypeError(
-            f"`{name}` is of type `{kind}`, or holds it; expected arrays of JAX or NumPy with a leading axis: use "
-            f"`np.asarray({name})`, and mind the order of the arguments, `(images, state)`."
+            f"`{name}` is of type `{kind}` or contains one; expected JAX or NumPy arrays with a leading axis. Use "
+            f"`np.asarray({name})`, and check the order of the arguments: `(images, state)`."
         )
     if not any(shapes):
         raise TypeError(
-            f"`{name}` is of type `{type(batch).__name__}`, without an axis of the batch; expected an array `(batch, "
+            f"`{name}` is of type `{type(batch).__name__}`, without a batch axis; expected an array `(batch, "
             "height, width, channels)`, or a PyTree of arrays with a leading axis."
         )
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
             f"`{name}` has arrays of shapes {', '.join(map(str, shapes))}; expected a leading axis of the "
-            "same length on each, with a row for each example."
+            "same length in each, with one row per example."
         )
     return shapes[0][0]

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 
 def as_integer(name: str, value: Any, minimum: int = 1) -> int:
-    """`value` as an `int` of at least `minimum`, or an error that names `name`."""
+    """Converts `value` to an `int` of at least `minimum`, or raises an error with `name`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -27,7 +27,7 @@ def as_integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...]:
-    """`value`, one positive integer or a sequence of `length`, as a tuple; `each` says what each belongs to."""
+    """Converts `value`, one positive integer or a sequence of `length`, to a tuple. `each` names what each is for."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -40,7 +40,7 @@ def as_integers(name: str, value: Any, length: int, each: str) -> tuple[int, ...
 
 
 def as_rate(name: str, value: Any) -> float:
-    """`value` as a `float` in [0, 1), or an error that names `name`."""
+    """Converts `value` to a `float` in [0, 1), or raises an error with `name`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number in [0, 1).")
     rate = float(value)
@@ -50,8 +50,10 @@ def as_rate(name: str, value: Any) -> float:
 
 
 def as_number(name: str, value: Any, low: int | float, high: int | float, *, optional: bool = False) -> Any:
-    """`value` as a finite `float` from `low` to `high`, or `None` if that is `optional`; or an error with `name`. A
-    traced value stays as it is, since it cannot be seen."""
+    """Converts `value` to a finite `float` from `low` to `high`, or raises an error with `name`.
+
+    Keeps `None` if that is `optional`, and a traced value, which cannot be checked.
+    """
     if (value is None and optional) or isinstance(value, Tracer):
         return value
     is_scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == () and value.dtype != bool
@@ -64,7 +66,7 @@ def as_number(name: str, value: Any, low: int | float, high: int | float, *, opt
 
 
 def as_crop_scale(value: Any) -> tuple[float, float] | None:
-    """`value`, the limits of a random crop's area, as two numbers, or `None`; or an error."""
+    """Converts `value`, the limits of a random crop's area, to two numbers; keeps `None`."""
     if value is None:
         return None
     try:
@@ -73,28 +75,28 @@ def as_crop_scale(value: Any) -> tuple[float, float] | None:
         low = high = math.nan
     if not 0 < low <= high <= 1:
         raise ValueError(
-            f"`crop_scale` is {value!r}; expected the smallest and the largest share of an image, "
+            f"`crop_scale` is {value!r}; expected the smallest and the largest fraction of the image area, "
             "0 < smallest <= largest <= 1, or None."
         )
     return low, high
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """`value` as it is if it is a `bool`, or an error that names `name`."""
+    """Returns `value` if it is a `bool`, or raises an error with `name`."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` is {value!r}; expected True or False.")
     return value
 
 
 def as_floating(name: str, value: Any) -> str:
-    """The name of a floating-point dtype, or an error that names `name`."""
+    """Converts `value` to the name of a floating-point dtype, or raises an error with `name`."""
     try:
-        # `None` would be float64.
+        # `jnp.dtype(None)` is float64.
         dtype = None if value is None else jnp.dtype(value)
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`{name}` is {value!r}; expected a floating-point type such as 'float32' or 'bfloat16'.")
+        raise ValueError(f"`{name}` is {value!r}; expected a floating-point dtype such as 'float32' or 'bfloat16'.")
     return dtype.name
 
 
@@ -112,37 +114,37 @@ def check_odd(**sizes: int) -> None:
 
 
 def check_axis(name: str, array: Any, axis: int, size: int, what: str) -> None:
-    """Raises unless `array` is a floating-point one that has `size` elements along `axis`; `what` says of what."""
+    """Raises unless `array` is floating-point with `size` elements along `axis`; `what` names the elements."""
     if not isinstance(array, jax.Array | np.ndarray):
         raise TypeError(f"`{name}` is of type `{type(array).__name__}`; expected an array with {size} {what}.")
-    # Weights take the dtype of what they are multiplied with: as integers they would be 0.
+    # Layers cast their weights to the dtype of the input: as integers, they would be 0.
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` has dtype {array.dtype}; expected floating-point numbers: use `{name}.astype(jnp.float32)`."
         )
     if array.ndim == 0 or array.shape[axis] != size:
         raise ValueError(
-            f"`{name}` has shape {array.shape}; this layer takes {size} {what} on axis {axis}. Bring the input to that "
+            f"`{name}` has shape {array.shape}; this layer takes {size} {what} on axis {axis}. Pass an input of that "
             "shape, or make the layer for this one."
         )
 
 
 def check_map(name: str, array: Any) -> None:
-    """Raises unless `array` has the axes of one map."""
+    """Raises unless `array` has the axes of one feature map."""
     if jnp.ndim(array) != 3:
         raise ValueError(
-            f"`{name}` has shape {jnp.shape(array)}; expected (height, width, channels), one map. For a batch use "
-            "`jax.vmap`."
+            f"`{name}` has shape {jnp.shape(array)}; expected (height, width, channels), one feature map. For "
+            "a batch, use `jax.vmap`."
         )
 
 
 def check_features(features: Any, expected: tuple[int, int, int]) -> None:
-    """Raises unless `features` is the last map of one image."""
+    """Raises unless `features` is the last feature map of one image."""
     check_axis("features", features, -1, expected[-1], "channels")
     if features.shape != expected:
         raise ValueError(
-            f"`features` has shape {features.shape}; expected {expected}, the last of the maps of one image. For a "
-            "batch use `jax.vmap`."
+            f"`features` has shape {features.shape}; expected {expected}, the last feature map of one image. For a "
+            "batch, use `jax.vmap`."
         )
 
 
@@ -150,15 +152,15 @@ def check_state(state: Any) -> None:
     """Raises unless `state` is an `eqx.nn.State`."""
     if not isinstance(state, eqx.nn.State):
         raise TypeError(
-            f"`state` is of type `{type(state).__name__}`; expected the `eqx.nn.State`, with the running statistics, "
-            "that was made with the model or that training returned: `model, state = "
-            "eqx.nn.make_with_state(Model)(...)`."
+            f"`state` is of type `{type(state).__name__}`; expected an `eqx.nn.State` with the running statistics: the "
+            "one made with the model by `model, state = eqx.nn.make_with_state(Model)(...)`, or the one that training "
+            "returned."
         )
 
 
 def check_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple[int, ...]) -> None:
-    """Raises unless `state` holds the running statistics of a batch normalisation of this `shape` at `index`."""
-    other_model = "it was made with another model. Pass the one that `eqx.nn.make_with_state` returned with this model."
+    """Raises unless `state` holds running statistics of this `shape` at `index`."""
+    other_model = "it was made with another model. Pass the state from `eqx.nn.make_with_state` for this model."
     if not isinstance(index.marker, str):
         raise ValueError(
             "This layer was made without its state. Make both together: `model, state = "
@@ -173,23 +175,23 @@ def check_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple
 
 
 def check_count(count: int) -> None:
-    """Raises for a batch with too few values per channel to take a variance of."""
+    """Raises if a batch has too few values per channel for a variance."""
     if count < 2:
         held = "one (one image, in a layer with one token, such as the classifier)" if count else "none"
         raise ValueError(
-            "Training mode needs more than one value per channel to take a variance of, and the batch holds "
+            "Training mode needs more than one value per channel to compute a variance, but the batch holds "
             f"{held}. Use a larger batch, or `eqx.nn.inference_mode(model)`."
         )
 
 
 @contextmanager
 def naming_batch_axis(axis_name: str | tuple[str, ...]) -> Iterator[None]:
-    """Explains what JAX raises where a sum over the batch axis is not possible."""
+    """Explains the errors that JAX raises if it cannot sum over the batch axis."""
     try:
         yield
     except NameError:
         raise ValueError(
-            f"Training mode needs the batch axis {axis_name!r}, and there is none here. Call "
+            f"Training mode needs the batch axis {axis_name!r}, which does not exist here. Call "
             "`levitax.batched(model)(images, state)`, or `eqx.nn.inference_mode(model)` for single images."
         ) from None
     except Exception as error:
@@ -197,9 +199,9 @@ def naming_batch_axis(axis_name: str | tuple[str, ...]) -> Iterator[None]:
             raise
         raise ValueError(
             f"JAX cannot sum over the batch axis {axis_name!r} in a `jax.shard_map` that checks which values vary over "
-            "devices. Leave out `jax.shard_map` and spread the batch with `levitax.train.make_mesh` and "
-            "`levitax.train.shard_batch`: batch statistics are then those of the whole batch. Or pass "
-            "`check_vma=False`: they are then those of each device, unless `axis_name` names its axes too."
+            "devices. Drop `jax.shard_map` and shard the batch with `levitax.train.make_mesh` and "
+            "`levitax.train.shard_batch`: the batch statistics then cover the whole batch. Or pass `check_vma=False`: "
+            "each device then has its own, unless `axis_name` names the mesh axes too."
         ) from error
 
 
@@ -210,15 +212,15 @@ def check_widths(widths: Any) -> None:
 
 
 def check_callable(name: str, value: Any, what: str) -> None:
-    """Raises unless `value` can be called; `what` says as what."""
+    """Raises unless `value` can be called; `what` names what is expected."""
     if not callable(value):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected {what}.")
 
 
 def as_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
-    """The one of `choices` that `value` is, or an error that names the nearest ones."""
+    """Returns the one of `choices` that equals `value`, or raises an error with the nearest ones."""
     choices = tuple(choices)
-    # 16.0 equals 16, but is no number of pixels.
+    # 16.0 equals 16, but sizes are integers.
     if np.ndim(value) == 0 and value in choices and not isinstance(value, float):
         return choices[choices.index(value)]
     listed = ", ".join(map(repr, choices))
@@ -226,7 +228,7 @@ def as_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def check_keywords(given: Iterable[str], known: type) -> None:
-    """Raises unless all keywords are among the annotations of `known`, naming the nearest ones."""
+    """Raises unless `known` annotates every keyword; suggests the nearest ones."""
     for name in given:
         if name not in known.__annotations__:
             listed = ", ".join(f"`{keyword}`" for keyword in known.__annotations__)
@@ -240,11 +242,11 @@ def _nearest(value: Any, choices: Iterable[Any]) -> str:
 
 
 def check_image(image: Any, expected: tuple[int, int, int]) -> None:
-    """Raises unless `image` is one floating-point image of shape `expected`, saying how what is there comes about."""
+    """Raises unless `image` is one floating-point image of shape `expected`; says how to get one."""
     if not isinstance(image, jax.Array | np.ndarray | np.generic):
         raise TypeError(
-            f"`image` is of type `{type(image).__name__}`; expected an array of JAX or NumPy: use `jnp.asarray(image, "
-            "jnp.float32)`, scaled and normalised."
+            f"`image` is of type `{type(image).__name__}`; expected a JAX or NumPy array, scaled and normalised: start "
+            "with `jnp.asarray(image, jnp.float32)`."
         )
     if image.shape != expected:
         raise ValueError(
@@ -253,13 +255,13 @@ def check_image(image: Any, expected: tuple[int, int, int]) -> None:
         )
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise TypeError(
-            f"`image` has dtype {image.dtype.name}; expected floating-point pixels, scaled and normalised: begin with "
+            f"`image` has dtype {image.dtype.name}; expected floating-point pixels, scaled and normalised: start with "
             "`image.astype(jnp.float32) / 255`."
         )
 
 
 def _way_to_image(shape: tuple[int, ...], expected: tuple[int, int, int]) -> str:
-    """How an array of another shape came about, and how it becomes the image that is expected."""
+    """Guesses where another shape comes from, and says how to convert it to `expected`."""
     height, width, channels = expected
     size = height * width * channels
     call = "call `levitax.batched(model)(images, state)`, or `jax.vmap(predict)(images)`"
@@ -267,25 +269,25 @@ def _way_to_image(shape: tuple[int, ...], expected: tuple[int, int, int]) -> str
     to_colours = "" if channels == 1 else f".repeat({channels}, -1)"
     match shape:
         case _ if 0 in shape:
-            return "An axis of it has no elements: look where it was read, cropped or gathered"
+            return "An axis has no elements: check where the image was read, cropped or gathered"
         case (first,) if first == size:
-            return f"Its pixels have lost their axes: use `image.reshape({height}, {width}, {channels})`"
+            return f"The image is flattened: use `image.reshape({height}, {width}, {channels})`"
         case () | (_,):
-            return "Pass a whole image, such as a `levitax.data.Preprocessing` gives"
+            return "Pass a whole image, such as a `levitax.data.Preprocessing` returns"
         case (_, last) if shape == (width, channels):
-            return "A single image went where a batch belongs: call `model(image, state)` without `batched` or `vmap`"
+            return "A single image was passed as a batch: call `model(image, state)` without `batched` or `vmap`"
         case (_, last) if last == size:
-            return f"The pixels of a batch have lost their axes: use {to_images}, and {call}"
+            return f"The images of a batch are flattened: use {to_images}, and {call}"
         case (_, _):
-            return f"The axis of channels is missing: use `image[:, :, None]{to_colours}` for a grey image"
+            return f"The channel axis is missing: use `image[:, :, None]{to_colours}` for a grey image"
         case (_, _, _):
             return _way_from_three_axes(shape, expected, f"`images[..., None]{to_colours}`, and {call}")
         case (_, *rest) if rest == [channels, height, width]:
-            return f"This is a batch, and channels come last: use `jnp.moveaxis(images, 1, -1)`, and {call}"
+            return f"This is a batch with channels first: use `jnp.moveaxis(images, 1, -1)`, and {call}"
         case (_, _, _, _):
             return f"This is a batch: {call}"
         case _:
-            return f"These are batches: use {to_images}, and {call}"
+            return f"These are several batches: use {to_images}, and {call}"
 
 
 def _way_from_three_axes(shape: tuple[int, ...], expected: tuple[int, int, int], of_grey_batch: str) -> str:
@@ -296,17 +298,17 @@ def _way_from_three_axes(shape: tuple[int, ...], expected: tuple[int, int, int],
         then = f"; then resize it, or make the model with `image_size={shape[1:]}`"
         return f"Channels come last: use `jnp.moveaxis(image, 0, -1)`{then if shape[1:] != (height, width) else ''}"
     if shape[1:] == (height, width):
-        return f"A batch of grey images lacks the axis of channels: use {of_grey_batch}"
+        return f"A batch of grey images lacks the channel axis: use {of_grey_batch}"
     if shape == (width, height, channels):
         return (
             f"Make the model with `image_size={shape[:2]}`, or resize the image; if its first axis is the width, use "
             "`jnp.swapaxes(image, 0, 1)`"
         )
     if shape[:2] == (height, width):
-        return f"Make the model with `in_channels={shape[2]}`, or bring the image to {channels} channels"
+        return f"Make the model with `in_channels={shape[2]}`, or convert the image to {channels} channels"
     if shape[2] == channels:
         return f"Make the model with `image_size={shape[:2]}`, or resize the image"
     return (
-        f"Make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or bring the image to the model's "
-        "shape, as a `levitax.data.Preprocessing` does"
+        f"Make the model with `image_size={shape[:2]}` and `in_channels={shape[2]}`, or convert the image to the "
+        "model's shape, as a `levitax.data.Preprocessing` does"
     )

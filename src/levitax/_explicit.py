@@ -7,13 +7,14 @@ from jaxtyping import PyTree
 
 
 def in_auto_mode(function: Callable[..., Any], out: PyTree[PartitionSpec], *arguments: PyTree) -> Any:
-    """`function(*arguments)`, for PyTrees of arrays. If they lie on a mesh with Explicit axes, as `jax.make_mesh` makes
-    it, the axes are Auto inside: XLA chooses how each array is laid out, and no operation has to say it.
+    """Calls `function(*arguments)` with Auto mesh axes: XLA chooses every layout, and no operation has to specify it.
+
+    Changes nothing unless the arguments are on a mesh with Explicit axes, the kind that `jax.make_mesh` makes.
 
     **Arguments:**
 
-    - `function`, `arguments`: what is called, and with what.
-    - `out`: how the results are laid out on an Explicit mesh: a tree whose leaves stand for all arrays below.
+    - `function`, `arguments`: the function and its arguments, PyTrees of arrays.
+    - `out`: the layout of the results on an Explicit mesh, as a tree prefix.
     """
     mesh = explicit_mesh(arguments)
     if mesh is None:
@@ -24,19 +25,19 @@ def in_auto_mode(function: Callable[..., Any], out: PyTree[PartitionSpec], *argu
 
 
 def explicit_mesh(tree: PyTree) -> AbstractMesh | None:
-    """The mesh of the first array that lies on one with Explicit axes."""
+    """The mesh of the first array on a mesh with Explicit axes."""
     meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(tree))
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def sum_over_axis(values: PyTree, axis_name: str | tuple[str, ...]) -> PyTree:
-    """`jax.lax.psum(values, axis_name)`, which JAX 0.12.0 cannot lower over an axis of `jax.vmap` on an Explicit
-    mesh."""
+    """`jax.lax.psum(values, axis_name)`, also over a `jax.vmap` axis on an Explicit mesh, which JAX 0.12.0 cannot
+    lower."""
     if explicit_mesh(values):
         return jax.tree.map(lambda array: jax.lax.all_gather(array, axis_name).sum(0), values)
     return jax.lax.psum(values, axis_name)
 
 
 def first_axis(tree: PyTree) -> PartitionSpec:
-    """How the leading axis of the arrays is spread over an Explicit mesh, if they lie on one."""
+    """The layout of the leading axis of the arrays, if they are on an Explicit mesh."""
     return PartitionSpec(*jax.typeof(jax.tree.leaves(tree)[0]).sharding.spec[:1])

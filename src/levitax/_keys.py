@@ -7,7 +7,7 @@ from jaxtyping import PRNGKeyArray
 
 
 def as_key(key: Any) -> PRNGKeyArray:
-    """`key` as it is if it is one key, of either kind that JAX has.
+    """Returns `key` unchanged if it is one key, typed or raw.
 
     **Raises:** `TypeError` if it is something else, `ValueError` if it is an array of keys.
     """
@@ -18,14 +18,14 @@ def as_key(key: Any) -> PRNGKeyArray:
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> tuple[PRNGKeyArray | None, ...]:
-    """`jax.random.split` that hands on the absence of a key."""
+    """`jax.random.split`, or a `None` for each if `key` is `None`."""
     if key is None:
         return (None,) * num
     return tuple(jax.random.split(as_key(key), num))
 
 
 def keys_of_batch(key: Any, size: int) -> Any:
-    """A key for each of `size` examples, from one key or an array of as many; `None` stays `None`.
+    """Makes a key for each of `size` examples from one key or an array of `size` keys; `None` stays `None`.
 
     **Raises:** `TypeError` if `key` is something else, `ValueError` if it is an array of another number of keys.
     """
@@ -34,13 +34,13 @@ def keys_of_batch(key: Any, size: int) -> Any:
     keys = _shape_of_keys(key)
     if keys and keys != (size,):
         raise ValueError(
-            f"`key` is an array of keys of shape {keys} for a batch of {size}; expected one key, or one an example."
+            f"`key` is an array of keys of shape {keys} for a batch of {size}; expected one key, or one per example."
         )
     return key if keys else jax.random.split(key, size)
 
 
 def check_key(what: str, rate: float, inference: bool, key: PRNGKeyArray | None) -> None:
-    """Raises where a layer is about to draw random numbers and there is no key."""
+    """Raises if a layer needs a key to draw random numbers and there is none."""
     if rate == 0 or inference:
         return
     if key is None:
@@ -52,29 +52,29 @@ def check_key(what: str, rate: float, inference: bool, key: PRNGKeyArray | None)
 
 
 def key_numbers(leaf: Any) -> Any:
-    """What a key is made of, as JAX does not handle keys everywhere; any other leaf as it is."""
+    """Converts a typed key to numbers, for the places where JAX cannot handle keys. Other leaves stay as they are."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def with_numbers(leaf: Any, numbers: Any) -> Any:
-    """The inverse of `key_numbers`: a key of the kind of `leaf`, if that is one."""
+    """Inverts `key_numbers`: makes a key like `leaf` from its numbers, if `leaf` is a typed key."""
     return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else numbers
 
 
 def _is_key(leaf):
-    """Whether it is of the kind that is not just numbers."""
+    """Whether `leaf` is a typed key, or an array of them, and not raw numbers."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _shape_of_keys(key):
-    """The shape of an array of keys, of a single one `()`. A key of the other kind is an axis of 32-bit numbers."""
+    """The shape of an array of keys; `()` for a single key. A raw key is an axis of 32-bit numbers."""
     if _is_key(key):
         return key.shape
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.ndim > 0:
         words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[-1]
         if key.shape[-1] != words:
             raise TypeError(
-                f"`key` is an array of shape {key.shape}; expected {words} numbers a key, or a key of `jax.random`, "
+                f"`key` is an array of shape {key.shape}; expected {words} numbers per key, or a JAX random key, "
                 "such as `jax.random.key(0)`."
             )
         return key.shape[:-1]
@@ -83,4 +83,4 @@ def _shape_of_keys(key):
         f"an array of {key.dtype}" if isinstance(key, jax.Array | np.ndarray) else f"of type `{type(key).__name__}`"
     )
     what = repr(key) if isinstance(key, int | float | None) else of_type
-    raise TypeError(f"`key` is {what}; expected a key of `jax.random`, such as `jax.random.key({seed})`.")
+    raise TypeError(f"`key` is {what}; expected a JAX random key, such as `jax.random.key({seed})`.")

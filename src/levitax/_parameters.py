@@ -7,12 +7,12 @@ from . import nn
 
 
 def count_parameters(tree: PyTree) -> int:
-    """The number of learnable parameters in `tree`, a model or any PyTree of layers: the sizes of its floating-point
+    """Counts the learnable parameters in `tree`, a model or any PyTree of layers: the sizes of its floating-point
     arrays.
 
-    Running statistics are none: an `eqx.nn.State` counts for nothing, nor does the part of a model that becomes one. An
-    attention bias that [`levitax.fuse`][] has written out counts as the table it came from: as many numbers a head as
-    there are tokens. The result of `eqx.filter_eval_shape`, which allocates nothing, is counted the same way.
+    Running statistics do not count, whether in an `eqx.nn.State` or in a model that is not yet split from its state. An
+    attention bias that [`levitax.fuse`][] expanded counts as its original table: one number per head and token. The
+    result of `eqx.filter_eval_shape`, which allocates nothing, works too.
     """
     is_leaf = lambda node: isinstance(node, nn.GatheredAttentionBias | eqx.nn.State | eqx.nn.StateIndex)
     return sum(map(_size, jax.tree.leaves(tree, is_leaf=is_leaf)))

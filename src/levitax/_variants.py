@@ -54,23 +54,23 @@ VARIANTS: Mapping[str, LeViTKeywords] = MappingProxyType(
         },
     }
 )
-"""The keywords of a [`levitax.LeViT`][] for each variant, by name: table 2 of the paper, and five further sizes that
-timm defines, for which no weights are published."""
+"""The keywords of a [`levitax.LeViT`][] for each variant, by name: table 2 of the paper, and five further sizes from
+timm, without published weights."""
 
 
 def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """Makes a published variant, and its state, by name.
+    """Makes a published variant and its state, by name.
 
     **Arguments:**
 
-    - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`; case and `-` or `_` do not matter.
+    - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`, in any case, with `-` or `_`.
     - `key`: draws the initial weights.
     - `overrides`: any of [`levitax.Overrides`][], such as `num_classes`.
 
     **Returns:** the model, in training mode, and its state.
 
-    **Raises:** `TypeError` if `name` is no string, `ValueError` for an unknown name or keyword, with the nearest
-    ones; and what [`levitax.LeViT`][] raises.
+    **Raises:** `TypeError` if `name` is no string; `ValueError` for an unknown name, and `TypeError` for an unknown
+    keyword, both with the nearest ones; and what [`levitax.LeViT`][] raises.
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
@@ -88,7 +88,7 @@ def _variant(function: Variant) -> Variant:
 
 @_variant
 def levit_128s(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-128S of the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published.
+    """LeViT-128S from the paper: 7.8 M parameters, 0.31 GMAC, 76.6 % top-1 on ImageNet-1k as published.
 
     **Arguments:**
 
@@ -102,7 +102,7 @@ def levit_128s(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[Le
 
 @_variant
 def levit_128(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-128 of the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published.
+    """LeViT-128 from the paper: 9.2 M parameters, 0.41 GMAC, 78.6 % top-1 on ImageNet-1k as published.
 
     **Arguments:**
 
@@ -116,7 +116,7 @@ def levit_128(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeV
 
 @_variant
 def levit_192(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-192 of the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published.
+    """LeViT-192 from the paper: 10.9 M parameters, 0.66 GMAC, 80.0 % top-1 on ImageNet-1k as published.
 
     **Arguments:**
 
@@ -130,7 +130,7 @@ def levit_192(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeV
 
 @_variant
 def levit_256(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-256 of the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published.
+    """LeViT-256 from the paper: 18.9 M parameters, 1.13 GMAC, 81.6 % top-1 on ImageNet-1k as published.
 
     **Arguments:**
 
@@ -144,7 +144,7 @@ def levit_256(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeV
 
 @_variant
 def levit_384(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-384 of the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1.
+    """LeViT-384 from the paper: 39.1 M parameters, 2.35 GMAC, 82.6 % top-1 on ImageNet-1k as published; drop path 0.1.
 
     **Arguments:**
 
@@ -158,7 +158,7 @@ def levit_384(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeV
 
 @_variant
 def levit_384_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-384 at 8 pixels a token, with SiLU: timm's, 39.1 M parameters, 9.96 GMAC, no published weights.
+    """timm's LeViT-384 with tokens of 8x8 pixels and SiLU: 39.1 M parameters, 9.96 GMAC, no published weights.
 
     **Arguments:**
 
@@ -172,7 +172,7 @@ def levit_384_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[
 
 @_variant
 def levit_512_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """LeViT-512 at 8 pixels a token, with SiLU and one head: timm's, 74.0 M parameters, 21.8 GMAC, no published
+    """timm's LeViT-512 with tokens of 8x8 pixels, SiLU and one head: 74.0 M parameters, 21.8 GMAC, no published
     weights.
 
     **Arguments:**
@@ -187,7 +187,7 @@ def levit_512_s8(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[
 
 @_variant
 def levit_512(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A wider LeViT with SiLU and one head: timm's, 95.2 M parameters, 5.62 GMAC, no published weights.
+    """timm's LeViT-512, a wider LeViT with SiLU and one head: 95.2 M parameters, 5.62 GMAC, no published weights.
 
     **Arguments:**
 
@@ -201,7 +201,7 @@ def levit_512(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeV
 
 @_variant
 def levit_256d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A deeper LeViT-256 with SiLU and one head: timm's, 26.2 M parameters, 1.40 GMAC, no published weights.
+    """timm's LeViT-256d, a deeper LeViT-256 with SiLU and one head: 26.2 M parameters, 1.40 GMAC, no published weights.
 
     **Arguments:**
 
@@ -215,7 +215,7 @@ def levit_256d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[Le
 
 @_variant
 def levit_512d(*, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
-    """A deeper LeViT-512 with SiLU and one head: timm's, 92.5 M parameters, 5.84 GMAC, no published weights.
+    """timm's LeViT-512d, a deeper LeViT with SiLU and one head: 92.5 M parameters, 5.84 GMAC, no published weights.
 
     **Arguments:**
 

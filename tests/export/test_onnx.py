@@ -240,7 +240,10 @@ def test_a_model_in_bfloat16(fused, unchecked, tmp_path):
         ({"image_size": 32}, r"`image_size` and `channels` are 32 and None.*16x16"),
         ({"unit8": True}, r"There is no `unit8`. Did you mean 'uint8'"),
         ({"mean": 0.5}, r"There is no `mean`. Expected `image_size`"),
-        ({"uint8": True}, r"`uint8` is True, and `preprocessing` is missing.*levitax.load_preprocessing"),
+        (
+            {"uint8": True},
+            r"`uint8` is True, but `preprocessing`, which .*, is missing.*levitax.load_preprocessing",
+        ),
     ],
     ids=str,
 )
@@ -257,7 +260,7 @@ def test_what_takes_a_classifier(fused, make, unchecked, tmp_path):
     own = levitax.fuse(eqx.nn.Sequential([model]), state)
     with pytest.raises(ValueError, match=r"`image_size` is missing.*`Sequential`"):
         export.to_onnx(own, tmp_path / "levit.onnx")
-    with pytest.raises(ValueError, match="`features` is True, which takes"):
+    with pytest.raises(ValueError, match="`features` is True, which needs"):
         export.to_onnx(own, tmp_path / "levit.onnx", image_size=16, features=True)
 
 

@@ -100,8 +100,8 @@ def test_products_of_eight_bits_cannot_saturate(eight_bits):
         (np.zeros((64, 8, 8, 3), np.float32), r"`images` has shape \(64, 8, 8, 3\).*expected \(images, 16, 16, 3\)"),
         (np.zeros((64, 16, 16, 3), np.uint8), r"`images` has shape .* and dtype uint8; expected .* in float32"),
         (np.full((64, 16, 16, 3), np.nan, np.float32), r"`images` has values that are not finite"),
-        (np.zeros((31, 16, 16, 3), np.float32), r"`images` are 31; expected 32 or more"),
-        (np.zeros((40, 16, 16, 3), np.float32), r"`images` are 40; expected 64 or more"),
+        (np.zeros((31, 16, 16, 3), np.float32), r"`images` has 31 images; expected 32 or more"),
+        (np.zeros((40, 16, 16, 3), np.float32), r"`images` has 40 images; expected 64 or more"),
     ],
     ids=("shape", "dtype", "not finite", "few", "less than a batch"),
 )
@@ -121,7 +121,7 @@ def test_a_path_that_cannot_be_written(fused, unchecked, tmp_path):
 def test_a_folder_in_place_of_the_file(fused, unchecked, tmp_path):
     path = tmp_path / "levit.xml"
     path.mkdir()
-    with pytest.raises(OSError, match=rf"`{path}` could not be written: .*levit.bin` is new already"):
+    with pytest.raises(OSError, match=rf"`{path}` could not be written: .*levit.bin` is already replaced"):
         export.to_openvino(fused(), path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["levit.bin", "levit.xml"]
 

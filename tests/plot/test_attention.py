@@ -122,7 +122,7 @@ def test_what_cannot_be_drawn_is_refused(make, unchecked):
     model, state = make()
     with pytest.raises(TypeError, match=r"`Predictor`; expected a `levitax.LeViT`"):
         plot.attention_biases(levitax.fuse(model, state))  # type: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="fused, which leaves no table of biases; pass the model that was fused"):
+    with pytest.raises(ValueError, match="fused and has no table of biases; pass the model from before fusing"):
         plot.attention_biases(levitax.fuse(model, state).model)
     with pytest.raises(ValueError, match="`block` is 1; expected less than 1, the number of blocks in stage 1"):
         plot.attention_biases(model, block=1)
@@ -137,10 +137,13 @@ def test_what_cannot_be_drawn_is_refused(make, unchecked):
     (
         ({"image": np.zeros((1, 24, 32, 1))}, r"`image` has shape \(1, 24, 32, 1\); expected the axes height, width"),
         ({"weights": np.zeros((12, 12))}, r"`weights` has shape \(12, 12\); expected the axes heads, queries, tokens"),
-        ({"image": np.zeros((3, 24, 32))}, "`image` has 32 channels; pass what can be shown, with 1 or 3"),
-        ({"image": np.full((24, 32, 1), 2.5)}, r"values from 2.5 to 2.5; .* in \[0, 1\], before its normalisation"),
+        ({"image": np.zeros((3, 24, 32))}, "`image` has 32 channels; expected 1 or 3"),
+        (
+            {"image": np.full((24, 32, 1), 2.5)},
+            r"values from 2.5 to 2.5; .* in \[0, 1\]\. Pass the image from before its norm",
+        ),
         ({"image": np.full((24, 32, 1), np.nan)}, r"values from nan to nan; .* in \[0, 1\]"),
-        ({"grid": (4, 4)}, r"`grid` is 4x4, and `weights` has 12 tokens; pass `model.config.grid\(stage\)`"),
+        ({"grid": (4, 4)}, r"`grid` is 4x4, but `weights` has 12 tokens; pass `model.config.grid\(stage\)`"),
         ({"weights": np.zeros((0, 12, 12))}, r"`weights` has shape \(0, 12, 12\); expected the axes"),
         ({"weights": np.full((2, 12, 12), np.nan)}, "`weights` has values that are not finite"),
         ({"query": 12}, "`query` is 12; expected a number from 0 to 11"),

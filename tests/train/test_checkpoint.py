@@ -221,7 +221,7 @@ def test_nothing_is_saved_after_the_end(train_state, tmp_path):
     checkpoints.save(at(train_state, 1), {"number": 1})
     checkpoints.close()
     checkpoints.close()
-    with pytest.raises(ValueError, match="are closed. Save before `close`, or make new ones"):
+    with pytest.raises(ValueError, match=r"are closed. Save before `close`, or make new ones"):
         checkpoints.save(at(train_state, 2), {"number": 2})
     assert names(tmp_path) == {"1"}
 

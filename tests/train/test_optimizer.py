@@ -200,7 +200,7 @@ LENGTHS = {"epochs": 10, "steps_per_epoch": 4}
         ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` is 0; expected an integer of at least 1"),
         ({"steps_per_epoch": 2.5}, TypeError, r"`steps_per_epoch` is 2\.5; expected an integer of at least 1"),
         ({"warmup_epochs": -1}, ValueError, "`warmup_epochs` is -1; expected an integer of at least 0"),
-        ({"warmup_epochs": 10}, ValueError, "`warmup_epochs` is 10 of 10 `epochs`: the warm-up would take the whole training"),
+        ({"warmup_epochs": 10}, ValueError, "`warmup_epochs` is 10 of 10 `epochs`: the warm-up would take the whole"),
         ({"learning_rate": math.nan}, ValueError, "`learning_rate` is nan; expected a number from 0 to inf"),
         ({"learning_rate": -1e-3}, ValueError, r"`learning_rate` is -0\.001; expected a number from 0"),
         ({"min_learning_rate": math.inf}, ValueError, "`min_learning_rate` is inf"),

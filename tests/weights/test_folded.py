@@ -101,7 +101,7 @@ def test_what_folding_leaves_open_can_still_be_other(trained, folded, error):
 def test_what_folding_has_fixed_is_refused(trained, folded, make, key):
     changes: list[dict[str, Any]] = [{"num_classes": 3}, {"distillation": False}]
     for change in changes:
-        with pytest.raises(ValueError, match=f"a fused model, which cannot be given another `{next(iter(change))}`"):
+        with pytest.raises(ValueError, match=f"a fused model, which cannot have another `{next(iter(change))}`"):
             load(folded, key=key, **change)
     assert load(folded, num_classes=5)[0].config.num_classes == 5
     model, state = make(patch_size=16, image_size=48)
@@ -109,7 +109,9 @@ def test_what_folding_has_fixed_is_refused(trained, folded, make, key):
         lambda: load_into(model, state, folded),
         lambda: load_initial(levitax.LeViT(**model.config.to_dict(), key=key), folded),
     ):
-        with pytest.raises(ValueError, match=r"normalisations are folded in: `levitax\.load` reads it.*from before"):
+        with pytest.raises(
+            ValueError, match=r"normalisations are folded in\. Read it with `levitax\.load`.*from before fusing"
+        ):
             call()
 
 

@@ -222,18 +222,18 @@ def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomis
 @pytest.mark.parametrize(
     ("content", "named"),
     (
-        ({"depths": [2, 4]}, r"`depth` \(2, 4\), and the weights are of `depth` \(2, 2\)"),
-        ({"hidden_sizes": [16, 40]}, r"`dim` \(16, 40\), and"),
-        ({"model_args": {"num_heads": [2, 4], "embed_dim": [8, 16]}}, r"`dim` \(8, 16\), `heads` \(2, 4\), and"),
+        ({"depths": [2, 4]}, r"`depth` \(2, 4\), but the weights have `depth` \(2, 2\)"),
+        ({"hidden_sizes": [16, 40]}, r"`dim` \(16, 40\), but"),
+        ({"model_args": {"num_heads": [2, 4], "embed_dim": [8, 16]}}, r"`dim` \(8, 16\), `heads` \(2, 4\), but"),
         ({"architecture": "levit_conv_192"}, r"`depth` \(4, 4, 4\), `dim` \(192, 288, 384\), `heads`"),
-        ({"num_classes": 7}, r"`num_classes` 7, and the weights are of `num_classes` 5"),
-        ({"id2label": {"0": "cat", "1": "dog"}}, "`num_classes` 2, and"),
+        ({"num_classes": 7}, r"`num_classes` 7, but the weights have `num_classes` 5"),
+        ({"id2label": {"0": "cat", "1": "dog"}}, "`num_classes` 2, but"),
     ),
 )
 def test_a_config_of_another_model_is_refused(make, tmp_path, content, named):
     safetensors.numpy.save_file(state_dict(*make(depth=2), layout="timm"), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"describes a model of {named}"):
+    with pytest.raises(ValueError, match=f"describes a model with {named}"):
         load(tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_code_in_a_pickle_is_not_run(tensors, tmp_path):
     ran, path = tmp_path / "ran", tmp_path / "model.pth"
     for write in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))):
         write({"model": tensors, "optimizer": Malice(ran)}, path)
-        with pytest.raises(ValueError, match=r"model\.pth` was refused: .* asks for code to be run"):
+        with pytest.raises(ValueError, match=r"model\.pth` was refused: it asks to run code"):
             load(path)
         assert not ran.exists()
 
@@ -67,7 +67,7 @@ def test_a_truncated_checkpoint(tensors, tmp_path, zipped):
     whole = path.read_bytes()
     for size in (0, 1, 5, *range(64, len(whole), len(whole) // 97)):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"model\.pth` is no whole file of arrays that PyTorch reads"):
+        with pytest.raises(ValueError, match=r"model\.pth` is not a valid PyTorch file"):
             load(path)
 
 
@@ -75,7 +75,7 @@ def test_a_truncated_checkpoint(tensors, tmp_path, zipped):
 def test_something_else_by_that_name(tmp_path, content):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.pth` is no whole file of arrays"):
+    with pytest.raises(ValueError, match=r"model\.pth` is not a valid PyTorch file"):
         load(path)
 
 
@@ -106,7 +106,9 @@ def test_a_pytorch_that_runs_code_all_the_same(tensors, tmp_path, monkeypatch):
     path = tmp_path / "model.pth"
     torch.save(tensors, path)
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    with pytest.raises(ModuleNotFoundError, match=r"safely needs PyTorch 2\.10 or newer; 2\.5\.1\+cpu is here"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"safely needs PyTorch 2\.10 or newer, and 2\.5\.1\+cpu is installed"
+    ):
         load(path)
 
 
@@ -114,7 +116,8 @@ def test_the_checkpoint_of_another_model(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": torch.nn.Linear(3, 4).state_dict()}, path)
     with pytest.raises(
-        ValueError, match=r"model\.pth`: these are not the weights of a LeViT: of 2 names \(`bias`, `weight`, \.\.\.\)"
+        ValueError,
+        match=r"model\.pth`: these are not the weights of a LeViT: none of 2 names \(`bias`, `weight`, \.\.\.\)",
     ):
         load(path)
 

@@ -134,10 +134,10 @@ def test_a_layouts_own_prefix_is_not_offered(trained):
 
 def test_a_prefix_that_no_name_has(trained):
     with pytest.raises(
-        ValueError, match=r"`prefix` is 'decoder', and no name in what was given begins so.*\"encoder\.\""
+        ValueError, match=r"`prefix` is 'decoder', but no name in the given arrays begins with it.*\"encoder\.\""
     ):
         load(behind("encoder.", trained), prefix="decoder")
-    with pytest.raises(ValueError, match=r"`prefix` is 'enc', and no name"):
+    with pytest.raises(ValueError, match=r"`prefix` is 'enc', but no name"):
         load(behind("encoder.", trained), prefix="enc")
 
 
@@ -149,5 +149,5 @@ def test_a_prefix_that_is_too_short_is_completed(trained):
 
 def test_a_prefix_of_another_type(trained, unchecked):
     wrong: Any = 3
-    with pytest.raises(TypeError, match=r"`prefix` is 3; expected the beginning of names, such as 'encoder\.'"):
+    with pytest.raises(TypeError, match=r"`prefix` is 3; expected the beginning of array names, such as 'encoder\.'"):
         load(behind("encoder.", trained), prefix=wrong)

@@ -92,7 +92,7 @@ THEIRS = {"timm": OURS, "transformers": IN_TRANSFORMERS}
 def test_a_file_that_does_not_say_it_replaces_one_that_did(save):
     path, _ = save("timm")
     save("timm", preprocessing=None)
-    with pytest.raises(ValueError, match="does not say how its images are prepared"):
+    with pytest.raises(ValueError, match="does not say how to preprocess images"):
         levitax.load_preprocessing(path)
 
 
@@ -115,7 +115,7 @@ def test_the_activation_is_in_timms_json(save, layout, activation):
 @pytest.mark.parametrize(
     ("layout", "overrides", "message"),
     [
-        ("timm", {"image_size": (72, 64)}, r"timm cannot describe a LeViT of `image_size` \(72, 64\)"),
+        ("timm", {"image_size": (72, 64)}, r"timm cannot describe a LeViT with `image_size` \(72, 64\)"),
         ("timm", {"mlp_mult": 3}, r"`mlp_mult` \(3, 3, 3\)"),
         ("timm", {"key_dim": (8, 8, 16)}, r"`key_dim` \(8, 8, 16\)"),
         ("transformers", {"stages": 2, "dim": (16, 24), "heads": (1, 2), "depth": (1, 1)}, "`stages` 2"),
@@ -286,7 +286,7 @@ def test_other_weights_that_do_not_say_it(overrides, key):
     config = levitax.LeViTConfig(**sizes)
     model, _ = _tree.skeleton(config)
     arrays = {path: np.zeros(shape, np.float32) for path, shape in _tree.shapes(model).items()}
-    with pytest.raises(ValueError, match=r"does not say how its images.*levitax.data.Preprocessing\("):
+    with pytest.raises(ValueError, match=r"does not say how to preprocess images.*levitax.data.Preprocessing\("):
         levitax.load_preprocessing(arrays)
 
 

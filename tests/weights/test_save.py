@@ -136,7 +136,7 @@ levitax.load(path)
     )
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert "could not be written" in output and "What was there before is untouched" in output
+    assert "could not be written" in output and "Existing files are unchanged" in output
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 

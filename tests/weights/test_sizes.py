@@ -90,7 +90,9 @@ def test_a_size_of_the_same_tokens_is_taken_as_it_is_asked_for(rectangle, asked,
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
 def test_a_square_is_guessed_with_a_warning_that_names_the_others(rectangle, make):
     arrays = state_dict(*rectangle, layout="timm")
-    candidates = "64 tokens, .* of 64x256, 128x128, 256x64 pixels; assumed 128x128. .*`image_size=.height, width.`"
+    candidates = (
+        "64 tokens and fit images of 64x256, 128x128, 256x64 pixels; assumed 128x128. .*`image_size=.height, width.`"
+    )
     with pytest.warns(UserWarning, match=candidates):
         assert load(arrays)[0].config.image_size == (128, 128)
     # Nor does it know when it is asked for a size that none of them is.

@@ -1,4 +1,4 @@
-"""A fused model as a file for other runtimes. Needs `pip install "levitax[export]"`."""
+"""Export of fused models to files for other runtimes. Needs `pip install "levitax[export]"`."""
 
 from ._endpoint import Options as Options
 from ._onnx import to_onnx as to_onnx

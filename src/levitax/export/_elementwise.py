@@ -1,4 +1,4 @@
-"""Operations element by element."""
+"""Elementwise operations."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +14,10 @@ from ._graph import Constant, dtype_of, Graph, is_size, Operand, shape_of, Tenso
 
 
 def elementwise(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Operand, **attributes: Any) -> Operand:
-    """Of the equation only the shape of its result is used."""
+    """Adds an elementwise node. Reads only the shape of the result from the equation."""
     first = next(operand for operand in inputs if isinstance(operand, Tensor))
     order = first.order
-    aligned = [beside for operand in inputs if (beside := _beside(first, operand)) is not None]
+    aligned = [match for operand in inputs if (match := _aligned(first, operand)) is not None]
     if len(aligned) < len(inputs):
         order = Tensor.plain("", shape_of(equation.outvars[0])).order
         aligned = [
@@ -37,8 +37,8 @@ def elementwise(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Opera
     return Tensor(name, tuple(next((size for size in along if not is_size(size, 1)), 1) for along in sizes), order)
 
 
-def _beside(first: Tensor, operand: Operand) -> Operand | None:
-    """`operand` with its axes where `first` has them stored, if that takes no node."""
+def _aligned(first: Tensor, operand: Operand) -> Operand | None:
+    """`operand` with its axes stored in the order of `first`; `None` if that takes a node."""
     if isinstance(operand, Tensor):
         return operand if _are_alike(first, operand) else None
     value = operand.value
@@ -54,7 +54,7 @@ def _beside(first: Tensor, operand: Operand) -> Operand | None:
 
 
 def _are_alike(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are stored in the same way, but maybe repeat themselves along different axes."""
+    """Whether two tensors are stored in the same way, apart from broadcast axes."""
     return (first.order, len(first.stored)) == (second.order, len(second.stored)) and all(
         is_size(size, 1) or is_size(other, 1) or all(first.stored[axis] == second.stored[axis] for axis in axes)
         for size, other, axes in zip(first.held, second.held, first.order, strict=True)
@@ -62,7 +62,7 @@ def _are_alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _trimmed(value: np.ndarray) -> np.ndarray:
-    """Without the axes in front that ONNX adds by itself."""
+    """`value` without leading axes of length 1, which ONNX adds automatically."""
     first = next((axis for axis, size in enumerate(value.shape) if size != 1), value.ndim)
     return value.reshape(value.shape[first:])
 
@@ -70,12 +70,12 @@ def _trimmed(value: np.ndarray) -> np.ndarray:
 def _logical(operation: str, graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
     dtype = dtype_of(equation.invars[0])
     if dtype != np.bool_:
-        raise NotImplementedError(f"`{equation.primitive.name}` of the bits of {dtype.name}")
+        raise NotImplementedError(f"bitwise `{equation.primitive.name}` of {dtype.name}")
     return elementwise(operation, graph, equation, *inputs)
 
 
 def _neutral(operation: str, number: float, graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
-    """An operation of two operands, left out where one of them changes nothing."""
+    """An operation of two operands, which needs no node if one of them changes nothing."""
     for operand, other in (inputs, inputs[::-1]):
         if isinstance(other, Constant) and other.value.size == 1 and other.value.item() == number:
             return operand
@@ -97,7 +97,7 @@ def _maximum(graph: Graph, equation: JaxprEqn, *inputs: Operand) -> Operand:
 def _clamp(graph: Graph, equation: JaxprEqn, low: Operand, x: Operand, high: Operand) -> Operand:
     if all(isinstance(bound, Constant) and not bound.value.ndim for bound in (low, high)):
         return elementwise("Clip", graph, equation, x, low, high)
-    # `Clip` takes single numbers; these here have the shape of `x`, or none.
+    # `Clip` takes scalars. A bound here has the shape of `x`, or is computed.
     above = _bound("Max", graph, equation, x, low)
     return _bound("Min", graph, equation, above, high)
 
@@ -128,7 +128,7 @@ def _rsqrt(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
     return elementwise("Reciprocal", graph, equation, elementwise("Sqrt", graph, equation, x))
 
 
-# These three lose relative accuracy where their results are close to 0, as ONNX has nothing better.
+# ONNX has no operators for these three. The replacements lose relative accuracy for results close to 0.
 
 
 def _complement_of_erf(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
@@ -149,7 +149,7 @@ def _number(equation: JaxprEqn, value: int | float) -> Constant:
 
 def _round(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
     if equation.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise NotImplementedError("`round` of halves away from zero")
+        raise NotImplementedError("`round` with halves away from zero")
     return elementwise("Round", graph, equation, x)
 
 
@@ -164,9 +164,9 @@ def _is_finite(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
 
 def _select(graph: Graph, equation: JaxprEqn, which: Operand, *cases: Operand) -> Operand:
     if len(cases) != 2:
-        raise NotImplementedError(f"`select_n` of {len(cases)} cases")
+        raise NotImplementedError(f"`select_n` with {len(cases)} cases")
     if dtype_of(equation.invars[0]) != np.bool_:
-        # Of `jax.lax.cond`, under `jax.vmap`.
+        # From `jax.lax.cond` under `jax.vmap`.
         which = elementwise("Cast", graph, equation, which, to=graph.onnx.TensorProto.BOOL)
     return elementwise("Where", graph, equation, which, cases[1], cases[0])
 

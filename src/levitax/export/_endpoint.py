@@ -20,23 +20,24 @@ from ..data._preprocessing import check_fits
 from ..nn._xla import softmax
 
 
-_FUSE = "fold the trained model first: `predict = levitax.fuse(model, state)`"
+_FUSE = "fuse the trained model first: `predict = levitax.fuse(model, state)`"
 
 
 class Options(TypedDict, total=False):
-    """What an exported model takes and gives.
+    """The inputs and outputs of an exported model.
 
     **Arguments:**
 
-    - `image_size`, `channels`: of the images, for modules of your own: `(height, width)` or one number for both, and 3
-        channels by default. A [`levitax.LeViT`][] knows them.
-    - `channels_first`: images are `(batch, channels, height, width)`, and so are feature maps. By default channels are
-        last, as everywhere in levitax.
-    - `preprocessing`: how the model's images are prepared, kept in the metadata of the file with its class names.
-    - `uint8`: images are pixels from 0 to 255, resized and cropped, and the graph normalises them as `preprocessing`
-        says. By default they are float32, normalised already.
-    - `probabilities`: the output is called "probabilities" and is the softmax of the logits. By default "logits".
-    - `features`: further outputs "features_0", "features_1", ...: the map that each stage ends with,
+    - `image_size`, `channels`: of the images, only for modules of your own: `(height, width)` or one number for both,
+        and by default 3 channels. A [`levitax.LeViT`][] has its own.
+    - `channels_first`: images are `(batch, channels, height, width)`, and feature maps have channels first too. By
+        default channels are last, as everywhere in levitax.
+    - `preprocessing`: the preprocessing of the model's images, stored in the metadata of the file with its class
+        names.
+    - `uint8`: images are pixels from 0 to 255, resized and cropped, and the graph normalises them by `preprocessing`.
+        By default images are float32 and already normalised.
+    - `probabilities`: the output is "probabilities", the softmax of the logits. By default it is "logits".
+    - `features`: adds outputs "features_0", "features_1", ...: the feature map of each stage,
         `(batch, rows, columns, dim)`.
     """
 
@@ -51,10 +52,10 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A fused model as a function of arrays and of a batch of images, and what a file says about it."""
+    """A fused model as a function of a batch of images, and the metadata of its file."""
 
     predict: Predictor[Any]
-    # Of one image, as it is given.
+    # The shape of one image, as the exported model takes it.
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     channels_first: bool
@@ -65,11 +66,11 @@ class Endpoint:
     metadata: Mapping[str, str]
 
     def __call__(self, predict: Predictor[Any], images: Array) -> dict[str, Array]:
-        """The outputs by name. `predict` is that of this endpoint, or its arrays traced."""
+        """Computes the outputs, by name. `predict` is the endpoint's own, or the same with traced arrays."""
         return jax.vmap(lambda image: self._one(predict, image))(images)
 
     def images(self, batch: int | None) -> jax.ShapeDtypeStruct:
-        """What it is traced with; without a number, for a batch of any size."""
+        """The images to trace with; a batch of any size if `batch` is `None`."""
         size = jax_export.symbolic_shape("batch")[0] if batch is None else as_integer("batch", batch)
         return jax.ShapeDtypeStruct((size, *self.shape), self.dtype)
 
@@ -95,9 +96,9 @@ class Endpoint:
 
 
 def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
-    """Checks a model and options for export, and puts them together.
+    """Checks a model and options for export, and combines them.
 
-    **Raises:** `TypeError` or `ValueError`, naming the option, or the way to a fused float32 model.
+    **Raises:** `TypeError` or `ValueError` that names the option, or says how to get a fused float32 model.
     """
     check_keywords(options, Options)
     _check_fused(predict)
@@ -107,9 +108,9 @@ def endpoint(predict: Predictor[Any], options: Options) -> Endpoint:
         as_flag(name, options.get(name, False)) for name in ("channels_first", "uint8", "probabilities", "features")
     )
     if features and config is None:
-        raise ValueError("`features` is True, which takes a `levitax.LeViT`; let your module return its maps itself.")
+        raise ValueError("`features` is True, which needs a `levitax.LeViT`; return the maps from your module instead.")
     if probabilities and not _classes(predict):
-        raise ValueError("`probabilities` is True, and the model has no classes; leave it out.")
+        raise ValueError("`probabilities` is True, but the model has no classes; leave it out.")
     metadata = {"levitax": version("levitax"), "input": _described(shape, channels_first, uint8)}
     preprocessing = options.get("preprocessing")
     if preprocessing is not None:
@@ -138,14 +139,14 @@ def _image_shape(predict, options: Options) -> tuple[int, int, int]:
         own = predict.model.config.in_channels
         if size is not None or channels is not None:
             raise ValueError(
-                f"`image_size` and `channels` are {size} and {channels}, and the model knows its own: {height}x{width} "
-                f"and {own}. Leave them out; for another size, load the weights into a model of it, and fuse that."
+                f"`image_size` and `channels` are {size} and {channels}, but the model has its own: {height}x{width} "
+                f"and {own}. Leave them out. For another size, load the weights with that `image_size`, and fuse that."
             )
         return height, width, own
     if size is None:
         raise ValueError(
-            f"`image_size` is missing; a `{type(predict.model).__name__}` does not tell the size of its images. Pass "
-            "`image_size=(height, width)`, and `channels` where they are not 3."
+            f"`image_size` is missing; a `{type(predict.model).__name__}` does not give the size of its images. Pass "
+            "`image_size=(height, width)`, and `channels` if there are not 3."
         )
     height, width = as_integers("image_size", size, 2, "height and width")
     return height, width, as_integer("channels", 3 if channels is None else channels)
@@ -165,7 +166,7 @@ def _check_fused(predict: Any) -> None:
     layers = jax.tree.leaves(predict.model, is_leaf=lambda node: isinstance(node, unfused))
     if count := sum(isinstance(layer, unfused) for layer in layers):
         raise ValueError(
-            f"`predict` is not fused: {count} batch normalisations and attention biases are left in it. To mend it, "
+            f"`predict` is not fused: {count} batch normalisations and attention biases are left in it. To fix it, "
             f"{_FUSE}."
         )
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(predict) if eqx.is_inexact_array(leaf)} - {"float32"}
@@ -174,19 +175,19 @@ def _check_fused(predict: Any) -> None:
     if dtypes:
         raise ValueError(
             f"`predict` computes in {', '.join(sorted(dtypes))}; expected float32, which each runtime "
-            'converts as it likes. Make or load the model, and your own layers, with `dtype="float32"`.'
+            'can convert itself. Make or load the model, and your own layers, with `dtype="float32"`.'
         )
 
 
 def _as_outputs(output: Any) -> list[Any]:
-    """What a module of the user's own returns, as arrays that a file can give."""
+    """The outputs of a user's module, as arrays that a file can return."""
     leaves = jax.tree.leaves(output)
     is_real = lambda leaf: isinstance(leaf, jax.Array | np.ndarray) and not jnp.iscomplexobj(leaf)
     if not leaves or not all(map(is_real, leaves)):
         kinds = [getattr(leaf, "dtype", type(leaf).__name__) for leaf in leaves]
         raise TypeError(
             f"The module returned {', '.join(map(str, kinds)) or 'nothing'} for an image; expected one or more arrays "
-            "of real numbers: return those next to the state."
+            "of real numbers. Return them with the state."
         )
     return leaves
 
@@ -198,12 +199,12 @@ def _described(shape: tuple[int, ...], channels_first: bool, uint8: bool) -> str
 
 
 def _normalisation(preprocessing: Preprocessing | None, channels: int, uint8: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What pixels from 0 to 255 are multiplied with, and what is added, for each channel."""
+    """The factor and the offset for pixels from 0 to 255, for each channel."""
     if not uint8:
         return np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if preprocessing is None:
         raise ValueError(
-            "`uint8` is True, and `preprocessing` is missing, which normalises the pixels: pass that of the weights, "
+            "`uint8` is True, but `preprocessing`, which normalises the pixels, is missing. Pass "
             "`preprocessing=levitax.load_preprocessing(source)`, or a `levitax.data.Preprocessing`."
         )
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)

@@ -1,4 +1,4 @@
-"""From the nodes of a graph to a model: without what nothing needs, and with two nodes as one where ONNX has that."""
+"""Makes an ONNX model of a graph: removes unused nodes, and joins pairs of nodes for which ONNX has one operator."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ._graph import Graph
 
 
 def finish(graph: Graph, inputs: Sequence[Any], outputs: Sequence[Any], metadata: dict[str, str]) -> Any:
-    """The ONNX model of what `outputs` need of `graph`."""
+    """Makes the ONNX model of the nodes that `outputs` need."""
     needed = {value.name for value in outputs}
     _join(graph, needed)
     if graph.pointwise:
@@ -23,7 +23,7 @@ def finish(graph: Graph, inputs: Sequence[Any], outputs: Sequence[Any], metadata
     helper, numpy_helper = graph.onnx.helper, graph.onnx.numpy_helper
     constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in needed]
     operators = [helper.make_opsetid("", graph.opset)]
-    # Of the file format the oldest that has these operators, since runtimes refuse those newer than they are.
+    # The oldest file format with these operators, since runtimes refuse formats newer than themselves.
     version = helper.find_min_ir_version_for(operators)
     whole = helper.make_graph(nodes, "levitax", inputs, outputs, constants)
     model = helper.make_model(whole, opset_imports=operators, ir_version=version, producer_name="levitax")
@@ -38,7 +38,7 @@ def _uses(graph: Graph, outputs: set[str]) -> Counter[str]:
 
 
 def _join(graph: Graph, outputs: set[str]) -> None:
-    """Joins nodes with the one before, where that has no other use."""
+    """Joins nodes with the node before them, if that has no other use."""
     makers = {name: node for node in graph.nodes for name in node.output}
     uses = _uses(graph, outputs)
     nodes = []
@@ -53,7 +53,7 @@ def _join(graph: Graph, outputs: set[str]) -> None:
 
 
 def _bias(graph: Graph, maker: Any, node: Any, uses: Counter[str]) -> bool:
-    """A constant for each channel, added to a convolution or a product, becomes part of that."""
+    """Turns the addition of a constant per channel into the bias of the convolution or product before it."""
     bias = graph.constants.get(node.input[1])
     if bias is None or len(maker.input) != 2 or bias.shape != graph.takes_bias.get(maker.output[0]):
         return False
@@ -66,7 +66,7 @@ def _bias(graph: Graph, maker: Any, node: Any, uses: Counter[str]) -> bool:
 
 
 def _mean(graph: Graph, maker: Any, node: Any, uses: Counter[str]) -> bool:
-    """A sum, divided by how many numbers it adds up, is their mean."""
+    """Turns a sum, divided by the number of its terms, into a mean."""
     divisor = graph.constants.get(node.input[1])
     if maker.op_type != "ReduceSum" or divisor is None or divisor.size != 1:
         return False
@@ -81,8 +81,8 @@ _JOINS = {"Add": _bias, "Div": _mean, "Identity": lambda graph, maker, node, use
 
 
 def _divide(graph: Graph, outputs: set[str]) -> None:
-    """A convolution for queries, keys and values of all heads becomes one for each of the three: to take its result
-    apart is a copy. LeViT takes 1 to 4 % less time so in ONNX Runtime (batches of 1 and 16, two cores)."""
+    """Divides a convolution for the queries, keys and values of all heads into three: splitting its result would copy
+    it. With this, LeViT takes 1 to 4 % less time in ONNX Runtime (batches of 1 and 16, two cores)."""
     makers = {name: node for node in graph.nodes for name in node.output}
     uses = _uses(graph, outputs)
     nodes = []
@@ -98,8 +98,8 @@ def _divide(graph: Graph, outputs: set[str]) -> None:
 
 
 def _divided(graph: Graph, convolution: Any, reshape: Any, split: Any) -> list[Any] | None:
-    """A convolution of its own, and the heads, for each part; None where the parts are not some channels of each head,
-    or the convolution is in groups."""
+    """A separate convolution for each part, and a reshape to heads. `None` if the parts are not channels of each head,
+    or if the convolution has groups."""
     names = convolution.input[1:]
     parameters = [graph.constants[name] for name in names if name in graph.constants]
     attributes = {attribute.name: attribute.i for attribute in (*convolution.attribute, *split.attribute)}

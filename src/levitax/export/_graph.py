@@ -1,4 +1,4 @@
-"""An ONNX graph in the making, and what stands in it for the arrays of a traced function."""
+"""An ONNX graph under construction, and its representation of the arrays of a traced function."""
 
 import hashlib
 import itertools
@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 
-# Sizes; that of a free batch is symbolic.
+# The size of a free batch is symbolic.
 Shape: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Numbers known when the graph is made. Axes along which they repeat may have length 1."""
+    """An array known when the graph is made. Broadcast axes may have length 1."""
 
     value: np.ndarray
     hint: str = "constant"
@@ -28,21 +28,21 @@ class Constant:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array of the traced function, as the graph has it: maybe with its axes in another order, or taken apart.
+    """An array of the traced function, as the graph stores it: its axes may be in another order, or split.
 
-    Transposing, putting axes together, adding or removing one of length 1 and repeating along one make no nodes; what
-    needs the array as it is asks for that (`Graph.whole`). So between convolutions, which in ONNX have channels first,
-    nothing is transposed back and forth, and what ONNX repeats by itself is not repeated by a node.
+    Transposing, merging axes, adding or removing an axis of length 1 and broadcasting make no nodes. An operation that
+    needs the plain array asks for it (`Graph.whole`). So nothing is transposed back and forth between convolutions,
+    which have channels first in ONNX. Nor does a node broadcast what ONNX broadcasts automatically.
 
-    E.g. images `(batch, rows, columns, 3)` with channels first: `stored` is `(batch, 3, rows, columns)` and `order`
-    `((0,), (2,), (3,), (1,))`. The same as tokens `(batch, rows * columns, 3)`: `((0,), (2, 3), (1,))`.
+    For example, with channels first, images `(batch, rows, columns, 3)` have `stored` `(batch, 3, rows, columns)` and
+    `order` `((0,), (2,), (3,), (1,))`. The same images as tokens `(batch, rows * columns, 3)` have `order`
+    `((0,), (2, 3), (1,))`.
     """
 
     name: str
-    # Sizes of what is stored. Where the array repeats itself along an axis, and of axes that it does not have, 1.
+    # Stored size of each axis; 1 for broadcast or missing axes.
     stored: Shape
-    # For each axis of the array the stored ones of which it is made; none for one of length 1, or along which the array
-    # repeats itself.
+    # For each axis of the array, the stored axes that it consists of; none for a broadcast axis or one of length 1.
     order: tuple[tuple[int, ...], ...]
 
     @staticmethod
@@ -54,17 +54,17 @@ class Tensor:
 
     @property
     def held(self) -> Shape:
-        """The sizes of the array's axes, but 1 where it repeats itself."""
+        """The sizes of the array's axes; 1 for broadcast ones."""
         return tuple(math.prod(self.stored[axis] for axis in axes) for axes in self.order)
 
     @property
     def flat(self) -> list[int]:
-        """The stored axes in the order of the array's."""
+        """The stored axes, in the order of the array's axes."""
         return [axis for axes in self.order for axis in axes]
 
     @property
     def is_in_order(self) -> bool:
-        """Whether no axes have changed places."""
+        """Whether the axes are stored in their order."""
         return self.flat == sorted(self.flat)
 
     @property
@@ -85,20 +85,20 @@ def dtype_of(var: Any) -> np.dtype[Any]:
 
 
 def integers(values: Iterable[Any]) -> tuple[int, ...]:
-    """Plain ones: batching leaves NumPy's."""
+    """Converts to Python integers, since batching leaves NumPy integers."""
     return tuple(map(int, values))
 
 
 def is_size(size: Any, number: int) -> bool:
-    """Whether a size is that number. (Symbolic ones do not like to be asked.)"""
+    """Whether a size equals `number`. Comparing a symbolic size could raise an error."""
     return isinstance(size, int | np.integer) and int(size) == number
 
 
 class Graph:
-    """Nodes and constants so far, and functions that add to them and return names of values.
+    """The nodes and constants so far. The methods add to them and return names of values.
 
-    If `pointwise`, linear maps of tokens are 1x1 convolutions with channels first, and nothing is transposed from stem
-    to head but factors of products; otherwise they are products, with channels last.
+    If `pointwise`, linear layers are 1x1 convolutions with channels first, and between stem and head only factors of
+    products are transposed. Otherwise they are products, with channels last.
     """
 
     def __init__(self, onnx: ModuleType, opset: int, pointwise: bool, batch: Any, outputs: Iterable[str]):
@@ -108,24 +108,24 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         self.images = "images"
-        # How many images, a number or a symbol.
+        # The number of images, or a symbol for it.
         self.batch = batch
-        # For values that are every so many-th row and column of a map, of all of it, that map and how many.
+        # For each value that is a strided slice of a whole map: the map, and the strides of rows and columns.
         self.strided: dict[str, tuple[str, list[int]]] = {}
-        # For a number of tokens the rows and columns that they come from.
+        # The rows and columns of a grid, by its number of tokens.
         self.grids: dict[int, tuple[int, int]] = {}
-        # For values with other sizes than what they are made of, those before.
+        # The sizes of each reshaped value before the reshape.
         self.sizes_before: dict[str, Shape] = {}
-        # For products and convolutions the sizes of what is a bias of theirs.
+        # The shape of the bias that can be added to each product or convolution.
         self.takes_bias: dict[str, Shape] = {}
-        # How many numbers each value of a sum adds up.
+        # The number of terms in each sum.
         self.summed: dict[str, int] = {}
         self._taken: set[str] = {self.images, *outputs}
         self._known: dict[Any, str] = {}
         self._made: dict[Any, list[str]] = {}
 
     def node(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
-        """Adds a node, if there is none like it; returns the names of its outputs."""
+        """Adds a node, unless the same one exists. Returns the names of its outputs."""
         key = (operation, *inputs, repr(sorted(attributes.items())))
         if key not in self._made:
             names = self._made[key] = [self.name(operation.lower()) for _ in range(outputs)]
@@ -133,7 +133,7 @@ class Graph:
         return self._made[key]
 
     def constant(self, value: Any, hint: str = "constant") -> str:
-        """The name of these numbers: the hint, or one like it. The same numbers with the same hint are kept once."""
+        """The name of a constant: the hint, or the hint with a number. Stores equal values with the same hint once."""
         value = np.asarray(value, order="C")
         key = (hint, value.dtype.str, value.shape, hashlib.sha1(value).digest())
         if key not in self._known:
@@ -142,7 +142,7 @@ class Graph:
         return self._known[key]
 
     def in_order(self, operand: Operand) -> str:
-        """The array with its axes in order, but of length 1 where it repeats itself."""
+        """The array with its axes in order; broadcast axes have length 1."""
         if isinstance(operand, Constant):
             return self.constant(operand.value, operand.hint)
         name, sizes = operand.name, operand.stored
@@ -154,10 +154,10 @@ class Graph:
         return self.reshaped(name, sizes, operand.held)
 
     def reshaped(self, name: str, before: Shape, after: Shape) -> str:
-        """The value with other sizes."""
+        """The value, reshaped."""
         if before == after:
             return name
-        # 0 stands for the size that is there now, -1 for what remains.
+        # ONNX keeps a size that is 0, and infers the one that is -1.
         numbers = [
             size if isinstance(size, int | np.integer) else 0 if before[axis : axis + 1] == (size,) else -1
             for axis, size in enumerate(after)
@@ -169,7 +169,7 @@ class Graph:
         return name
 
     def whole(self, operand: Operand, shape: Shape) -> str:
-        """The array as it is."""
+        """The plain array: axes in order, and at full length."""
         if isinstance(operand, Constant):
             if all(isinstance(size, int | np.integer) for size in shape):
                 return self.constant(np.broadcast_to(operand.value, shape), operand.hint)
@@ -182,7 +182,7 @@ class Graph:
         return self.node("Expand", [name, self._sizes(shape)])[0]
 
     def _sizes(self, shape: Shape) -> str:
-        """Sizes as a value."""
+        """A shape as a value of the graph."""
         parts = []
         for size in shape:
             if isinstance(size, int | np.integer):
@@ -194,7 +194,7 @@ class Graph:
         return self.node("Concat", parts, axis=0)[0]
 
     def name(self, hint: str) -> str:
-        """A name that nothing has yet."""
+        """A name that is not in use."""
         numbered = (f"{hint}_{number}" if number else hint for number in itertools.count())
         name = next(name for name in numbered if name not in self._taken)
         self._taken.add(name)

@@ -18,7 +18,7 @@ from ._graph import Constant, Graph, Shape, Tensor
 from ._operations import emit
 
 
-# The first that has all that is used here. Runtimes of 2023 and later have it.
+# The first version with all operators that we use. Runtimes from 2023 on support it.
 OPSET = 18
 
 
@@ -32,23 +32,23 @@ def to_onnx(
 ) -> Path:
     """Writes a fused model as an ONNX file, for ONNX Runtime, OpenVINO, TensorRT and others.
 
-    The graph is what one would write by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`, with weights under their
-    names in the model, and those of queries, keys and values apart. Linear maps are 1x1 convolutions. It takes "images"
-    and gives "logits", both float32 by default.
+    The graph is like one written by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`. Weights keep their names in
+    the model, with separate ones for queries, keys and values. Linear layers are 1x1 convolutions. The input is
+    "images" and the output "logits", both float32 by default.
 
     **Arguments:**
 
-    - `predict`: what [`levitax.fuse`][] returns, of a [`levitax.LeViT`][] or of a module of your own.
-    - `path`: of the file, with `~` for the home folder; URLs are refused.
-    - `batch`: images at a time. By default free: as many as each call has.
+    - `predict`: the result of [`levitax.fuse`][] for a [`levitax.LeViT`][] or a module of your own.
+    - `path`: of the file; `~` is the home folder. URLs are refused.
+    - `batch`: number of images. By default each call may have another number.
     - `opset`: version of ONNX's operators.
     - `options`: any of [`levitax.export.Options`][].
 
     **Returns:** the path.
 
     **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
-    and an opset that there is not; `NotImplementedError` for an operation in your own module that cannot be written;
-    `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError` without `onnx`.
+    and an unknown opset; `NotImplementedError` for an operation in your own module that levitax cannot export;
+    `OSError` if the file cannot be written, and the old one then stays; `ModuleNotFoundError` without `onnx`.
     """
     path = as_path("path", path)
     model = onnx_model(endpoint(predict, options), batch, opset, pointwise=True)
@@ -58,17 +58,19 @@ def to_onnx(
 
 
 def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET, *, pointwise: bool) -> Any:
-    """The `onnx.ModelProto` of an endpoint, with linear maps as convolutions if `pointwise`, else as products."""
+    """The `onnx.ModelProto` of an endpoint. Linear layers are convolutions if `pointwise`, otherwise products."""
     onnx = require("onnx", "`levitax.export`", extra("export"))
     newest = onnx.defs.onnx_opset_version()
     if not OPSET <= as_integer("opset", opset) <= newest:
-        raise ValueError(f"`opset` is {opset}; expected one from {OPSET} to {newest}, the newest that onnx has here.")
+        raise ValueError(
+            f"`opset` is {opset}; expected one from {OPSET} to {newest}, the newest in the installed onnx."
+        )
     images = served.images(batch)
     arrays, rest = eqx.partition(served.predict, _is_numeric)
     found, tree = jax.tree.flatten_with_path(arrays)
     names = [_readable(jax.tree_util.keystr(keys)) for keys, _ in found]
     leaves = [np.asarray(leaf) for _, leaf in found]
-    # Traced as parameters, so that each keeps its name.
+    # The weights are traced as arguments, so that each keeps its name.
     run = lambda leaves, images: served(eqx.combine(tree.unflatten(leaves), rest), images)
     closed, structure = jax.make_jaxpr(run, return_shape=True)(leaves, images)
 
@@ -80,8 +82,8 @@ def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET, *, point
         )
     except NotImplementedError as error:
         raise NotImplementedError(
-            f"The model computes {error}, which is not among what can be written as ONNX here. Change that part of it, "
-            "or use `levitax.export.to_stablehlo`, which writes anything."
+            f"The model computes {error}, which levitax cannot export to ONNX. Change that part of it, or use "
+            "`levitax.export.to_stablehlo`, which exports every operation."
         ) from None
     outputs = []
     for (name, aval), result in zip(structure.items(), results, strict=True):
@@ -94,7 +96,7 @@ def onnx_model(served: Endpoint, batch: int | None, opset: int = OPSET, *, point
 def _images(graph: Graph, shape: Shape, channels_first: bool) -> Tensor:
     if channels_first:
         return Tensor.plain(graph.images, shape)
-    # Here, where pixels may still be bytes, rather than in front of the first convolution.
+    # Transposed here, where pixels may still be bytes, and not before the first convolution.
     (name,) = graph.node("Transpose", [graph.images], perm=[0, 3, 1, 2])
     return Tensor(name, tuple(shape[axis] for axis in (0, 3, 1, 2)), ((0,), (2,), (3,), (1,)))
 
@@ -109,5 +111,5 @@ def _is_numeric(leaf: Any) -> bool:
 
 
 def _readable(path: str) -> str:
-    """`stem.convolutions.0.weight` of `.model.stem.convolutions[0].weight`."""
+    """Converts `.model.stem.convolutions[0].weight` to `stem.convolutions.0.weight`."""
     return re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path).removeprefix(".model").strip(".")

@@ -19,17 +19,17 @@ def to_openvino(
     batch: int | None = None,
     **options: Unpack[Options],
 ) -> Path:
-    """Writes a fused model for OpenVINO: an `.xml` file, and beside it a `.bin` file with the weights, in float32.
+    """Writes a fused model for OpenVINO: an `.xml` file, and next to it a `.bin` file with float32 weights.
 
-    In which precision it computes is said when it is compiled: on processors that have bfloat16, OpenVINO uses that
-    unless told `{"INFERENCE_PRECISION_HINT": "f32"}`.
+    You choose the precision of the computation when you compile the model. On processors with bfloat16, OpenVINO uses
+    that unless you pass `{"INFERENCE_PRECISION_HINT": "f32"}`.
 
     **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`. `path` ends in `.xml`.
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_onnx`][] raises of model, options, operations and files; `ValueError` for
-    another ending; `ModuleNotFoundError` without `openvino`.
+    **Raises:** what [`levitax.export.to_onnx`][] raises for models, options, operations and files; `ValueError` for
+    another suffix; `ModuleNotFoundError` without `openvino`.
     """
     path = check_xml(path)
     openvino = require_quiet("openvino", "`levitax.export.to_openvino`")
@@ -39,8 +39,8 @@ def to_openvino(
 
 
 def require_quiet(module: str, user: str) -> ModuleType:
-    """Imports one of OpenVINO's packages without its telemetry, which forks a process at every call: beside the threads
-    of JAX that may deadlock."""
+    """Imports an OpenVINO package without its telemetry, which forks a process in every call. A fork may deadlock with
+    the threads of JAX."""
     telemetry = "openvino_telemetry"
     if telemetry in sys.modules:
         return require(module, user, extra("export"))
@@ -52,7 +52,7 @@ def require_quiet(module: str, user: str) -> ModuleType:
 
 
 def check_xml(path: str | os.PathLike[str]) -> Path:
-    """The path, or an error that says how it must end."""
+    """Converts `path` to a path that ends in `.xml`, or raises an error."""
     path = as_path("path", path)
     if path.suffix != ".xml":
         raise ValueError(
@@ -71,6 +71,6 @@ def openvino_model(openvino: Any, served: Endpoint, batch: int | None) -> Any:
 
 
 def save(openvino: Any, model: Any, path: Path) -> None:
-    # The description last: until it is there, readers find the one before.
+    # The `.xml` last: until then, readers find the old one.
     with replacing(path.with_suffix(".bin"), path, errors=(OSError, RuntimeError)) as (_, temporary):
         openvino.save_model(model, temporary, compress_to_fp16=False)

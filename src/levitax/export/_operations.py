@@ -1,4 +1,4 @@
-"""The operations of JAX, said in those of ONNX."""
+"""Translation of the operations of JAX to those of ONNX."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +19,9 @@ from ._views import VIEWS
 
 
 def emit(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], operands: Sequence[Operand]) -> Sequence[Operand]:
-    """Adds to `graph` what `jaxpr` computes of `operands`, and returns what stands for its results.
+    """Adds the operations of `jaxpr` on `operands` to `graph`. Returns the operands that represent its results.
 
-    **Raises:** `NotImplementedError`, naming it, at an operation that is not among those below.
+    **Raises:** `NotImplementedError` that names the first unsupported operation.
     """
     known: dict[Any, Operand] = {}
 
@@ -44,9 +44,9 @@ def _emit_one(graph: Graph, equation: JaxprEqn, inputs: Sequence[Operand]) -> Se
         return [VIEWS[name](graph, equation, *inputs)]
     if name in _CALLS:
         inner = equation.params[_CALLS[name]]
-        if (operation := _as_one(equation, inner)) is not None:
+        if (operation := _single_operation(equation, inner)) is not None:
             return [operation(graph, equation, *inputs)]
-        # Of some operations it is closed over its constants, of others there are none.
+        # Some operations hold a closed jaxpr with constants, others a plain one without.
         return emit(graph, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
     if all(isinstance(operand, Constant) for operand in inputs):
         return _computed(equation, inputs)
@@ -58,7 +58,7 @@ def _emit_one(graph: Graph, equation: JaxprEqn, inputs: Sequence[Operand]) -> Se
 
 
 def _computed(equation: JaxprEqn, inputs: Sequence[Operand]) -> list[Operand]:
-    """The results of an operation whose operands are known."""
+    """Computes the results of an operation on constants."""
     values, hint = [], "constant"
     for operand, var in zip(inputs, equation.invars, strict=True):
         assert isinstance(operand, Constant)
@@ -70,12 +70,12 @@ def _computed(equation: JaxprEqn, inputs: Sequence[Operand]) -> list[Operand]:
     ]
 
 
-def _as_one(equation: JaxprEqn, inner: Any) -> Callable[..., Operand] | None:
-    """The one operation of ONNX that a function called in the traced one is, if there is one."""
+def _single_operation(equation: JaxprEqn, inner: Any) -> Callable[..., Operand] | None:
+    """The ONNX operation that replaces a called function, if there is a single one."""
     reference, operation = _NAMED.get(equation.params.get("name", ""), (None, None))
     if reference is None:
         return None
-    # Anyone may name a function so: it must be ours to the letter, batched once, as `Endpoint` does.
+    # Other functions may share the name. The jaxpr must equal the one of our function, batched once as in `Endpoint`.
     aval: Any = equation.invars[0].aval
     traced = jax.make_jaxpr(jax.vmap(reference))(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
     return operation if str(traced.eqns[0].params["jaxpr"]) == str(inner) else None
@@ -125,10 +125,11 @@ def _pad(graph: Graph, equation: JaxprEqn, x: Tensor, filling: Operand) -> Opera
     widths = equation.params["padding_config"]
     shape, padded_shape = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
     if any(inner for _, _, inner in widths) or not isinstance(filling, Constant):
-        raise NotImplementedError("`pad` between elements, or with a number computed in the function")
+        raise NotImplementedError("`pad` between elements, or with a computed value")
     padded = [axis for axis, (before, after, _) in enumerate(widths) if before or after]
     x = _stored_along(graph, x, padded, shape)
-    # For all axes: ONNX Runtime 1.32 goes wrong with the input that names some, when it moves a transposition past it.
+    # Amounts for all axes. If the `axes` input names only some, ONNX Runtime 1.32 gives wrong results when it moves a
+    # transposition past the node.
     amounts = np.zeros((2, len(x.stored)), np.int64)
     for axis in padded:
         amounts[:, x.order[axis][0]] = widths[axis][:2]
@@ -153,7 +154,7 @@ def _reduce(operation: str, graph: Graph, equation: JaxprEqn, x: Tensor) -> Oper
 
 
 def _stored_along(graph: Graph, x: Tensor, axes: Sequence[int], shape: Shape) -> Tensor:
-    """`x` with each of these axes stored, in one piece and full length."""
+    """`x` with each of these axes stored as a single axis of full length."""
     if all(len(x.order[axis]) == 1 and x.held[axis] == shape[axis] for axis in axes):
         return x
     return Tensor.plain(graph.whole(x, shape), shape)
@@ -164,16 +165,16 @@ def _resized(x: Tensor, name: str, sizes: Mapping[int, Any]) -> Tensor:
     return Tensor(name, tuple(new.get(axis, size) for axis, size in enumerate(x.stored)), x.order)
 
 
-# What changes no number.
+# Operations that change no value.
 _NOTHING = ("name", "optimization_barrier", "stop_gradient", "copy")
 
-# What calls a function, which is written out here, and where it keeps that.
+# Operations that call a function, which is inlined, and the parameter that holds it.
 _CALLS = {
     **dict.fromkeys(("jit", "pjit", "remat2"), "jaxpr"),
     **dict.fromkeys(("eval_jaxpr", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
 }
 
-# Functions that are one operation of ONNX, by the name that they have in a jaxpr.
+# Functions that a single ONNX operation replaces, by their name in a jaxpr.
 _NAMED: dict[str, tuple[Callable[..., Any], Callable[..., Operand]]] = {
     "softmax": (softmax, _softmax),
     "hard_silu": (hard_swish, partial(elementwise, "HardSwish")),
@@ -181,7 +182,7 @@ _NAMED: dict[str, tuple[Callable[..., Any], Callable[..., Operand]]] = {
 
 _SPLITS: dict[str, Callable[..., Sequence[Operand]]] = {"split": _split}
 
-# With one result.
+# Operations with one result.
 _COMPUTATIONS: dict[str, Callable[..., Operand]] = {
     **ELEMENTWISE,
     **PRODUCTS,

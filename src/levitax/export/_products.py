@@ -1,4 +1,4 @@
-"""Products of matrices, and convolutions."""
+"""Matrix products and convolutions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from ._graph import Constant, dtype_of, Graph, Operand, Shape, shape_of, Tensor
 class _Factor:
     operand: Operand
     shape: Shape
-    # The axes that both factors have, those that only this one has, and those that the product sums over.
+    # The axes that both factors share, those of this factor only, and those that the product sums over.
     batch: tuple[int, ...]
     own: tuple[int, ...]
     sums: tuple[int, ...]
@@ -25,7 +25,7 @@ class _Factor:
         return _Factor(operand, shape, batch, own, sums)
 
     def with_axis(self, kind: str) -> "_Factor":
-        """With one more axis, of length 1, of that kind."""
+        """Adds an axis of length 1 of this kind."""
         if isinstance(self.operand, Constant):
             operand = replace(self.operand, value=self.operand.value[..., None])
         else:
@@ -40,26 +40,26 @@ def _product(graph: Graph, equation: JaxprEqn, *operands: Operand) -> Operand:
     sums, batch = equation.params["dimension_numbers"]
     shapes = [shape_of(var) for var in equation.invars]
     left, right = map(_Factor.of, operands, shapes, batch, sums)
-    said = f"`dot_general` of {shapes[0]} and {shapes[1]}"
+    described = f"`dot_general` of {shapes[0]} and {shapes[1]}"
     if len(left.sums) > 1:
-        raise NotImplementedError(f"{said} that sums over {len(left.sums)} axes")
+        raise NotImplementedError(f"{described} that sums over {len(left.sums)} axes")
     if not left.sums:
         left, right = left.with_axis("sums"), right.with_axis("sums")
     is_vector = not left.own, not right.own
     left, right = (factor if factor.own else factor.with_axis("own") for factor in (left, right))
     count = len(left.batch)
-    # `MatMul` takes one axis of its own from the right factor.
-    turned = len(right.own) != 1
+    # In `MatMul`, the right factor has a single axis of its own.
+    swapped = len(right.own) != 1
     if graph.pointwise and count and len(left.own) == len(right.own) == 1 and isinstance(right.operand, Tensor):
-        # What has its channels first becomes the left factor, and the product has them first again.
-        turned = right.operand.permuted((*right.batch, *right.own, *right.sums)).is_in_order
-    if turned:
+        # A factor with channels first becomes the left one, so that the product has channels first again.
+        swapped = right.operand.permuted((*right.batch, *right.own, *right.sums)).is_in_order
+    if swapped:
         left, right = right, left
     if len(right.own) != 1:
-        raise NotImplementedError(f"{said} with several axes of their own")
+        raise NotImplementedError(f"{described} with several own axes in both factors")
     x, x_shape = left.arranged(*left.batch, *left.own, *left.sums)
     for _ in left.own[1:] if count else ():
-        # As many axes in front as the other factor has.
+        # The factors need equally many leading axes.
         right = right.with_axis("batch")
     y, y_shape = right.arranged(*right.batch, *right.sums, *right.own)
     is_float = jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.floating)
@@ -72,19 +72,19 @@ def _product(graph: Graph, equation: JaxprEqn, *operands: Operand) -> Operand:
         product = Tensor.plain(name, (*x_shape[:-1], y_shape[-1]))
         if is_flat:
             graph.takes_bias[name] = y_shape[1:]
-    if turned:
+    if swapped:
         last = len(product.order) - 1
         product = product.permuted([*range(count), last, *range(count, last)])
-    unasked = [axis for axis, is_added in zip((count, len(product.order) - 1), is_vector, strict=True) if is_added]
-    return product.permuted(axis for axis in range(len(product.order)) if axis not in unasked)
+    added = [axis for axis, is_added in zip((count, len(product.order) - 1), is_vector, strict=True) if is_added]
+    return product.permuted(axis for axis in range(len(product.order)) if axis not in added)
 
 
 def _linear(graph: Graph, x: Tensor, weight: np.ndarray, hint: str) -> Tensor | None:
-    """A linear map of the last axis as a 1x1 convolution, of what is stored with channels first; else None."""
+    """A linear layer on the last axis as a 1x1 convolution; `None` if `x` is not stored with channels first."""
     pixels = _as_map(graph, x, len(weight))
     if pixels is None:
         return None
-    # With strides it reads the pixels that a slice would cut out, so that the slice needs no node.
+    # A strided convolution reads the pixels of a strided slice itself, so the slice needs no node.
     source, strides = graph.strided.get(pixels.name, (pixels.name, [1, 1]))
     (name,) = graph.node("Conv", [source, graph.constant(weight.T[:, :, None, None], hint)], strides=strides)
     first, _, rows, columns = pixels.stored
@@ -94,8 +94,8 @@ def _linear(graph: Graph, x: Tensor, weight: np.ndarray, hint: str) -> Tensor | 
 
 
 def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
-    """`x`, whose last axis are channels, stored as `(batch or any other, channels, rows, columns)`; None where they are
-    stored elsewhere."""
+    """`x`, whose last axis is channels, stored as `(batch or another axis, channels, rows, columns)`; `None` if it is
+    stored in another order."""
     places = {axis: place for place, axis in enumerate(sorted(x.flat))}
     sizes = [x.stored[axis] for axis in places]
     *others, last = (tuple(places[axis] for axis in axes) for axes in x.order)
@@ -105,7 +105,7 @@ def _as_map(graph: Graph, x: Tensor, channels: int) -> Tensor | None:
     if len(grid) == 2:
         moved = {0: (0,), len(last) + 1: (2,), len(last) + 2: (3,)}
     else:
-        # Which rows and columns does not matter for the result, only for what it can be added to without a node.
+        # The choice of rows and columns does not change the result, only what it can be added to without a node.
         grid = graph.grids.get(grid[0], (*grid, 1))
         moved = {0: (0,), len(last) + 1: (2, 3)}
     stored = (sizes[0], channels, *grid)

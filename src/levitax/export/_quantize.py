@@ -26,27 +26,28 @@ def to_openvino_int8(
 ) -> Path:
     """Writes a fused model for OpenVINO with linear layers and convolutions in 8 bits, calibrated on images.
 
-    NNCF measures the ranges of weights and activations on the images, symmetric for weights, and corrects biases
-    (post-training quantisation; no labels are needed). The rest, such as the products inside attention and softmax,
-    stays in float32. OpenVINO computes it in the precision chosen when the file is compiled.
+    NNCF measures the ranges of weights and activations on the images, and corrects biases (post-training quantisation;
+    no labels are needed). The ranges of weights are symmetric. The other operations, such as the products inside
+    attention and the softmax, stay in float32. OpenVINO computes these in the precision that you choose when you
+    compile the file.
 
-    The file gives the same results on every processor. Those without VNNI add two products of 8 bits in 16, where
-    weights of the full range and products inside attention would overflow. The weights therefore use half of the range:
-    LeViT-256 is as fast with it, and its logits are 3.4 % instead of 1.7 % of the largest one off. Attention in float32
-    makes it 1 to 4 % slower with VNNI, and 3 % faster without.
+    The file gives the same results on every processor. Processors without VNNI add two 8-bit products in 16 bits.
+    Weights of full range and the products inside attention would overflow there. The weights therefore use half of the
+    range: LeViT-256 is as fast with it, and its logits are 3.4 % of the largest one off instead of 1.7 %. Attention in
+    float32 makes it 1 to 4 % slower with VNNI, and 3 % faster without.
 
     **Arguments:** those of [`levitax.export.to_openvino`][], and
 
-    - `images`: `(images, ...)`, like those that the model will see, 300 or more are best; in the order of axes and the
-        dtype that the exported model takes (`channels_first`, `uint8`). They go through it in batches of `batch`, or
-        one by one; what is left over behind the last whole batch is not used.
+    - `images`: `(images, ...)`, similar to those that the model will see; 300 or more are best. Their axes and dtype
+        are those of the exported model (`channels_first`, `uint8`). They are used in batches of `batch`, or one by one;
+        an incomplete last batch is dropped.
 
-    NNCF's messages are silenced, but for warnings, for the whole process.
+    From then on, NNCF logs nothing below warnings in the whole process.
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, not
-    finite, fewer than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
+    **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, with
+    NaN or infinite values, fewer than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
     """
     path = check_xml(path)
     openvino = require_quiet("openvino", "`levitax.export.to_openvino_int8`")
@@ -59,10 +60,10 @@ def to_openvino_int8(
             f"{', '.join(map(str, served.shape))}) in {served.dtype.name}, as the exported model takes them."
         )
     if not np.isfinite(images).all():
-        raise ValueError("`images` has values that are not finite; expected finite ones to measure ranges of.")
+        raise ValueError("`images` has values that are not finite; expected finite ones, to measure ranges.")
     size = 1 if batch is None else as_integer("batch", batch)
     if len(images) < (fewest := max(FEWEST, size)):
-        raise ValueError(f"`images` are {len(images)}; expected {fewest} or more to measure the ranges of activations.")
+        raise ValueError(f"`images` has {len(images)} images; expected {fewest} or more, to measure ranges.")
     model = openvino_model(openvino, served, batch)
     _keep_reduced_axes(openvino, model)
     batches = [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
@@ -81,19 +82,22 @@ def to_openvino_int8(
 
 
 def _products_without_weights(model: Any) -> list[str]:
-    """The names of the products of two activations, as in attention. `overflow_fix` halves the range of weights only:
-    in 8 bits, these products would saturate without VNNI. The logits of the digits model differed by 9 % for that."""
+    """The names of the products of two activations, as in attention.
+
+    `overflow_fix` halves only the range of weights. In 8 bits, these products would saturate without VNNI, which
+    changed the logits of the digits model by 9 %.
+    """
     sources = lambda node: [value.get_source_output().get_node().get_type_name() for value in node.inputs()]
     products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     return [node.get_friendly_name() for node in products if "Constant" not in sources(node)]
 
 
 def _keep_reduced_axes(openvino: Any, model: Any) -> None:
-    """Makes reductions keep their axes, and removes these axes in nodes of their own.
+    """Makes reductions keep their axes, and removes these axes in separate nodes.
 
     OpenVINO's CPU plugin (2025.0 and 2026.4 are affected) fuses a multiplication and a quantisation into the reduction
-    before them. Without the axes, it multiplies by the factors of other channels. NNCF inserts such factors in front of
-    the head, and the logits of the digits model were 29 % off.
+    before them. If the reduction drops its axes, the plugin multiplies by the factors of other channels. NNCF inserts
+    such factors before the head, and the logits of the digits model were 29 % off.
     """
     for node in model.get_ordered_ops():
         if node.get_attributes().get("keep_dims") is False:

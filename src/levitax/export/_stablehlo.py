@@ -13,7 +13,7 @@ from .._fuse import Predictor
 from ._endpoint import endpoint, Options
 
 
-# Those of JAX itself; others come with plugins, and StableHLO for them too.
+# The platforms of JAX itself. Plugins add others, which StableHLO also supports.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -25,20 +25,20 @@ def to_stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     **options: Unpack[Options],
 ) -> Path:
-    """Writes a fused model as StableHLO, for JAX without this library, and for what else takes it.
+    """Writes a fused model as StableHLO, for JAX without this library and for other compilers.
 
-    To read it: `run = jax.export.deserialize(Path("levit.stablehlo").read_bytes()).call`, of which `run(images)` gives
-    outputs by name, to the bit those of the model under `jax.jit`. JAX keeps what is written readable for half a year.
+    Read it with `run = jax.export.deserialize(Path("levit.stablehlo").read_bytes()).call`. `run(images)` gives outputs
+    by name, bit for bit as the model computes them under `jax.jit`. JAX keeps such files readable for half a year.
 
     **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`, and
 
-    - `platforms`: what it is to run on, of "cpu", "cuda", "rocm" and "tpu".
+    - `platforms`: where it will run: some of "cpu", "cuda", "rocm" and "tpu".
 
     **Returns:** the path.
 
     **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
-    and another platform; `OSError` if the file cannot be written, and what was there stays; `ModuleNotFoundError`
-    without `flatbuffers`, with which JAX writes and reads such files.
+    and another platform; `OSError` if the file cannot be written, and the old one then stays;
+    `ModuleNotFoundError` without `flatbuffers`, which JAX needs to write and read such files.
     """
     require("flatbuffers", "`levitax.export.to_stablehlo`", extra("export"))
     path = as_path("path", path)

@@ -1,4 +1,4 @@
-"""Other orders of axes and other sizes, mostly without nodes."""
+"""Transposes, broadcasts and reshapes, mostly without nodes."""
 
 import math
 from collections.abc import Callable
@@ -47,9 +47,9 @@ def _reshape(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
             for axis, stored in zip(new, part or (), strict=True):
                 order[axis] = stored
         return replace(x, order=tuple(order))
-    if not all(_are_in_a_row(x, before, *group) for group in groups):
+    if not all(_are_adjacent(x, before, *group) for group in groups):
         x = Tensor.plain(graph.whole(x, before), before)
-    # Axes are taken apart where they are stored, so that channels that are first stay so.
+    # Axes are split in their stored order, so that channels stay first.
     sizes = []
     for _, old, new in sorted((x.order[old[0]], old, new) for old, new in groups if x.order[old[0]]):
         for axis in new:
@@ -59,8 +59,10 @@ def _reshape(graph: Graph, equation: JaxprEqn, x: Operand) -> Operand:
 
 
 def _regrouped(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Which axes become which, in the smallest groups that hold as many elements; None where sizes do not tell. Axes of
-    length 1 that come or go are in no group."""
+    """Groups the axes before and after a reshape, in the smallest groups with equally many elements.
+
+    Gives `None` if the sizes do not determine the groups. Axes of length 1 that are added or removed are in no group.
+    """
     groups = []
     old = new = 0
     while old < len(before) and new < len(after):
@@ -87,7 +89,7 @@ def _wide(shape: Shape, start: int, end: int) -> list[int]:
 
 
 def _parts(x: Tensor, before: Shape, after: Shape, old: list[int], new: list[int]) -> list[tuple[int, ...]] | None:
-    """The stored axes of which each of the new ones is made; None where they would have to be taken apart."""
+    """The stored axes that each new axis consists of; `None` if a stored axis would have to be split."""
     if len(old) == len(new) == 1:
         return [x.order[old[0]]]
     if any(x.held[axis] != before[axis] for axis in old):
@@ -104,8 +106,8 @@ def _parts(x: Tensor, before: Shape, after: Shape, old: list[int], new: list[int
     return parts
 
 
-def _are_in_a_row(x: Tensor, before: Shape, old: list[int], new: list[int]) -> bool:
-    """Whether these axes are stored side by side, and as long as they are."""
+def _are_adjacent(x: Tensor, before: Shape, old: list[int], new: list[int]) -> bool:
+    """Whether these axes are stored next to each other, at full length."""
     stored = [stored for axis in old for stored in x.order[axis]]
     return all(right - left == 1 for left, right in pairwise(stored)) and (
         len(old) == len(new) == 1 or all(x.held[axis] == before[axis] for axis in old)

@@ -126,13 +126,15 @@ class BatchNorm(eqx.Module):
         check_axis("x", x, -1, self.weight.size, "channels")
         running = self.running(state)
         if self.inference:
-            centred, mean, var = x.astype(jnp.float32), running.mean, running.var
+            centred, mean, var = _subtract(x, running.mean), 0.0, running.var
         else:
             centred, centre = self._centred(x)
             mean, var = self._moments(centred)
             unbiased = var * (self._count(x) / (self._count(x) - 1))
             state = self._moved(state, running, RunningStatistics(centre + mean, unbiased))
-        y = (centred - _per_channel(mean, x)) * _per_channel(self._scale(var), x) + _per_channel(self.bias, x)
+        scale = self._scale(var)
+        # Not `(centred - mean) * scale + bias`, in whose backward pass `mean` takes a sum of its own over the batch.
+        y = centred * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)
         return y.astype(x.dtype), state
 
     def running(self, state: eqx.nn.State) -> RunningStatistics:
@@ -168,7 +170,7 @@ class BatchNorm(eqx.Module):
         x = unfused(x)
         total = self._sum_over_batch(x.astype(jnp.float32).sum(_all_but_last(x)))
         centre = stored(lax.stop_gradient(settled(total / self._count(x))))
-        centred = x.astype(jnp.float32) - _per_channel(centre, x)
+        centred = _subtract(x, centre)
         # As small as `x`, it is stored in its place.
         return stored(centred) if x.dtype == jnp.float32 else centred, centre
 
@@ -198,6 +200,10 @@ class BatchNorm(eqx.Module):
             return values
         with naming_batch_axis(self.axis_name):
             return sum_over_axis(values, self.axis_name)
+
+
+def _subtract(x, values):
+    return x.astype(jnp.float32) - _per_channel(values, x)
 
 
 def _all_but_last(x):

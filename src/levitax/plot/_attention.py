@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# For letters: 4 to 1 beside white, and 5 to 1 beside black.
+# Text in this colour has a contrast of 4 to 1 on white and of 5 to 1 on black.
 GREY = "#808080"
 
 
 def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
-    """Draws the attention biases of a block of each stage, the maps of the paper's appendix B.
+    """Draws the attention biases of one block in each stage, like the maps in the paper's appendix B.
 
-    A row is a stage and a panel a head: the bias by where a token lies as seen from the query. Offsets are absolute, so
-    the maps are mirrored, and the query is in the middle. Red is more attention, blue less, white none; the strongest
-    colour is a stage's largest magnitude. Needs `pip install "levitax[plot]"`.
+    Each row is a stage, and each panel a head: the bias by the position of a token relative to the query, which is in
+    the middle. Offsets are absolute, so the maps are mirrored. Red means more attention, blue less, white no bias. The
+    strongest colour is the largest magnitude in the stage. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 
     - `model`: a [`levitax.LeViT`][], not fused.
-    - `block`: which of the blocks of each stage that keep the grid, from 0; -1 is the last.
+    - `block`: index among the blocks of each stage that keep the grid, from 0; -1 is the last.
 
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
 
-    **Raises:** `TypeError` for what is no LeViT; `ValueError` for a fused one, whose tables are gone, and where a stage
-    has no such block; `ModuleNotFoundError` without Matplotlib.
+    **Raises:** `TypeError` if `model` is no LeViT; `ValueError` for a fused one, which has no tables of biases, and if
+    a stage has no such block; `ModuleNotFoundError` without Matplotlib.
     """
     check_levit(model)
     tables = [_bias_table(number, stage, block) for number, stage in enumerate(model.stages, 1)]
     figure, panels = _panels(len(tables), max(map(len, tables)))
     for row, (table, stage_panels) in enumerate(zip(tables, panels, strict=True), 1):
         reach = np.abs(table).max() or 1.0
-        # A stage of fewer heads than others leaves the rest of its row empty.
+        # A stage with fewer heads than others leaves the rest of its row empty.
         for head, (panel, offsets) in enumerate(zip(stage_panels, table, strict=False), 1):
-            # Mirrored, since the table has absolute offsets.
+            # Mirrored, since the table is indexed by absolute offsets.
             half = np.concatenate([offsets[:0:-1], offsets])
             panel.imshow(np.concatenate([half[:, :0:-1], half], axis=1), cmap="RdBu_r", vmin=-reach, vmax=reach)
             panel.set_title(f"stage {row}, head {head}", color=GREY, fontsize=8)
@@ -68,52 +68,52 @@ def attention_maps(
 
     **Arguments:**
 
-    - `image`: `(height, width, channels)`, as it is to be shown: one or three channels with values in [0, 1].
+    - `image`: `(height, width, channels)`, as displayed: one or three channels with values in [0, 1].
     - `weights`: `(heads, queries, tokens)`, of one block, from [`levitax.LeViT.attention_maps`][].
-    - `grid`: rows and columns of the tokens, which are those of the block's stage, `model.config.grid(stage)`, and in
-        the first block of a later stage those of the stage before.
-    - `query`: the token that attends, by its number in row-major order; it is framed. By default all of them on
-        average, as their mean is what the heads of a LeViT classify.
+    - `grid`: rows and columns of the tokens: `model.config.grid(stage)` for the block's stage. The first block of a
+        later stage has the tokens of the stage before.
+    - `query`: the token that attends, by its number in row-major order; the figure frames it. By default the mean over
+        all queries, since a LeViT classifies the mean of its tokens.
 
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages. The brightest
-    colour is the panel's largest weight.
+    colour is the largest weight in the panel.
 
-    **Raises:** `TypeError` for what is no array; `ValueError` if the image has other channels or values, the grid
-    another number of tokens, a weight is not finite, or there is no such query; `ModuleNotFoundError` without
-    Matplotlib.
+    **Raises:** `TypeError` for arguments that are no arrays; `ValueError` if the image has other channels or values,
+    the grid has another number of tokens, a weight is not finite, or there is no such query;
+    `ModuleNotFoundError` without Matplotlib.
     """
     _check_rank("image", image, ("height", "width", "channels"))
     _check_rank("weights", weights, ("heads", "queries", "tokens"))
-    picture, (heads, queries, tokens) = np.asarray(image, np.float32), weights.shape
-    height, width, channels = picture.shape
+    pixels, (heads, queries, tokens) = np.asarray(image, np.float32), weights.shape
+    height, width, channels = pixels.shape
     if channels not in (1, 3):
-        raise ValueError(f"`image` has {channels} channels; pass what can be shown, with 1 or 3.")
-    if not (picture.min() >= 0 and picture.max() <= 1):
+        raise ValueError(f"`image` has {channels} channels; expected 1 or 3, as in a grey or a colour image.")
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(
-            f"`image` has values from {picture.min():.3g} to {picture.max():.3g}; pass it as it is to be shown, with "
-            "values in [0, 1], before its normalisation."
+            f"`image` has values from {pixels.min():.3g} to {pixels.max():.3g}; expected values in [0, 1]. Pass "
+            "the image from before its normalisation."
         )
     if not np.isfinite(np.asarray(weights, np.float32)).all():
         raise ValueError("`weights` has values that are not finite; expected those of `attention_maps`, from 0 to 1.")
     rows, columns = as_integers("grid", grid, 2, "rows and columns")
     if rows * columns != tokens:
         raise ValueError(
-            f"`grid` is {rows}x{columns}, and `weights` has {tokens} tokens; pass `model.config.grid(stage)`, in the "
-            "first block of a later stage that of the stage before."
+            f"`grid` is {rows}x{columns}, but `weights` has {tokens} tokens; pass `model.config.grid(stage)`, or for "
+            "the first block of a later stage the grid of the stage before."
         )
     if query is not None and as_integer("query", query, minimum=0) >= queries:
         raise ValueError(f"`query` is {query}; expected a number from 0 to {queries - 1}.")
 
-    seen = np.asarray(weights, np.float32)
-    seen = seen.mean(1) if query is None else seen[:, query]
+    attended = np.asarray(weights, np.float32)
+    attended = attended.mean(1) if query is None else attended[:, query]
     figure, panels = _panels(1, heads)
     whole = (0, width, height, 0)
-    for head, (panel, map_) in enumerate(zip(panels[0], seen.reshape(heads, rows, columns), strict=True), 1):
-        panel.imshow(picture.squeeze(-1) if channels == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=whole)
+    for head, (panel, map_) in enumerate(zip(panels[0], attended.reshape(heads, rows, columns), strict=True), 1):
+        panel.imshow(pixels.squeeze(-1) if channels == 1 else pixels, cmap="gray", vmin=0, vmax=1, extent=whole)
         panel.imshow(map_, cmap="inferno", alpha=0.65, vmin=0, extent=whole)
         panel.set_title(f"head {head}", color=GREY, fontsize=8)
         if query is not None:
-            # A shrinking block has queries at every second row and column.
+            # A downsampling block has queries at every second row and column.
             stride = 1 if queries == tokens else 2
             row, column = divmod(query, -(-columns // stride))
             corner = column * stride * width / columns, row * stride * height / rows
@@ -123,7 +123,7 @@ def attention_maps(
 
 
 def _bias_table(number: int, stage: Stage, block: int) -> np.ndarray:
-    """That of a block which keeps the grid, of stage `number`, as it is added to the scores."""
+    """The table of biases that a block adds to the scores, for a block that keeps the grid in stage `number`."""
     biases = [layer.attention.bias for layer in stage.blocks if layer.attention.stride == 1]
     as_integer("block", block, minimum=-len(biases))
     if block >= len(biases):
@@ -133,14 +133,14 @@ def _bias_table(number: int, stage: Stage, block: int) -> np.ndarray:
         )
     bias = biases[block]
     if not isinstance(bias, AttentionBias):
-        raise ValueError("`model` is fused, which leaves no table of biases; pass the model that was fused.")
+        raise ValueError("`model` is fused and has no table of biases; pass the model from before fusing.")
     return bias.scale * np.asarray(bias.table)
 
 
 def _check_rank(name: str, array: Any, axes: tuple[str, ...]) -> None:
     if not isinstance(array, jax.Array | np.ndarray):
         raise TypeError(
-            f"`{name}` is of type `{type(array).__name__}`; expected an array ({', '.join(axes)}). Of nested tuples "
+            f"`{name}` is of type `{type(array).__name__}`; expected an array ({', '.join(axes)}). From nested tuples, "
             "take one, such as `model.attention_maps(image, state)[stage][block]`."
         )
     if array.ndim != len(axes) or 0 in array.shape:
@@ -148,7 +148,7 @@ def _check_rank(name: str, array: Any, axes: tuple[str, ...]) -> None:
 
 
 def _panels(rows: int, columns: int) -> tuple["Figure", np.ndarray]:
-    # Not of `pyplot`, which keeps figures and may want a screen.
+    # Not with `pyplot`, which keeps figures in memory and may need a display.
     figure = _matplotlib("figure").Figure(figsize=(1.4 * columns, 1.6 * rows), layout="constrained", facecolor="none")
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat:

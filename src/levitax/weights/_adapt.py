@@ -9,22 +9,22 @@ from ._tree import Reader
 
 
 def adapted(read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Reader) -> Reader:
-    """Reads the arrays of a model of configuration `new` from those of one of configuration `old`.
+    """Converts a reader of the arrays of a model with configuration `old` into one for configuration `new`.
 
-    `fresh` gives those for which there is nothing to take: heads that were not there, or for other classes.
+    `fresh` reads the arrays that `old` does not have: new heads, and classifiers for other classes.
 
     **Raises:** `ValueError` if the two differ in more than images and heads.
     """
     different = differences(old, new)
     if different:
         raise ValueError(
-            "The weights are of a model of other sizes: "
+            "The weights are from a model of other sizes: "
             + "; ".join(f"`{name}` is {getattr(old, name)} there and {getattr(new, name)} here" for name in different)
-            + ". Make the model with those of the weights; `image_size`, `num_classes`, `in_channels` and "
+            + ". Make the model with the sizes of the weights; only `image_size`, `num_classes`, `in_channels` and "
             "`distillation` may differ."
         )
 
-    # What one head has may go into two, and what two have goes into each array of one.
+    # Cached, since two heads may read the same array, and each array of a merged head reads all arrays of both.
     read_head = cache(read)
 
     def get(path: str):
@@ -41,11 +41,11 @@ def adapted(read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Reader) -> 
 
 
 def _resize_bias(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A table of attention biases `(heads, rows, columns)` for another grid.
+    """Resizes a table of attention biases `(heads, rows, columns)` to another grid.
 
-    Entry `(y, x)` belongs to an offset of `y` rows and `x` columns. The smallest and the largest offset of the one grid
-    become those of the other, and what is between is interpolated linearly: offset 0, the bias of a token towards
-    itself, keeps its value, as it would not between half-pixel centres.
+    Entry `(y, x)` belongs to an offset of `y` rows and `x` columns. The smallest and the largest offset of one grid
+    become those of the other; the values between are interpolated linearly. So offset 0, the bias of a token towards
+    itself, keeps its value. With half-pixel centres it would not.
     """
 
     def along(axis, size, table):
@@ -57,11 +57,11 @@ def _resize_bias(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _spread_channels(weight: np.ndarray, channels: int) -> np.ndarray:
-    """The filters `(out, in, kernel, kernel)` for images of other channels, such that a picture of equal channels, as
-    a grey one is, gives what it gave.
+    """Converts filters `(out, in, kernel, kernel)` to another number of channels. An image with equal channels, such as
+    a grey one, gives the same result.
 
-    Fewer channels add up the filters of those they stand for: one channel the three of red, green and blue. More
-    channels begin anew after the last, and those that share a filter have equal parts of it.
+    For fewer channels, filters are added up: the three of red, green and blue for one channel. For more channels, the
+    filters repeat in order, and channels that share a filter get equal parts of it.
     """
     old = weight.shape[1]
     weight = weight.astype(np.float64)
@@ -86,8 +86,11 @@ def _head(path: str, read: Reader, old: LeViTConfig, new: LeViTConfig, fresh: Re
 
 
 def _merged(read: Reader, *, has_norm: bool) -> dict[str, np.ndarray]:
-    """The one head that computes the mean of the logits of two: it has the running statistics of the first, which has
-    seen the same features as the second, and all else goes into the linear map."""
+    """Merges two heads into one that computes the mean of their logits.
+
+    Both heads have seen the same features, so the merged head takes the running statistics of the first. Everything
+    else goes into the linear layer.
+    """
 
     def both(leaf):
         return [np.asarray(read(f"head.{name}.{leaf}"), np.float64) for name in ("classification", "distillation")]
@@ -96,7 +99,7 @@ def _merged(read: Reader, *, has_norm: bool) -> dict[str, np.ndarray]:
     if not has_norm:
         return {"weight": np.mean(weights, 0), "bias": np.mean(biases, 0)}
     means, variances, norm_weights, norm_biases = (both(f"norm.{leaf}") for leaf in ("mean", "var", "weight", "bias"))
-    deviations = [np.sqrt(var + 1e-5) for var in variances]  # As in every normalisation of a LeViT.
+    deviations = [np.sqrt(var + 1e-5) for var in variances]  # The epsilon of every normalisation in a LeViT.
     merged = {
         "norm.mean": means[0],
         "norm.var": variances[0],

@@ -1,4 +1,4 @@
-"""The JSON files in which timm and transformers keep, next to weights, what the arrays do not say."""
+"""The JSON files of timm and transformers, next to the weights, with what the arrays do not say."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +14,11 @@ from ._recognise import differences
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 
-# What Pillow, and so transformers, calls its filters.
+# The names of Pillow's filters, by their numbers, which transformers uses.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
-# The entries of both libraries' `config.json`: where one writes it, those of the other are of a model that is gone.
+# The entries of both libraries' `config.json`. Writing for one library also removes those that describe an older model
+# for the other.
 _OWN = (
     *("architecture", "model_args", "pretrained_cfg", "label_names", "num_classes", "num_features", "global_pool"),
     *("model_type", "architectures", "image_size", "num_channels", "kernel_size", "stride", "padding", "patch_size"),
@@ -25,15 +26,14 @@ _OWN = (
     *("id2label", "label2id", "num_labels", "down_ops"),
 )
 
-# The shorter edge of an image in `LevitImageProcessor`, over `size["shortest_edge"]`.
+# `LevitImageProcessor` resizes the shorter edge to this times `size["shortest_edge"]`.
 _SHORTEST_EDGE = 256 / 224
 
 
 def read_preprocessing(companions: Mapping[str, Mapping[str, Any]], where: str) -> Preprocessing | None:
-    """The preprocessing that timm's `config.json` or transformers' two files describe, given by file name; `None` if
-    they do not.
+    """The preprocessing in timm's `config.json` or transformers' two files, by file name; `None` if they have none.
 
-    **Raises:** `ValueError` for what is out of range, and for preprocessing that is none of ours.
+    **Raises:** `ValueError` for values out of range, and for steps that `Preprocessing` does not have.
     """
     config, processor = companions.get(CONFIG, {}), companions.get(PROCESSOR, {})
     pretrained = config.get("pretrained_cfg", config)
@@ -44,14 +44,14 @@ def read_preprocessing(companions: Mapping[str, Mapping[str, Any]], where: str) 
             return _from_transformers(processor, _names("id2label", config))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The JSON next to {where} does not say how its images are prepared: {error} Correct it, or use a "
+            f"The preprocessing in the JSON next to {where} cannot be used: {error} Correct it, or use a "
             "`levitax.data.Preprocessing` of your own."
         ) from error
     return None
 
 
 def companions(layout: LayoutName, config: LeViTConfig, preprocessing: Preprocessing) -> dict[str, dict[str, Any]]:
-    """The content of the files that belong next to weights of a layout, by name; empty for layouts without any."""
+    """The content of the JSON files next to the weights, by file name; empty for layouts without such files."""
     writers: dict[str, Callable[[LeViTConfig, Preprocessing], dict[str, dict[str, Any]]]] = {
         "timm": _timm,
         "timm_conv": lambda *described: _timm(*described, infix="_conv"),
@@ -62,7 +62,7 @@ def companions(layout: LayoutName, config: LeViTConfig, preprocessing: Preproces
 
 
 def _from_timm(fields: Mapping[str, Any], names: Sequence[str]) -> Preprocessing:
-    # A missing field has timm's default (`timm.data.resolve_data_config`).
+    # Missing fields have timm's defaults (`timm.data.resolve_data_config`).
     _field(fields, "crop_mode", "center", lambda value: value == "center", "'center'")
     sizes = _field(
         fields,
@@ -82,7 +82,7 @@ def _from_timm(fields: Mapping[str, Any], names: Sequence[str]) -> Preprocessing
 
 
 def _from_transformers(fields: Mapping[str, Any], names: Sequence[str]) -> Preprocessing:
-    # A missing field has the default of `LevitImageProcessor`.
+    # Missing fields have the defaults of `LevitImageProcessor`.
     for name in ("image_processor_type", "feature_extractor_type"):
         _field(
             fields, name, "Levit", lambda value: str(value).startswith("Levit"), "transformers' 'LevitImageProcessor'"
@@ -119,7 +119,7 @@ def _from_transformers(fields: Mapping[str, Any], names: Sequence[str]) -> Prepr
 
 
 def _edges(fields: Mapping[str, Any], name: str, keys: Sequence[str]) -> list[int]:
-    """The edges of a size, which is one integer or has them by key."""
+    """The edges of a size, which is one integer or a dictionary of edges."""
     is_edge = lambda value: _is_number(value, int) and value > 0
     holds = lambda value: (
         is_edge(value) or (isinstance(value, Mapping) and all(is_edge(value.get(key)) for key in keys))
@@ -132,7 +132,7 @@ def _edges(fields: Mapping[str, Any], name: str, keys: Sequence[str]) -> list[in
 def _field(fields: Mapping[str, Any], name: str, default: Any, holds: Callable[[Any], bool], expected: str) -> Any:
     """A field, or its default if it is missing or null.
 
-    **Raises:** `ValueError` if it does not hold.
+    **Raises:** `ValueError` if `holds` rejects it.
     """
     value = default if fields.get(name) is None else fields[name]
     if not holds(value):
@@ -150,7 +150,7 @@ def _are_numbers(value: Any, kind: type = float) -> bool:
 
 
 def _names(field: str, config: Mapping[str, Any]) -> list[str]:
-    """Class names from a list, or from a dictionary with their numbers; none where they are placeholders."""
+    """Class names, from a list or from a dictionary by class number; none if they are placeholders."""
     value = config.get(field) or []
     if isinstance(value, Mapping):
         try:
@@ -162,8 +162,8 @@ def _names(field: str, config: Mapping[str, Any]) -> list[str]:
             ) from None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"`{field}` is {value!r}; expected a list of class names.")
-    # transformers fills in for names that it does not know. ImageNet has two cranes and two maillots, which need their
-    # numbers to be told apart.
+    # transformers writes placeholders if it has no names. ImageNet has two cranes and two maillots, so we append the
+    # numbers of duplicate names.
     if all(name == f"LABEL_{number}" for number, name in enumerate(value)):
         return []
     twice = {name for name in value if value.count(name) > 1}
@@ -171,7 +171,7 @@ def _names(field: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def replaced(existing: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content`, with those entries of an existing file that neither timm nor transformers would read of a LeViT."""
+    """`content`, and the entries of an existing file that neither timm nor transformers reads for a LeViT."""
     return {name: value for name, value in existing.items() if name not in _OWN} | dict(content)
 
 
@@ -187,8 +187,8 @@ def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") ->
     if preprocessing.crop_offset != "round":
         raise ValueError(
             f"`preprocessing` has `crop_offset` {preprocessing.crop_offset!r}; timm has 'round'. Use "
-            "`dataclasses.replace(preprocessing, crop_offset='round')`, one pixel off for some images, or a path that "
-            "does not end in model.safetensors, next to which no `config.json` is written."
+            "`dataclasses.replace(preprocessing, crop_offset='round')`, one pixel off for some images. Or use a path "
+            "that does not end in model.safetensors: then no `config.json` is written."
         )
     model_args: dict[str, Any] = {} if config.image_size == (224, 224) else {"img_size": list(config.image_size)}
     if config.in_channels != 3:
@@ -230,8 +230,8 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
         raise ValueError(
             f"`preprocessing` has `image_size` {preprocessing.image_size} and `crop_offset` "
             f"{preprocessing.crop_offset!r}; transformers' `LevitImageProcessor` has squares and 'floor'. Use "
-            "`dataclasses.replace(preprocessing, crop_offset='floor')`, one pixel off for some images, or a path that "
-            "does not end in model.safetensors, next to which no `preprocessor_config.json` is written."
+            "`dataclasses.replace(preprocessing, crop_offset='floor')`, one pixel off for some images. Or use a path "
+            "that does not end in model.safetensors: then no `preprocessor_config.json` is written."
         )
     _check_describes("transformers", config, mlp_mult=config.mlp_mult, value_dim=config.value_dim)
     shortest = _shortest_edge(int(height / preprocessing.crop_ratio))
@@ -250,7 +250,7 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
         "num_attention_heads": list(config.heads),
         "depths": list(config.depth),
         "key_dim": list(config.key_dim),
-        # transformers 5.24 refuses fractions. Our header keeps the number.
+        # transformers 5.24 rejects fractions here. Our header keeps the value.
         "drop_path_rate": 0,
         "mlp_ratio": list(config.mlp_mult),
         "attention_ratio": [value // key for value, key in zip(config.value_dim, config.key_dim, strict=True)],
@@ -274,12 +274,14 @@ def _transformers(config: LeViTConfig, preprocessing: Preprocessing) -> dict[str
 
 
 def _check_describes(library: str, config: LeViTConfig, **free: Any) -> None:
-    """Raises for a model that the library's configuration cannot describe; `free` are keywords of its own that it has
-    beyond one number for all stages."""
+    """Raises for a model that the library's configuration cannot describe.
+
+    The configuration has one number for all stages, except for the keywords in `free`, which it can state per stage.
+    """
     names = ("image_size", "stages", "dim", "depth", "heads", "patch_size")
     given = {name: getattr(config, name) for name in names}
     wrong = differences(LeViTConfig(**given, key_dim=config.key_dim[0], **free), config)
-    # They take whole tokens only.
+    # Both libraries need images of whole tokens.
     if any(size % config.patch_size for size in config.image_size):
         wrong.append("image_size")
     if library == "transformers" and config.stages != 3:
@@ -289,24 +291,24 @@ def _check_describes(library: str, config: LeViTConfig, **free: Any) -> None:
     if wrong:
         listed = ", ".join(f"`{name}` {getattr(config, name)}" for name in wrong)
         raise ValueError(
-            f"The configuration of {library} cannot describe a LeViT of {listed}. Use a path that does not end in "
-            "model.safetensors, next to which no `config.json` is written, or our own layout."
+            f"The configuration of {library} cannot describe a LeViT with {listed}. Use our own layout, or a path that "
+            "does not end in model.safetensors: then no `config.json` is written."
         )
 
 
 def _ratio(kept: int, resized: int) -> float:
-    """The ratio of two sizes, such that `int(kept / ratio)` is `resized`."""
+    """The ratio of two sizes, adjusted so that `int(kept / ratio)` is exactly `resized`."""
     ratio = kept / resized
     return ratio if int(kept / ratio) == resized else math.nextafter(ratio, 0)
 
 
 def _shortest_edge(resized: int) -> int:
-    """The number that `LevitImageProcessor` makes into `resized` pixels."""
+    """The `size["shortest_edge"]` from which `LevitImageProcessor` makes `resized` pixels."""
     guess = round(resized / _SHORTEST_EDGE)
     for size in (guess, guess - 1, guess + 1):
         if int(_SHORTEST_EDGE * size) == resized:
             return size
     raise ValueError(
         f"`preprocessing` resizes the shorter edge to {resized} pixels, which transformers' `LevitImageProcessor` "
-        "cannot: it multiplies whole numbers by 256 / 224. Change `crop_ratio` slightly."
+        "cannot do: it multiplies whole numbers by 256 / 224. Change `crop_ratio` slightly."
     )

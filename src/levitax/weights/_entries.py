@@ -13,26 +13,26 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """How one of our arrays is kept in a file: under one name, or in pieces under several."""
+    """How a file stores one of our arrays: under one name, or in pieces under several."""
 
     shape: Shape
     names: tuple[str, ...]
-    # The shapes there, but for the last two axes of a 1x1 convolution.
+    # The shapes in the file, without the last two axes of a 1x1 convolution.
     shapes: tuple[Shape, ...]
-    # Ours has the channels of all pieces together, head by head.
+    # Our array has the channels of all pieces together, grouped by head.
     heads: int = 1
     is_transposed: bool = False
     is_pointwise: bool = False
 
     def read(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
-        """Our array, from those of the file."""
+        """Converts the arrays of the file to ours."""
         if len(pieces) == 1:
             return (pieces[0].T if self.is_transposed else pieces[0]).reshape(self.shape)
         groups = [piece.reshape(self.heads, -1, *self.shape[1:]) for piece in pieces]
         return np.concatenate(groups, axis=1).reshape(self.shape)
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """The inverse of `read`, by name."""
+        """Inverts `read`: converts our array to those of the file, by name."""
         if self.is_transposed:
             pieces = [array.reshape(self.shapes[0][::-1]).T]
         else:
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def entries(layout: Layout, config: LeViTConfig, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
-    """For each of our arrays, given by path and shape, how the layout keeps it."""
+    """How the layout stores each of our arrays, by path. `shapes` are the shapes of our arrays."""
     found = {}
     for slot in _slots(layout, config):
         for path, names in slot.names(layout).items():
@@ -67,25 +67,27 @@ def entries(layout: Layout, config: LeViTConfig, shapes: Mapping[str, Shape]) ->
 
 
 def places(depths: Sequence[int]) -> Iterator[Place]:
-    """Every block, in order."""
+    """Yields the place of every block, in order."""
     for stage, depth in enumerate(depths):
         for block in range(depth + (stage > 0)):
             yield Place(block, tuple(depths[:stage]))
 
 
 def bias_name(layout: Layout, place: Place) -> str:
-    """What the layout calls a block's table of attention biases."""
+    """The layout's name for a block's table of attention biases."""
     return f"{layout.attention(place)}.{layout.bias}"
 
 
 def inside(owner: str, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers of an attention or MLP, by whole names."""
+    """The layers of an attention or MLP, with full names."""
     return tuple(Layer(*(f"{owner}.{name}" for name in layer)) for layer in layers)
 
 
 class _Slot(NamedTuple):
-    """A map of ours with the normalisation beside it, what a layout calls the two, and if it has them in pieces, the
-    channels of each piece in each head."""
+    """A linear layer or convolution of ours with its normalisation, and the layout's names for both.
+
+    If the layout stores it in pieces, `channels` has the number of channels of each piece in each head.
+    """
 
     ours: Layer
     theirs: tuple[Layer, ...]
@@ -94,10 +96,10 @@ class _Slot(NamedTuple):
     on_tokens: bool = False
 
     def names(self, layout: Layout) -> dict[str, tuple[str, ...]]:
-        """Our path of each array that may be there, and their names."""
+        """The layout's names of each array that may exist, by our path."""
         names = {}
         for leaf in ("weight", "bias"):
-            names[f"{self.ours.map}.{leaf}"] = tuple(f"{layer.map}.{leaf}" for layer in self.theirs)
+            names[f"{self.ours.linear}.{leaf}"] = tuple(f"{layer.linear}.{leaf}" for layer in self.theirs)
             names[f"{self.ours.norm}.{leaf}"] = tuple(f"{layer.norm}.{leaf}" for layer in self.theirs)
         for ours, theirs in ((LEVITAX.mean, layout.mean), (LEVITAX.var, layout.var)):
             names[f"{self.ours.norm}.{ours}"] = tuple(f"{layer.norm}.{theirs}" for layer in self.theirs)
@@ -111,7 +113,7 @@ def _slots(layout: Layout, config: LeViTConfig) -> Iterator[_Slot]:
         sizes = config.block_sizes(place.stage)[place.block]
         attention = partial(_slot, LEVITAX.attention(place), layout.attention(place), heads=sizes.heads)
         key, value = sizes.key_dim, sizes.value_dim
-        if place.shrinks:
+        if place.downsamples:
             yield attention(LEVITAX.query[0], layout.query, (key,))
             yield attention(LEVITAX.key_value[0], layout.key_value, (key, value))
         else:

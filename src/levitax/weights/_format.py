@@ -1,4 +1,4 @@
-"""What we write into the header of a file, beside its arrays."""
+"""The header that we write into a file, next to its arrays."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from ..data import Preprocessing
 from ._layouts import LayoutName, LAYOUTS
 
 
-# Goes up when older versions could no longer read what is written.
+# To be raised when older versions can no longer read new files.
 VERSION = 1
 
 
 class Header(NamedTuple):
-    """What names and shapes do not say."""
+    """The metadata that the names and shapes of the arrays do not give."""
 
     layout: LayoutName
     config: LeViTConfig
@@ -36,18 +36,18 @@ class Header(NamedTuple):
 
 
 def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
-    """The header that `Header.to_metadata` wrote, or `None` if others wrote the file.
+    """Reads the header that `Header.to_metadata` wrote; `None` if another library wrote the file.
 
-    **Raises:** `ValueError` if it was written by a later version, or is damaged.
+    **Raises:** `ValueError` if a later version wrote the header, or if it is corrupt.
     """
     version = metadata.get("levitax.format_version")
     if version is None:
         return None
     if not version.isdecimal():
-        raise ValueError(f"{where} has the format version {version!r}; expected a number. The file is damaged.")
+        raise ValueError(f"{where} has the format version {version!r}; expected a number. The file is corrupt.")
     if int(version) > VERSION:
         raise ValueError(
-            f"{where} has format version {version}, of a later levitax; this one reads up to {VERSION}. Update with "
+            f"{where} has format version {version}, from a later levitax; this one reads up to {VERSION}. Update with "
             "`pip install --upgrade levitax`."
         )
     try:
@@ -62,4 +62,4 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
             None if preprocessing is None else Preprocessing.from_dict(preprocessing),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The header of {where} makes no model: {error}") from error
+        raise ValueError(f"The header of {where} describes no valid model: {error}") from error

@@ -6,7 +6,7 @@ from .._config import ActivationName, LeViTConfig
 from .._variants import VARIANTS
 
 
-# By timm's names.
+# Our activations, by timm's names.
 _TIMM_ACTIVATIONS: dict[str, ActivationName] = {
     "hard_swish": "hard_swish",
     "silu": "silu",
@@ -15,7 +15,7 @@ _TIMM_ACTIVATIONS: dict[str, ActivationName] = {
     "relu": "relu",
 }
 
-# Ours, transformers' and timm's names of keywords with a number for each stage.
+# Keywords with one number for each stage: our name, transformers' and timm's.
 _PER_STAGE = (
     ("depth", "depths", "depth"),
     ("dim", "hidden_sizes", "embed_dim"),
@@ -24,46 +24,46 @@ _PER_STAGE = (
 
 
 class Hints(NamedTuple):
-    """What the `config.json` of transformers or timm says of a model.
+    """The entries of transformers' or timm's `config.json` that describe a model.
 
     **Attributes:**
 
-    - `where`: whose words these are, for messages.
-    - `image_sizes`, `drop_path`, `activation`: what shapes do not show.
-    - `shown`: keywords that shapes show as well.
+    - `where`: the file, for messages.
+    - `image_sizes`, `drop_path`, `activation`: not visible in the shapes of the weights.
+    - `expected`: keywords to check against the shapes.
     """
 
     where: str
     image_sizes: list[tuple[int, int]]
     drop_path: float | None
     activation: ActivationName | None
-    shown: Mapping[str, Any]
+    expected: Mapping[str, Any]
 
     def applied(self, config: LeViTConfig) -> LeViTConfig:
-        """The configuration that the shapes make, with what they do not show.
+        """Adds what the shapes do not show to the configuration that they give.
 
-        **Raises:** `ValueError` if shapes and words are of different models: a file that lacks whole blocks makes a
-        smaller one.
+        **Raises:** `ValueError` if shapes and file describe different models. For example, a weights file that lacks
+        whole blocks has the shapes of a smaller model.
         """
-        # Weights without a classifier are a backbone, of which both libraries name the classes it was trained with.
-        shown = {name: value for name, value in self.shown.items() if name != "num_classes" or config.num_classes}
-        if wrong := [name for name, value in shown.items() if value != getattr(config, name)]:
+        # For a backbone without a classifier, both libraries still give the number of classes of its training.
+        expected = {name: value for name, value in self.expected.items() if name != "num_classes" or config.num_classes}
+        if wrong := [name for name, value in expected.items() if value != getattr(config, name)]:
             described, found = (
                 ", ".join(f"`{name}` {value(name)}" for name in wrong)
-                for value in (shown.__getitem__, config.__getattribute__)
+                for value in (expected.__getitem__, config.__getattribute__)
             )
             raise ValueError(
-                f"{self.where} describes a model of {described}, and the weights are of {found}: they are not all "
-                "there, or of another model. Correct the file, or load the weights from another folder."
+                f"{self.where} describes a model with {described}, but the weights have {found}: some are missing, or "
+                "they belong to another model. Correct the file, or load the weights from another folder."
             )
-        said = {"drop_path": self.drop_path, "activation": self.activation}
-        return dataclasses.replace(config, **{name: value for name, value in said.items() if value is not None})
+        given = {"drop_path": self.drop_path, "activation": self.activation}
+        return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
 def read_hints(content: Mapping[str, Any], where: str) -> Hints:
-    """Takes what is there and of the right kind, and passes over the rest: the file is not ours.
+    """Reads the known entries of the right type and ignores the rest, since the file is not ours.
 
-    **Raises:** `ValueError` for an activation that no LeViT here has.
+    **Raises:** `ValueError` for an activation that levitax does not have.
     """
     model, pretrained = (_mapping(content.get(name)) for name in ("model_args", "pretrained_cfg"))
     input_size = pretrained.get("input_size")
@@ -71,29 +71,29 @@ def read_hints(content: Mapping[str, Any], where: str) -> Hints:
     sizes += [input_size[1:]] if isinstance(input_size, list) else []
     image_sizes = [(size, size) if _is_integer(size) else tuple(size) for size in sizes if _is_size(size)]
     drop_path = content.get("drop_path_rate")
-    # timm's name of a model stands for its sizes, which `model_args` may change.
+    # timm's name of a model implies its sizes, which `model_args` may override.
     keywords = VARIANTS.get(str(content.get("architecture")).replace("levit_conv_", "levit_"))
     variant = LeViTConfig(**keywords) if keywords else None
-    shown: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for name, of_transformers, of_timm in _PER_STAGE:
         value = content.get(of_transformers, model.get(of_timm, getattr(variant, name, None)))
         if _is_integers(value):
-            shown[name] = tuple(value)
+            expected[name] = tuple(value)
     classes = content.get("id2label", content.get("num_labels", content.get("num_classes")))
     classes = len(classes) if isinstance(classes, Mapping) else classes
     if _is_integer(classes):
-        shown["num_classes"] = classes
+        expected["num_classes"] = classes
     return Hints(
         where,
         image_sizes,
         float(drop_path) if isinstance(drop_path, int | float) and 0 <= drop_path < 1 else None,
         _activation(variant, model.get("act_layer"), where),
-        shown,
+        expected,
     )
 
 
 def _activation(variant: LeViTConfig | None, act_layer: Any, where: str) -> ActivationName | None:
-    """The activation that timm gives a model by its name and keyword."""
+    """timm's activation, by the name of the model and its `act_layer`."""
     if act_layer is None:
         return variant.activation if variant else None
     name = _TIMM_ACTIVATIONS.get(str(act_layer))

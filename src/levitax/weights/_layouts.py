@@ -6,18 +6,18 @@ from typing import Literal, NamedTuple, TypeAlias
 LayoutName: TypeAlias = Literal[
     "levitax", "official", "timm", "timm_conv", "transformers", "transformers_backbone", "mmpretrain", "vit_pytorch"
 ]
-"""Whose names and shapes the arrays in a file have; see [`levitax.weights.state_dict`][]."""
+"""The library whose names and shapes the arrays of a file follow; see [`levitax.weights.state_dict`][]."""
 
 
 class Layer(NamedTuple):
-    """What a layout calls a map and the normalisation beside it, if there is one."""
+    """A layout's names for a linear layer or convolution, and for its normalisation, if it has one."""
 
-    map: str
+    linear: str
     norm: str = ""
 
 
 class Place(NamedTuple):
-    """Where a block stands: its number in its stage, and the depths of the stages before."""
+    """The position of a block: its number in its stage, and the depths of the stages before."""
 
     block: int
     depths_before: tuple[int, ...]
@@ -27,31 +27,31 @@ class Place(NamedTuple):
         return len(self.depths_before)
 
     @property
-    def shrinks(self) -> bool:
-        """Whether it is the block that opens a stage by shrinking the grid."""
+    def downsamples(self) -> bool:
+        """Whether the block downsamples, as the first one of every later stage does."""
         return self.stage > 0 and self.block == 0
 
     @property
     def regular(self) -> int:
-        """Its number among the blocks of its stage that do not shrink the grid."""
+        """The number of the block among those of its stage that keep the grid."""
         return self.block - (self.stage > 0)
 
     @property
     def overall(self) -> int:
-        """Its number in the whole model."""
+        """The number of the block in the whole model."""
         return sum(self.depths_before) + max(self.stage - 1, 0) + self.block
 
 
 class Layout(NamedTuple):
-    """What the arrays of a LeViT are called in one kind of file. All numbers count from 0.
+    """The names of the arrays of a LeViT in one kind of file. All numbers count from 0.
 
-    The names of the layers in an attention or MLP follow that of their owner and a dot.
+    The names of the layers in an attention or MLP follow the name of that attention or MLP, and a dot.
     """
 
     convolution: Callable[[int], Layer]
     attention: Callable[[Place], str]
     mlp: Callable[[Place], str]
-    # Where there are several, they are one of ours, which has the channels of each head together.
+    # Several layers here are one of ours, with the channels of all of them grouped by head.
     query_key_value: tuple[Layer, ...]
     query: tuple[Layer, ...]
     key_value: tuple[Layer, ...]
@@ -61,29 +61,29 @@ class Layout(NamedTuple):
     contract: Layer
     classification: Layer
     distillation: Layer
-    # Of a model with one head.
+    # The head of a model with only one.
     head: Layer
     # "map": (heads, rows, columns); "flat": (heads, rows * columns); "embedding": (rows * columns, heads).
     bias_table: Literal["map", "flat", "embedding"] = "flat"
     mean: str = "running_mean"
     var: str = "running_var"
-    # Maps of tokens are kept as 1x1 convolutions.
+    # Linear layers are stored as 1x1 convolutions.
     pointwise: bool = False
-    # The index of each query and key in the bias table, where the file holds it.
+    # The index into the bias table for each query and key, if the file holds it.
     bias_index: str = ""
     # PyTorch's normalisations count the batches they have seen.
     batch_count: str = "num_batches_tracked"
 
 
 def folded(layout: Layout, *, renamed: bool) -> Layout:
-    """The layout of a model whose normalisations are folded into its maps.
+    """The layout of a model whose normalisations are folded into its linear layers and convolutions.
 
-    The folded map takes the name of the pair if `renamed`, as after timm's and the authors' `fuse`; otherwise it keeps
-    its own, as where an identity replaces the normalisation.
+    If `renamed`, a folded layer has the name of the pair, as after `fuse` in timm and the authors' code. Otherwise it
+    keeps its own name, as if an identity had replaced the normalisation.
     """
 
     def fold(layer: Layer) -> Layer:
-        return Layer(layer.map.rpartition(".")[0] if renamed else layer.map)
+        return Layer(layer.linear.rpartition(".")[0] if renamed else layer.linear)
 
     single = ("project_out", "expand", "contract", "classification", "distillation", "head")
     several = ("query_key_value", "query", "key_value")
@@ -95,20 +95,20 @@ def folded(layout: Layout, *, renamed: bool) -> Layout:
 
 
 def _official(place: Place) -> str:
-    return f"blocks.{2 * place.overall}" + ("" if place.shrinks else ".m")
+    return f"blocks.{2 * place.overall}" + ("" if place.downsamples else ".m")
 
 
 def _timm(place: Place) -> str:
-    return f"stages.{place.stage}." + ("downsample" if place.shrinks else f"blocks.{place.regular}")
+    return f"stages.{place.stage}." + ("downsample" if place.downsamples else f"blocks.{place.regular}")
 
 
 def _vit_pytorch(place: Place) -> str:
-    return f"backbone.{2 * place.stage - place.shrinks}.layers.{0 if place.shrinks else place.regular}"
+    return f"backbone.{2 * place.stage - place.downsamples}.layers.{0 if place.downsamples else place.regular}"
 
 
 def _transformers(place: Place, part: int) -> str:
-    # What shrinks stands at the end of the stage before, behind its pairs of attention and MLP.
-    if place.shrinks:
+    # The downsampling block is at the end of the stage before, after its pairs of attention and MLP.
+    if place.downsamples:
         owner = f"encoder.stages.{place.stage - 1}.layers.{2 * place.depths_before[-1] + part}"
         return owner + (".module" if part else "")
     return f"encoder.stages.{place.stage}.layers.{2 * place.regular + part}.module"
@@ -174,7 +174,7 @@ OFFICIAL = Layout(
 
 TIMM = Layout(
     convolution=lambda number: Layer(f"stem.conv{number + 1}.linear", f"stem.conv{number + 1}.bn"),
-    attention=lambda place: _timm(place) + (".attn_downsample" if place.shrinks else ".attn"),
+    attention=lambda place: _timm(place) + (".attn_downsample" if place.downsamples else ".attn"),
     mlp=lambda place: _timm(place) + ".mlp",
     query_key_value=(Layer("qkv.linear", "qkv.bn"),),
     query=(Layer("q.ln.linear", "q.ln.bn"),),
@@ -192,7 +192,9 @@ MMPRETRAIN = Layout(
     convolution=lambda number: Layer(
         f"backbone.patch_embed.patch_embed.{2 * number}.conv", f"backbone.patch_embed.patch_embed.{2 * number}.bn"
     ),
-    attention=lambda place: f"backbone.stages.{place.stage}.{2 * place.block}" + ("" if place.shrinks else ".block"),
+    attention=lambda place: (
+        f"backbone.stages.{place.stage}.{2 * place.block}" + ("" if place.downsamples else ".block")
+    ),
     mlp=lambda place: f"backbone.stages.{place.stage}.{2 * place.block + 1}.block",
     query_key_value=(Layer("qkv.linear", "qkv.bn"),),
     query=(Layer("q.1.linear", "q.1.bn"),),
@@ -207,7 +209,7 @@ MMPRETRAIN = Layout(
     bias_index="attention_bias_idxs",
 )
 
-# Another network than the others' (see `network` of `levitax.LeViT`).
+# A different network (see `network` in `levitax.LeViT`).
 VIT_PYTORCH = Layout(
     convolution=lambda number: Layer(f"conv_embedding.{number}"),
     attention=lambda place: _vit_pytorch(place) + ".0",

@@ -26,9 +26,9 @@ def load(
     allow_nonfinite: bool = False,
     **overrides: Unpack[Overrides],
 ) -> tuple[LeViT, eqx.nn.State]:
-    """Makes the model that weights belong to, whoever wrote them.
+    """Loads weights, and makes the model that they belong to.
 
-    Infers the layout from the names of the arrays and the sizes from their shapes: the authors' files, timm's of any
+    Infers the layout from the array names and the sizes from their shapes. Reads the authors' files, timm's of any
     version, those of transformers, mmpretrain and vit-pytorch, and our own.
 
     ```python
@@ -40,32 +40,33 @@ def load(
 
     - `source`: a file, `.safetensors` or (with PyTorch 2.10 or newer installed) `.pth`; the index of a checkpoint in
         shards, `model.safetensors.index.json`; a folder with one of these; the name of a repository on the Hugging Face
-        hub; or arrays by name, such as `torch_model.state_dict()`. Of a checkpoint that a training script saved, takes
-        `"model"` or `"state_dict"`.
-    - `key`: draws a new classifier, where `num_classes` asks for one. Otherwise nothing is drawn.
+        hub; or arrays by name, such as `torch_model.state_dict()`. In the checkpoint of a training script, reads the
+        entry `"model"` or `"state_dict"`.
+    - `key`: draws a new classifier, if `num_classes` asks for one. Nothing else is drawn.
     - `revision`: branch, tag or commit on the hub.
-    - `prefix`: reads only the arrays whose names begin so, such as "encoder." for the LeViT inside a larger model, or
-        "teacher." for one of several. The keys of nested dictionaries count as parts of the names. "module.", "model."
-        and "_orig_mod.", which wrappers put before every name, need no prefix.
-    - `allow_nonfinite`: take weights that are NaN or infinite, and negative variances.
-    - `overrides`: what shall be other than in the file, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
+    - `prefix`: reads only arrays whose names begin with it, such as "encoder." for the LeViT inside a larger model, or
+        "teacher." for one of several. The keys of nested dictionaries are parts of the names. The prefixes "module.",
+        "model." and "_orig_mod.", which wrappers put before every name, are found automatically.
+    - `allow_nonfinite`: accept weights that are NaN or infinite, and negative variances.
+    - `overrides`: keywords to change, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
 
-    What shapes do not show is taken from the header of a file that we wrote, from a `config.json` next to others, or
-    from the published variant of these sizes. Otherwise the activation is hard-swish. The images that the weights are
-    for are then those of `image_size`, if their tokens fit the weights exactly; if not, square ones, with a warning if
-    rectangles fit as well. A file that lacks whole blocks or a whole head at the end is that of a smaller model.
+    The shapes do not show everything. The rest comes from the header of a file that we wrote, from a `config.json` next
+    to other files, or from the published variant of these sizes. If none of these gives the activation, it is
+    hard-swish. If none gives the image size, it is `image_size` if that fits the weights exactly. Otherwise images are
+    square, with a warning if rectangles fit as well. A file without its last blocks or without a head is read as a
+    smaller model, unless a header or `config.json` says otherwise.
 
     Inside the constructor of a module of your own, use [`levitax.weights.load_initial`][].
 
-    **Returns:** the model, in training mode, with float32 parameters whatever the file has, and its state. From a fused
-    file, ours or one whose normalisations another library folded in, a fused model: `predict =
+    **Returns:** the model, in training mode, with float32 parameters for any dtype of the file, and its state. A fused
+    file, ours or one with normalisations that another library folded in, gives a fused model: `predict =
     levitax.Predictor(*levitax.load(path))`.
 
-    **Raises:** `FileNotFoundError` if there is no such file, shard or repository, `ConnectionError` if the hub is out
-    of reach, `ModuleNotFoundError` if a package for it is missing; `ValueError` if the file is corrupt, no LeViT's or
-    of a later version, if arrays are missing, unexpected, of a wrong shape or not finite (all of them are named), if a
-    folder holds several files, if names have another prefix, if a file wants code to be run, or if the overrides do not
-    fit; `TypeError` if `key` is no key.
+    **Raises:** `FileNotFoundError` if there is no such file, shard or repository; `ConnectionError` if the hub is out
+    of reach; `ModuleNotFoundError` if a package for it is missing. `ValueError` if the file is corrupt, holds no LeViT
+    or comes from a later version; if arrays are missing, unexpected, of a wrong shape or not finite (the message names
+    all of them); if a folder holds several weights files; if the names have another prefix; if a file asks to run code;
+    or if the overrides do not fit. `TypeError` if `key` is no key, or for an unknown keyword.
     """
     with open_weights(
         source, revision, overrides.get("image_size"), prefix=prefix, allow_nonfinite=allow_nonfinite
@@ -89,7 +90,7 @@ def load_into(
     prefix: str | None = None,
     allow_nonfinite: bool = False,
 ) -> tuple[LeViT, eqx.nn.State]:
-    """Gives a model that is there the weights of a file, also one inside a module of your own.
+    """Loads weights into an existing model, which may be inside a module of your own.
 
     ```python
     module, state = eqx.nn.make_with_state(Module)(key=key)
@@ -99,14 +100,14 @@ def load_into(
 
     **Arguments:**
 
-    - `model`: of the architecture of the weights, and of their activation, which only files of ours tell. Where it is
-        for other images or classes, the weights are adapted as by [`levitax.weights.adapt`][]; the linear map of a
-        classifier for other classes stays as it is. Its parameters become float32. Its `image_size` helps to recognise
-        the weights, as that of [`levitax.load`][] does.
-    - `state`: the state of the model, or of the module it is in.
+    - `model`: has the architecture of the weights, and their activation. If it is for other images or classes, the
+        weights are adapted as by [`levitax.weights.adapt`][], but a classifier for other classes keeps its own linear
+        layer. Its parameters become float32. Its `image_size` helps to recognise the weights, as in
+        [`levitax.load`][].
+    - `state`: the state of the model, or of the module that contains it.
     - `source`, `revision`, `prefix`, `allow_nonfinite`: as in [`levitax.load`][].
 
-    **Returns:** the model and the state with the new weights and statistics; what else `state` holds is kept.
+    **Returns:** the model and the state with the new weights and statistics. Other entries of `state` stay.
 
     **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ; `TypeError` if `model` is no
     [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
@@ -128,7 +129,7 @@ def load_initial(
     prefix: str | None = None,
     allow_nonfinite: bool = False,
 ) -> LeViT:
-    """As [`levitax.weights.load_into`][], before there is a state: inside the constructor of a module of your own.
+    """Like [`levitax.weights.load_into`][], but without a state: for the constructor of a module of your own.
 
     ```python
     class Module(eqx.Module):
@@ -145,7 +146,8 @@ def load_initial(
 
     **Returns:** the model with the new weights and statistics.
 
-    **Raises:** what [`levitax.weights.load_into`][] raises; `ValueError` if there is a state already.
+    **Raises:** what [`levitax.weights.load_into`][] raises; `ValueError` if the model is already split from its
+    state.
     """
     check_levit(model)
     with open_weights(
@@ -162,25 +164,25 @@ def adapt(
 
     **Arguments:**
 
-    - `model`, `state`: the trained one; it stays as it is.
-    - `key`: draws a new classifier, where `num_classes` asks for one.
-    - `overrides`: what shall be other, as in [`levitax.LeViT`][]:
-        - `image_size`: each table of attention biases is interpolated linearly between its offsets, the smallest and
-            the largest of which stay where they are: offset 0, the bias of a token towards itself, keeps its value.
-        - `num_classes`: the classifiers are drawn anew behind the normalisations that are there; 0 leaves them off.
-        - `in_channels`: the sum of each filter over the channels is kept. One channel gets the filters of red, green
-            and blue together; more than there are share those of the first ones in equal parts.
-        - `distillation`: `False` merges two heads into one that computes the mean of their logits; `True` gives two
+    - `model`, `state`: the trained model and its state, which stay as they are.
+    - `key`: draws a new classifier, if `num_classes` asks for one.
+    - `overrides`: keywords to change, as in [`levitax.LeViT`][]:
+        - `image_size`: each table of attention biases is interpolated linearly between its offsets. The smallest and
+            the largest offset stay in place, so offset 0, the bias of a token towards itself, keeps its value.
+        - `num_classes`: draws new classifiers after the existing normalisations; 0 removes them.
+        - `in_channels`: the sum of each filter over the channels stays the same. A single channel gets the filters of
+            red, green and blue together. Additional channels share the filters of the first ones in equal parts.
+        - `distillation`: `False` merges two heads into one that computes the mean of their logits; `True` gives both
             heads the weights of the one.
-        - the others change no array.
+        - the others change no array. `patch_size` cannot change.
 
-    **Returns:** a new model, in the same mode, with float32 parameters, and a state of its own. For a LeViT inside a
-    module, make the module anew with a LeViT of the other size, and
+    **Returns:** a new model, in the same mode, with float32 parameters, and its own state. For a LeViT inside a module,
+    make the module again with a LeViT of the new size, and call
     `load_into(module.backbone, state, state_dict(old.backbone, old_state, layout="levitax"))`.
 
-    **Raises:** `ValueError` if something else would have to change, if a key is missing, or if the model is fused;
-    `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; and what [`levitax.LeViT`][] raises
-    of the overrides.
+    **Raises:** `ValueError` for another `patch_size`, if a key is missing, or if the model is fused; `TypeError` if
+    `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; and what [`levitax.LeViT`][] raises for the
+    overrides.
     """
     check_state(state)
     check_levit(model)
@@ -197,13 +199,13 @@ def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
 
 
 def _check_fixed(weights: Weights, config: LeViTConfig, overrides: Overrides) -> None:
-    """Raises if what folding has fixed is to be other than in the weights."""
+    """Raises if an override changes what folding has fixed."""
     fixed = {"whole": (), "folded": ("num_classes", "distillation"), "fused": tuple(overrides)}[weights.form]
     changed = [name for name in fixed if getattr(config, name) != getattr(weights.config, name)]
     if changed:
         raise ValueError(
-            f"{weights.where} holds a fused model, which cannot be given another "
-            f"{', '.join(f'`{name}`' for name in changed)}: load the model that was fused."
+            f"{weights.where} holds a fused model, which cannot have another "
+            f"{', '.join(f'`{name}`' for name in changed)}: load the weights from before fusing."
         )
 
 
@@ -211,13 +213,13 @@ def _for_model(weights: Weights, model: LeViT, state: eqx.nn.State | None) -> _t
     own = _tree.checked_arrays(model, state)
     if weights.form != "whole":
         raise ValueError(
-            f"{weights.where} holds a fused model, whose normalisations are folded in: `levitax.load` reads it, for a "
-            "`levitax.Predictor`. Use the weights from before."
+            f"{weights.where} holds a fused model, whose normalisations are folded in. Read it with `levitax.load` for "
+            "a `levitax.Predictor`, or use the weights from before fusing."
         )
     if weights.knows_activation and weights.config.activation != model.config.activation:
         raise ValueError(
             f"`activation` is {model.config.activation!r} in the model and {weights.config.activation!r} in "
-            f"{weights.where}. Make the model with that of the weights."
+            f"{weights.where}. Make the model with the activation of the weights."
         )
     return adapted(weights.read, weights.config, model.config, own.__getitem__)
 
@@ -230,18 +232,17 @@ def _drawn_head(config: LeViTConfig, key: PRNGKeyArray | None) -> _tree.Reader:
     def arrays():
         if key is None:
             raise ValueError(
-                f"There is no classifier for `num_classes` {config.num_classes} in the weights: pass `key=...` to draw "
-                "one."
+                f"The weights have no classifier for `num_classes` {config.num_classes}: pass `key=...` to draw one."
             )
         head = make_head(config, key)
-        assert head is not None, "asked for an array of a head that is not there"
+        assert head is not None, "asked for an array of a missing head"
         return _tree.arrays(head, None)
 
     return lambda path: arrays()[path.removeprefix("head.")]
 
 
 def _in_mode_of(model: LeViT, new: LeViT) -> LeViT:
-    """`new`, with the `inference` flags of `model`; where that has none, as where a head is new, with what all are."""
+    """`new` with the `inference` flags of `model`. New parts, such as a head, are in inference if all of `model` is."""
     flags = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model) if isinstance(leaf, bool)}
     keep = lambda path, leaf: flags.get(path, all(flags.values())) if isinstance(leaf, bool) else leaf
     return jax.tree_util.tree_map_with_path(keep, new)

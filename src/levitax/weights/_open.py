@@ -25,14 +25,14 @@ from ._shards import is_index, open_shards
 
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""Where weights come from: a file, a folder, a repository on the hub, or arrays by name; see [`levitax.load`][]."""
+"""A source of weights: a file, a folder, a repository on the hub, or arrays by name; see [`levitax.load`][]."""
 
-# What PyTorch keeps beside weights and statistics, and follows from the sizes.
+# Arrays that PyTorch stores in addition to weights and statistics. A LeViT does not need them.
 IGNORED = ("num_batches_tracked", "attention_bias_idxs", "pos_indices")
 
 
 class Weights:
-    """The arrays of a LeViT in an open source, by our paths; checked to be all there, and nothing else."""
+    """The arrays of a LeViT in an open source, by our paths. None is missing, and there are no others."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Weights:
         self.config = config
         self.layout: LayoutName = layout
         self.form: _tree.Form = form
-        # Otherwise it is a guess.
+        # Otherwise the activation in `config` is a guess.
         self.knows_activation = knows_activation
         self._header = header
         self._companions = companions
@@ -59,7 +59,7 @@ class Weights:
         self._nonfinite: list[str] = []
 
     def read(self, path: str) -> np.ndarray:
-        """One of our arrays, in float32."""
+        """Reads one of our arrays, in float32."""
         entry = self._kept[path]
         pieces = []
         for name, shape in zip(entry.names, entry.shapes, strict=True):
@@ -74,16 +74,16 @@ class Weights:
         return entry.read(pieces)
 
     def preprocessing(self) -> Preprocessing | None:
-        """How the images of the model are prepared, if the source says so. Files next to one of ours may be of the
-        weights that it has replaced."""
+        """The preprocessing of the model's images, if the source describes it. JSON files next to one of our files are
+        ignored: they may belong to weights that it has replaced."""
         return read_preprocessing(self._companions, self.where) if self._header is None else self._header.preprocessing
 
     def check_finite(self) -> None:
-        """Raises if something that was read is NaN or infinite, or a variance negative, which makes NaN."""
+        """Raises if any array read so far has NaN or infinite values, or negative variances, which lead to NaN."""
         if self._nonfinite:
             raise ValueError(
                 f"{self.where} has weights that are NaN or infinite, or negative variances, in "
-                f"{', '.join(self._nonfinite)}. To load them all the same, pass `allow_nonfinite=True`."
+                f"{', '.join(self._nonfinite)}. To load them anyway, pass `allow_nonfinite=True`."
             )
 
 
@@ -96,34 +96,34 @@ def open_weights(
     prefix: str | None = None,
     allow_nonfinite: bool = False,
 ) -> Iterator[Weights]:
-    """Opens a file, folder, repository on the hub or mapping, recognises it, and checks it as a whole.
+    """Opens a file, folder, repository on the hub or mapping, recognises the layout, and checks all names and shapes.
 
-    `image_size` helps where the shapes leave open which images the weights are for. Errors are those of `load`; those
-    of numbers that are not finite come at the end, of all that was read.
+    `image_size` decides which images the weights are for, if the shapes leave that open. Raises what `load` raises. The
+    error for non-finite values comes at the end, and names all arrays read with such values.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
-            archive, companions = from_mapping(source, "what was given"), {}
+            archive, companions = from_mapping(source, "the given arrays"), {}
         else:
             path, companions = locate(source, revision)
             archive = stack.enter_context(open_shards(path) if is_index(path.name) else open_archive(path))
         archive = _selected(archive, prefix)
         wrappers = _wrappers(archive.shapes)
-        archive, before = _behind(archive, wrappers), _dotted(prefix or "") + wrappers
+        archive, before = _without_prefix(archive, wrappers), _dotted(prefix or "") + wrappers
         header = read_header(archive.metadata, archive.where)
         form: _tree.Form
         if header is not None:
             if sum(header.config.depth) > len(archive.shapes):
-                raise ValueError(f"The header of {archive.where} tells of more blocks than there are arrays.")
+                raise ValueError(f"The header of {archive.where} describes more blocks than there are arrays.")
             name, layout, config = header.layout, LAYOUTS[header.layout], header.config
             form, image_sizes = "fused" if header.fused else "whole", ()
             knows_activation = True
         else:
-            hints = read_hints(companions.get(CONFIG, {}), f"the `config.json` beside {archive.where}")
+            hints = read_hints(companions.get(CONFIG, {}), f"The `config.json` next to {archive.where}")
             try:
                 found = recognise(_relevant(archive.shapes), hints.image_sizes, _asked(image_size))
             except ValueError as error:
-                raise ValueError(f"In {archive.where}: {error}{_offer(archive.shapes, before)}") from None
+                raise ValueError(f"In {archive.where}: {error}{_suggest_prefix(archive.shapes, before)}") from None
             name, layout, config = found.name, found.layout, hints.applied(found.config)
             form, image_sizes = "folded" if found.folded else "whole", found.image_sizes
             knows_activation = hints.activation is not None
@@ -151,55 +151,57 @@ def open_weights(
 
 
 def _selected(archive: Archive, prefix: str | None) -> Archive:
-    """The arrays whose names begin with `prefix`, without it; by default those that a training script saves as the
+    """The arrays whose names begin with `prefix`, without it. By default, those that a training script saves as the
     model."""
     if prefix is None:
-        archive = _behind(archive, archive.inside)
+        archive = _without_prefix(archive, archive.model_prefix)
         if archive.others:
             name, kind = next(iter(archive.others.items()))
             raise ValueError(
                 f"In {archive.where}, {name!r} is of type `{kind}`; expected arrays by name. If they are one level "
-                f"down, pass the dictionary that has them.{_offer(archive.shapes)}"
+                f"down, pass the dictionary that contains them.{_suggest_prefix(archive.shapes)}"
             )
         return archive
     if not isinstance(prefix, str):
-        raise TypeError(f"`prefix` is {prefix!r}; expected the beginning of names, such as 'encoder.'.")
-    for start in (archive.inside + _dotted(prefix), _dotted(prefix)):
-        selected = _behind(archive, start)
+        raise TypeError(f"`prefix` is {prefix!r}; expected the beginning of array names, such as 'encoder.'.")
+    for start in (archive.model_prefix + _dotted(prefix), _dotted(prefix)):
+        selected = _without_prefix(archive, start)
         if selected.shapes:
             return selected._replace(others={})
-    raise ValueError(f"`prefix` is {prefix!r}, and no name in {archive.where} begins so.{_offer(archive.shapes)}")
+    raise ValueError(
+        f"`prefix` is {prefix!r}, but no name in {archive.where} begins with it.{_suggest_prefix(archive.shapes)}"
+    )
 
 
 def _dotted(prefix: str) -> str:
     return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
 
 
-def _behind(archive: Archive, prefix: str) -> Archive:
+def _without_prefix(archive: Archive, prefix: str) -> Archive:
     """The arrays whose names begin with `prefix`, without it."""
     chosen = lambda found: {name.removeprefix(prefix): of for name, of in found.items() if name.startswith(prefix)}
     read = lambda name: archive.read(prefix + name)
     return archive._replace(shapes=chosen(archive.shapes), others=chosen(archive.others), read=read)
 
 
-def _offer(shapes: Mapping[str, Shape], before: str = "") -> str:
-    """The way out where the names of a LeViT are not the whole names, of which `before` is taken off already."""
+def _suggest_prefix(shapes: Mapping[str, Shape], before: str = "") -> str:
+    """Suggests a `prefix` if the names of a LeViT follow one. `before` is the part that was already removed."""
     found = [f'`prefix="{before}{found}"`' for found in prefixes(shapes)]
-    return f" The names of a LeViT are there behind a prefix: pass {' or '.join(found)}." if found else ""
+    return f" The names of a LeViT follow a prefix: pass {' or '.join(found)}." if found else ""
 
 
 def _warn_of_guess(config: LeViTConfig, image_sizes: Sequence[tuple[int, int]], where: str) -> None:
     size, *sizes = ("x".join(map(str, size)) for size in (config.image_size, *image_sizes))
     warnings.warn(
-        f"The tables of attention biases in {where} have {math.prod(config.grid(0))} tokens, those of images of "
+        f"The tables of attention biases in {where} have {math.prod(config.grid(0))} tokens and fit images of "
         f"{', '.join(sizes)} pixels; assumed {size}. Pass the `image_size=(height, width)` that the weights are for. "
-        "For a model of another size, pass what you have loaded to `levitax.weights.adapt`.",
-        stacklevel=5,  # Of the caller of `load`.
+        "To change the size of the model, pass the loaded one to `levitax.weights.adapt`.",
+        stacklevel=5,  # The caller of `load`.
     )
 
 
 def _wrappers(names: Iterable[str]) -> str:
-    """What `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
+    """The prefix that `DistributedDataParallel`, Lightning and `torch.compile` put before every name."""
     wrappers = {re.sub(r"^((?:(?:module|model|_orig_mod)\.)*).*", r"\1", name) for name in names}
     return wrappers.pop() if len(wrappers) == 1 else ""
 
@@ -220,7 +222,7 @@ def _check_arrays(
 ) -> None:
     expected = dict(pair for entry in kept.values() for pair in zip(entry.names, entry.shapes, strict=True))
     there = _relevant(archive.shapes)
-    # A map of tokens may be kept as a 1x1 convolution.
+    # A linear layer may be stored as a 1x1 convolution.
     fits = lambda here, shape: here == shape or (len(shape) == 2 and here == (*shape, 1, 1))
     missing = [key for key in expected if key not in there]
     unexpected = [key for key in there if key not in expected]
@@ -233,21 +235,22 @@ def _check_arrays(
     if any(faults.values()):
         lists = [f"{len(names)} {fault}: {', '.join(names)}." for fault, names in faults.items() if names]
         raise ValueError(
-            f"The arrays in {archive.where} are not those of a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
-            f"`heads` {config.heads}, as header or most of them tell. "
-            f"{' '.join([*lists, *_strangers(unexpected, name)])}{_offer(archive.shapes, before)} Nothing was loaded."
+            f"The arrays in {archive.where} do not fit a LeViT of `dim` {config.dim}, `depth` {config.depth} and "
+            f"`heads` {config.heads}, the sizes in the header or in most of the arrays. "
+            f"{' '.join([*lists, *_explain_unexpected(unexpected, name)])}{_suggest_prefix(archive.shapes, before)} "
+            "Nothing was loaded."
         )
 
 
-def _strangers(unexpected: Sequence[str], layout: LayoutName) -> Iterator[str]:
-    """Says if names are those of another layout and not of this one, whatever their numbers."""
+def _explain_unexpected(unexpected: Sequence[str], layout: LayoutName) -> Iterator[str]:
+    """Says whether the names belong to another layout, ignoring numbers in them."""
     own, kinds = _kinds(layout, LAYOUTS[layout]), [_kind(name) for name in unexpected]
     if not _folded_kinds(layout).isdisjoint(set(kinds) - own):
-        yield "Some of the normalisations are folded in: use the checkpoint from before that."
+        yield "Some of the normalisations are folded in: use the checkpoint from before folding."
     for other in LAYOUTS:
         theirs = _kinds(other, LAYOUTS[other]) - own
         if found := sum(kind in theirs for kind in kinds):
-            yield f"{found} of the unexpected are named as in the layout {other!r}: a file holds one layout."
+            yield f"{found} of the unexpected names are those of the layout {other!r}: a file holds one layout."
             return
 
 

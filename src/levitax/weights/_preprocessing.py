@@ -10,14 +10,14 @@ from ._open import open_weights, Source
 from ._recognise import differences
 
 
-# The variants for which there are published weights.
+# The variants with published weights.
 _PUBLISHED = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 
 
 def load_preprocessing(
     source: Source, *, image_size: PerStage | None = None, revision: str | None = None, prefix: str | None = None
 ) -> Preprocessing:
-    """Reads how the images of weights are prepared, and what their classes are called, whoever wrote them.
+    """Reads the preprocessing that weights were trained with, and the names of their classes.
 
     ```python
     model, state = levitax.load("timm/levit_256.fb_dist_in1k")
@@ -25,19 +25,19 @@ def load_preprocessing(
     ```
 
     Reads the header of a file that [`levitax.save`][] wrote, timm's `config.json`, or transformers' `config.json` and
-    `preprocessor_config.json`. If none of them says, weights of a published variant for 1,000 classes
-    and 224x224 pixels get the preprocessing of the published weights in their layout, with a warning.
+    `preprocessor_config.json`. If none of them describes it, a published variant for 1,000 classes and 224x224
+    pixels gets the preprocessing of the published weights in its layout, with a warning.
 
     **Arguments:**
 
     - `source`: as in [`levitax.load`][].
-    - `image_size`: that of the model, where [`levitax.load`][] was given one.
+    - `image_size`: the same as for [`levitax.load`][], if you passed one there.
     - `revision`, `prefix`: as in [`levitax.load`][].
 
     **Returns:** a [`levitax.data.Preprocessing`][].
 
-    **Raises:** what [`levitax.load`][] raises of files; `ValueError` if nothing says how images are prepared and the
-    weights are of no published variant, or if what is said does not fit the weights.
+    **Raises:** what [`levitax.load`][] raises for files; `ValueError` if no preprocessing is found and the weights are
+    of no published variant, or if the preprocessing does not fit the weights.
     """
     with open_weights(source, revision, image_size, prefix=prefix) as weights:
         config = weights.config
@@ -62,18 +62,18 @@ def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preproces
     is_of_imagenet = (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
     if not is_of_imagenet or all(differences(one, config) for one in published):
         raise ValueError(
-            f"{where} does not say how its images are prepared, and is of no published variant for 1,000 classes and "
-            "224x224 pixels. Pass what it was trained with: `levitax.data.Preprocessing(image_size=..., mean=..., "
-            "std=..., crop_ratio=...)`, and keep it in the file with `levitax.save(..., preprocessing=...)`."
+            f"{where} does not say how to preprocess images, and is no published variant for 1,000 classes and "
+            "224x224 pixels. Use the preprocessing of its training, `levitax.data.Preprocessing(image_size=..., "
+            "mean=..., std=..., crop_ratio=...)`, and store it with `levitax.save(..., preprocessing=...)`."
         )
     if layout.startswith("timm"):
         preprocessing = Preprocessing(crop_ratio=0.9)
     else:
         preprocessing = Preprocessing(crop_offset="floor" if layout.startswith("transformers") else "round")
     warnings.warn(
-        f"{where} does not say how its images are prepared. Taking the preprocessing of the published weights: "
-        f"ImageNet's mean and standard deviation, `crop_ratio` {preprocessing.crop_ratio}. If it was trained "
-        "otherwise, use a `levitax.data.Preprocessing` of your own.",
+        f"{where} does not say how to preprocess images. Using the preprocessing of the published weights: "
+        f"ImageNet's mean and standard deviation, `crop_ratio` {preprocessing.crop_ratio}. If it was trained with "
+        "another one, use a `levitax.data.Preprocessing` of your own.",
         stacklevel=3,
     )
     return preprocessing

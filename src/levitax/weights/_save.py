@@ -33,41 +33,41 @@ def save(
 ) -> None:
     """Writes a model's weights and running statistics to a safetensors file.
 
-    Whoever reads the file sees the old one or the new one whole, also when writing fails or two write at once.
+    A reader sees the old file or the complete new one, even if writing fails or two processes write at once.
 
     **Arguments:**
 
-    - `path`: ends in `.safetensors`; a file that is there is replaced.
-    - `model`, `state`: a [`levitax.LeViT`][] and its state, or those of the module it is in. Of a fused one,
-        `predict.model` and `predict.state`; only our own layout has it.
-    - `preprocessing`: how the model's images are prepared and what its classes are called, for
-        [`levitax.load_preprocessing`][]. Without, the file does not say.
-    - `layout`: our own, which [`levitax.load`][] reads with every keyword of the model; or one that others read, see
-        [`levitax.weights.state_dict`][].
-    - `dtype`: of the arrays in the file. "bfloat16" halves it.
+    - `path`: ends in `.safetensors`. An existing file is replaced.
+    - `model`, `state`: a [`levitax.LeViT`][], and its state or the state of the module that contains it. For a fused
+        model, `predict.model` and `predict.state`; only our own layout can hold it.
+    - `preprocessing`: the preprocessing of the model's images and the names of its classes, for
+        [`levitax.load_preprocessing`][]. By default the file has none.
+    - `layout`: our own, from which [`levitax.load`][] restores every keyword of the model; or the layout of another
+        library, see [`levitax.weights.state_dict`][].
+    - `dtype`: of the arrays in the file. "bfloat16" halves its size.
 
-    timm and transformers keep preprocessing in JSON files, and look for weights called `model.safetensors`. If `path`
-    has that name and `layout` is one of theirs, their files are written next to it: `config.json`, and for transformers
-    `preprocessor_config.json`. Of existing files, what neither library reads of a LeViT stays.
+    timm and transformers store the preprocessing in JSON files next to a `model.safetensors`. If `path` has that name,
+    `layout` is one of theirs and `preprocessing` is given, their files are written too: `config.json`, and for
+    transformers `preprocessor_config.json`. Entries of existing files that neither library reads for a LeViT stay.
 
-    Values that are NaN or infinite are written with a warning.
+    NaN and infinite values are written, with a warning.
 
-    **Raises:** `OSError` if the file cannot be written; the old one is then untouched. `ValueError` for another suffix,
-    layout or dtype, for a model that is not as its configuration makes it, for one that the layout cannot hold, and for
-    a `preprocessing` of another model.
-    `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; `ModuleNotFoundError` without
-    safetensors.
+    **Raises:** `OSError` if the file cannot be written; the old one then stays. `ValueError` for another suffix, layout
+    or dtype, for a model that does not match its configuration, for one that the layout cannot hold, and for a
+    `preprocessing` of another model. `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`;
+    `ModuleNotFoundError` without safetensors.
     """
     check_levit(model)
     path = as_path("path", path)
     if path.suffix.lower() not in SAFETENSORS:
         raise ValueError(
-            f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, give `torch.save` what "
-            "`levitax.weights.state_dict(model, state, layout=...)` returns, each array through `torch.from_numpy`."
+            f"`path` is `{path}`; expected a name that ends in .safetensors. For a .pth, pass the result of "
+            "`levitax.weights.state_dict(model, state, layout=...)` to `torch.save`, with each array through "
+            "`torch.from_numpy`."
         )
     if index := index_of(path.name):
         raise ValueError(
-            f"`path` is `{path}`, the name of one of several shards, which is read only with `{index}`; expected a "
+            f"`path` is `{path}`, the name of one of several shards, which needs `{index}` to be read; expected a "
             "name without `-1-of-5`, such as `fold-1.safetensors`."
         )
     as_choice("dtype", dtype, ("float32", "bfloat16"))
@@ -81,12 +81,12 @@ def save(
         metadata = Header(layout, config, _tree.is_fused(model), preprocessing).to_metadata()
     else:
         arrays = state_dict(model, state, layout=layout)
-        # What transformers wants to see; and for our own reading, what the layout cannot say.
+        # transformers requires "format". Our own header holds what the layout cannot.
         metadata = {"format": "pt", **Header(layout, config, False, preprocessing).to_metadata()}
     if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         warnings.warn(
-            f"`model` or `state` has values that are NaN or infinite, in {', '.join(wrong[:8])}"
-            f"{', ...' * (len(wrong) > 8)}. `levitax.load` takes the file with `allow_nonfinite=True` only.",
+            f"`model` or `state` has NaN or infinite values in {', '.join(wrong[:8])}{', ...' * (len(wrong) > 8)}. "
+            "`levitax.load` reads the file only with `allow_nonfinite=True`.",
             stacklevel=2,
         )
     texts = {}
@@ -99,9 +99,9 @@ def save(
 
 
 def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict[str, np.ndarray]:
-    """A model's weights and running statistics as another library names and shapes them.
+    """Converts a model's weights and running statistics to the names and shapes of another library.
 
-    There `load_state_dict(..., strict=True)` takes them:
+    There, `load_state_dict(..., strict=True)` accepts them:
 
     ```python
     arrays = levitax.weights.state_dict(model, state, layout="timm")
@@ -110,21 +110,22 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
 
     **Arguments:**
 
-    - `model`, `state`: a [`levitax.LeViT`][], not fused, and its state, or that of the module it is in.
+    - `model`, `state`: a [`levitax.LeViT`][], not fused, and its state or the state of the module
+        that contains it.
     - `layout`: "timm" or "timm_conv", for `levit_*` and `levit_conv_*`; "transformers" for
         `LevitForImageClassification` and `...WithTeacher`, "transformers_backbone" for `LevitModel`; "official" for the
-        authors' repository and timm before 2023; "mmpretrain"; "vit_pytorch", for models of that network and no other;
+        authors' repository and timm before 2023; "mmpretrain"; "vit_pytorch", only for models of that network;
         "levitax" for the paths in the model itself.
 
-    The other library's model has to be made with the same sizes. In transformers: `LevitConfig(hidden_sizes=config.dim,
+    Make the other library's model with the same sizes. In transformers: `LevitConfig(hidden_sizes=config.dim,
     num_attention_heads=config.heads, depths=config.depth, key_dim=config.key_dim, num_labels=config.num_classes,
-    image_size=config.image_size[0])`, with `config = model.config`. Its `to_json_file("config.json")` beside a
+    image_size=config.image_size[0])`, with `config = model.config`. Its `to_json_file("config.json")` next to a
     `model.safetensors` makes a folder for `from_pretrained`.
 
-    **Returns:** float32 arrays by name, and the integers that the other library keeps beside them.
+    **Returns:** float32 arrays by name, and the integers that the other library stores with them.
 
-    **Raises:** `ValueError` for another layout, for a model that is not as its configuration makes it, and for one that
-    the layout cannot hold; `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
+    **Raises:** `ValueError` for another layout, for a model that does not match its configuration, and for one that the
+    layout cannot hold; `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
     """
     as_choice("layout", layout, LAYOUTS)
     check_levit(model)
@@ -133,24 +134,24 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
     arrays = _tree.checked_arrays(model, state)
     if layout != "levitax" and (layout == "vit_pytorch") != (config.network == "vit_pytorch"):
         raise ValueError(
-            f"`layout` is {layout!r}, which is for another network than the model's, {config.network!r}: nothing would "
-            "load the result."
+            f"`layout` is {layout!r}, which is for another network than the model's, {config.network!r}: no library "
+            "could load the result."
         )
     if layout in ("official", "transformers", "transformers_backbone", "mmpretrain"):
         if config.activation != "hard_swish" or config.patch_size != 16:
             raise ValueError(
-                f"`layout` is {layout!r}, whose models have `activation` 'hard_swish' and `patch_size` 16; this has "
-                f"{config.activation!r} and {config.patch_size}. Of these layouts only timm's can hold it."
+                f"`layout` is {layout!r}, whose models have `activation` 'hard_swish' and `patch_size` 16; this one "
+                f"has {config.activation!r} and {config.patch_size}. Use timm's layout, which can hold it."
             )
     if layout == "transformers_backbone" and config.num_classes:
         raise ValueError(
-            "`layout` is 'transformers_backbone', which has no classifier, and the model has one: take it off by "
+            "`layout` is 'transformers_backbone', which has no classifier, and the model has one: remove it with "
             "`levitax.weights.adapt(model, state, num_classes=0)`."
         )
     kept = entries(names, config, {path: array.shape for path, array in arrays.items()})
     found: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
-        found |= kept[path].write(np.array(array, np.float32))  # A copy: PyTorch wants to be able to write to it.
+        found |= kept[path].write(np.array(array, np.float32))  # A copy: PyTorch needs it to be writable.
     if names.batch_count:
         owners = [name.removesuffix(names.mean) for name in found if name.endswith(names.mean)]
         found |= {owner + names.batch_count: np.zeros((), np.int64) for owner in owners}
@@ -162,7 +163,7 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
 
 
 def _bias_index(grid: tuple[int, int], stride: int) -> np.ndarray:
-    """The position, in a flat table of attention biases, of each query and key."""
+    """The index into a flat table of attention biases for each query and key."""
     rows, columns = (np.abs(np.arange(0, size, stride)[:, None] - np.arange(size)) for size in grid)
     index = rows[:, None, :, None] * grid[1] + columns[None, :, None, :]
     return index.reshape(len(rows) * len(columns), -1).astype(np.int64)

@@ -15,17 +15,17 @@ from .._model import LeViT
 from ._entries import Shape
 
 
-# Gives the array of a path: dotted, with the running statistics as `<path of the BatchNorm>.mean` and `.var`.
+# Reads the array at a dotted path. Running statistics are at `<path of the BatchNorm>.mean` and `.var`.
 Reader = Callable[[str], Array | np.ndarray]
 Model = TypeVar("Model")
-# "whole": as it is trained; "folded": with its normalisations folded into the maps, as others fuse it; "fused": as
-# `levitax.fuse` returns it.
+# "whole": as in training; "folded": normalisations folded in, as other libraries fuse a model; "fused": the result of
+# `levitax.fuse`.
 Form: TypeAlias = Literal["whole", "folded", "fused"]
 
 
 @lru_cache(maxsize=8)
 def skeleton(config: LeViTConfig, form: Form = "whole") -> tuple[LeViT, eqx.nn.State]:
-    """A model and its state with shapes in place of arrays: nothing is allocated, no random number drawn."""
+    """A model and its state with shapes instead of arrays. Allocates nothing and draws no random numbers."""
 
     def make(key):
         model, state = eqx.nn.make_with_state(LeViT)(**config.to_dict(), key=key)
@@ -51,14 +51,14 @@ def shapes(model: eqx.Module) -> dict[str, Shape]:
 
 
 def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
-    """Each array by path; without a state, of a model from which it is not yet split off."""
+    """Each array by path. Without `state`, the model must not be split from its state yet."""
     found = {}
     for path, node in _nodes(model):
         if _is_norm(node):
             running: Any = node.statistics.init if state is None else node.running(state)
             if not isinstance(running, nn.RunningStatistics):
                 raise ValueError(
-                    "The state of `model` is split off already: use `levitax.weights.load_into(model, state, source)`."
+                    "`model` is already split from its state: use `levitax.weights.load_into(model, state, source)`."
                 )
             found |= {f"{path}.weight": node.weight, f"{path}.bias": node.bias}
             found |= {f"{path}.mean": running.mean, f"{path}.var": running.var}
@@ -68,32 +68,32 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
 
 
 def is_fused(model: LeViT) -> bool:
-    """Whether a model came out of `fuse`."""
+    """Whether a model is the result of `fuse`."""
     blocks = [block for stage in model.stages for block in stage.blocks]
     return any(isinstance(block.attention.bias, nn.GatheredAttentionBias) for block in blocks)
 
 
 def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: bool = False) -> dict[str, Array]:
-    """As `arrays`, of a LeViT that is as its configuration makes it.
+    """Like `arrays`, for a LeViT that matches its configuration.
 
-    **Raises:** `ValueError` if it is not: with other parts put in, or, unless that is allowed, fused.
+    **Raises:** `ValueError` if it does not, because parts were changed, or if it is fused and that is not allowed.
     """
     fused = is_fused(model)
     if fused and not allow_fused:
-        raise ValueError("`model` is fused, without normalisations: take the model that was fused.")
+        raise ValueError("`model` is fused and has no normalisations: pass the model from before fusing.")
     expected, found = shapes(skeleton(model.config, "fused" if fused else "whole")[0]), shapes(model)
     if expected != found:
         different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         raise ValueError(
-            "`model` is not as its configuration makes it: parts were put in or changed, at "
+            "`model` does not match its configuration: parts were added or changed, at "
             f"{', '.join(different[:8])}{', ...' if different[8:] else ''}. Pass the model as `levitax.LeViT` makes it."
         )
     return arrays(model, state)
 
 
 def fill(model: Model, state: eqx.nn.State, read: Reader) -> tuple[Model, eqx.nn.State]:
-    """The model and its state with the arrays that `read` gives, in float32. `state` stays usable."""
-    # A copy, since `State.set` uses up the state it is called on; and it wants to see arrays.
+    """The model and its state with the arrays from `read`, in float32. `state` stays usable."""
+    # A copy, since `State.set` invalidates the state that it is called on. It also needs arrays.
     to_array = lambda leaf: np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     state = jax.tree.map(to_array, state)
 
@@ -107,13 +107,13 @@ def fill(model: Model, state: eqx.nn.State, read: Reader) -> tuple[Model, eqx.nn
 
 
 def fill_initial(model: Model, read: Reader) -> Model:
-    """As `fill`, for a model whose state is not yet split off: the running statistics become its initial ones."""
+    """Like `fill`, for a model that is not split from its state yet: sets its initial running statistics."""
     return _replace(model, read, lambda norm, statistics: eqx.nn.StateIndex(statistics))
 
 
 def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.StateIndex]) -> Model:
     def get(path):
-        # Not `asarray`, which may share the memory of what a file is mapped to.
+        # A copy: `asarray` could share the memory of a mapped file.
         return jnp.array(read(path), jnp.float32)
 
     def put(path, node):
