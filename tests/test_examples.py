@@ -143,7 +143,7 @@ def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(tr
         ("evaluate.py", ["--weights", "nothing.safetensors"], "There is no `"),
         ("finetune.py", ["--weights", "nothing.safetensors"], "There is no `"),
         ("train.py", ["--data", "no/where/at-all"], "There is no folder `no/where/at-all`"),
-        ("train.py", ["--batch-size", 5000], "`batch_size` is 5000, and there are 4000 images"),
+        ("train.py", ["--batch-size", 5000], "`batch_size` is 5000, but there are only 4000 images"),
         ("train.py", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
         ("train.py", ["--set", "mixup=much"], "`mixup` is 'much'"),
         ("train.py", ["--set", "epochs=three"], "`epochs` is 'three'; expected an integer"),
@@ -154,7 +154,7 @@ def test_a_few_pictures_are_fine_tuned_on_and_classified_as_they_were_trained(tr
         ("train.py", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),
         ("train.py", ["--preset", "probe"], "for models that are trained already: use `finetune.py`"),
         ("train.py", ["--checkpoint-every", 0], "`--checkpoint-every` is 0; expected at least 1 step"),
-        ("train.py", ["--set", "batch_size=5000"], "`batch_size` is 5000, and there are 4000 images"),
+        ("train.py", ["--set", "batch_size=5000"], "`batch_size` is 5000, but there are only 4000 images"),
         ("train.py", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
     ],
 )

@@ -274,7 +274,7 @@ def test_a_teacher_is_asked_each_time_or_once_and_for_all(begin, finish, undistu
 def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
     levitax.save(tmp_path / "five.safetensors", *make(), preprocessing=PREPROCESSING)
     told = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
-    assert "the teacher must see the same images and know the same classes" in told and "Traceback" not in told
+    assert "The teacher must see the same images and have the same classes" in told and "Traceback" not in told
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_the_difference(finish, undisturbed, tmp_path):

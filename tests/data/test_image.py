@@ -192,7 +192,7 @@ def test_paths(picture, written, tmp_path, monkeypatch, unchecked):
         (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "it is an HTML page"),
         (b"<HTML>", "it is an HTML page"),
         (b"<?xml version='1.0'?><Error/>", r"its header is corrupt, or .*; it begins with b\"<\?xml"),
-        (b"no image", "its header is corrupt, or its format not one that Pillow reads; it begins with b'no image'"),
+        (b"no image", "its header is corrupt, or Pillow does not read its format; it begins with b'no image'"),
     ],
 )
 def test_what_is_no_image(tmp_path, content, message):

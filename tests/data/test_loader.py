@@ -316,7 +316,7 @@ def test_as_many_corrupt_images_as_asked_for_are_tolerated(read):
     with pytest.warns(UserWarning) as caught:
         read(split, max_corrupt=3)
     assert [str(warning.message)[-9:] for warning in caught] == ["1 so far.", "2 so far.", "3 so far."]
-    message = r"More than 2 images cannot be read, the last being `file-[159].png`: broken off. Fix .* `max_corrupt`"
+    message = r"More than 2 images cannot be read. The last one is `file-[159].png`: broken off. Fix .* `max_corrupt`"
     with pytest.warns(UserWarning) as caught, pytest.raises(OSError, match=message):
         read(split, max_corrupt=2)
     assert len(caught) == 2
@@ -393,7 +393,7 @@ def test_warnings_name_the_file_once_and_keep_the_reason(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("batch_size", (14, 100))
 def test_a_batch_larger_than_the_split(batch_size):
-    message = f"`batch_size` is {batch_size}, and there are 13 images to train on: not one batch"
+    message = f"`batch_size` is {batch_size}, but there are only 13 images to train on, less than one batch"
     with pytest.raises(ValueError, match=message):
         steps_per_epoch(pictures(), batch_size)
     with pytest.raises(ValueError, match=message):
@@ -402,7 +402,7 @@ def test_a_batch_larger_than_the_split(batch_size):
 
 @pytest.mark.parametrize("read", (train, evaluate))
 def test_a_batch_that_the_processes_do_not_divide(read):
-    with pytest.raises(ValueError, match="`batch_size` is 4, which 3 processes do not divide"):
+    with pytest.raises(ValueError, match="`batch_size` is 4; expected a multiple of 3, the number of processes"):
         read(shard=Shard(0, 3))
 
 
@@ -439,10 +439,10 @@ def test_mistakes_in_a_split_name_the_image():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda image: image / 255, r"gave an array of shape \(4, 3, 1\) and dtype float64; expected an array"),
-        (lambda image: image[..., 0], r"gave an array of shape \(4, 3\) and dtype uint8; expected an array"),
-        (lambda image: image.tolist(), r"gave a value of type `list`; expected an array"),
-        (lambda image: None, r"gave a value of type `NoneType`; expected an array"),
+        (lambda image: image / 255, r"returned an array of shape \(4, 3, 1\) and dtype float64; expected a uint8"),
+        (lambda image: image[..., 0], r"returned an array of shape \(4, 3\) and dtype uint8; expected a uint8 array"),
+        (lambda image: image.tolist(), r"returned a value of type `list`; expected a uint8 array"),
+        (lambda image: None, r"returned a value of type `NoneType`; expected a uint8 array"),
     ],
 )
 def test_a_transform_that_gives_no_image(change, message):
@@ -507,7 +507,7 @@ def test_corrupt_images_in_workers():
         with pytest.warns(UserWarning, match="`file-5.png`: broken off. Skipped") as caught:
             batches = evaluate(broken(5), workers=2)
         assert len(caught) == 1 and sum(batch.weights.sum() for batch in batches) == 12
-        message = r"More than 0 images cannot be read, the last being `file-5.png`: broken off"
+        message = r"More than 0 images cannot be read. The last one is `file-5.png`: broken off"
         with pytest.raises(OSError, match=message):
             evaluate(broken(5), workers=2, max_corrupt=0)
     assert multiprocessing.active_children() == []

@@ -142,10 +142,10 @@ def test_it_is_a_value(image):
         ({"mean": 0.5}, ValueError, "`mean` is 0.5; expected one number for each channel"),
         ({"mean": None}, ValueError, "`mean` is None"),
         ({"mean": (0.1, math.nan, 0.2)}, ValueError, "`mean` is .*nan"),
-        ({"mean": (123.7, 116.3, 103.5)}, ValueError, r"`mean` is \(123.7.*Divide numbers of pixels up to 255 by 255"),
-        ({"std": (58.4, 57.1, 57.4)}, ValueError, r"`std` is \(58.4.*Divide"),
+        ({"mean": (123.7, 116.3, 103.5)}, ValueError, r"`mean` is \(123.7.*pixels up to 255, divide them by 255"),
+        ({"std": (58.4, 57.1, 57.4)}, ValueError, r"`std` is \(58.4.*divide them by 255"),
         ({"std": (0.1, 0.0, 0.2)}, ValueError, "`std` is .*above 0"),
-        ({"mean": (0.1, 0.2)}, ValueError, r"`mean` is \(0.1, 0.2\) and `std` .*expected one number each"),
+        ({"mean": (0.1, 0.2)}, ValueError, r"`mean` is \(0.1, 0.2\) and `std` .*expected one number per channel"),
         ({"class_names": "ab"}, TypeError, "`class_names` is 'ab'"),
         ({"class_names": ("a", 1)}, TypeError, "`class_names` is"),
         ({"class_names": ("a", "b", "a")}, ValueError, "`class_names` has 'a' twice"),
@@ -181,5 +181,5 @@ def test_arrays_that_are_no_image(shape, unchecked):
 
 
 def test_fields_that_are_none(unchecked):
-    with pytest.raises(ValueError, match=r"expected a dictionary of class_names, crop_offset"):
+    with pytest.raises(ValueError, match=r"expected a dictionary with the keys class_names, crop_offset"):
         Preprocessing.from_dict({"mean": [0.5]})

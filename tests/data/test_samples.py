@@ -93,7 +93,7 @@ def test_dark_images_of_16_bits_stay_dark(stored):
 def test_signed_samples_have_0_for_black(dtype, deflated):
     positive = wider(GREY, 8 * np.dtype(dtype).itemsize - 1)
     assert np.abs(read(tiff(positive, dtype, deflated=deflated), 1) - GREY).max() <= 1
-    with pytest.raises(OSError, match=r"it has samples down to -1, and negative ones have no brightness"):
+    with pytest.raises(OSError, match=r"it has samples down to -1, but negative samples have no brightness"):
         read(tiff(positive - 1, dtype, deflated=deflated))
 
 
@@ -107,13 +107,13 @@ def test_32_bits(dtype, white):
 def test_floats(order, photometric):
     samples = GREY / 255 if photometric else 1 - GREY / 255
     assert np.abs(read(tiff(samples, np.float32, order=order, photometric=photometric), 1) - GREY).max() <= 1
-    with pytest.raises(OSError, match="negative ones have no brightness"):
+    with pytest.raises(OSError, match="negative samples have no brightness"):
         read(tiff(samples - 0.5, np.float32, order=order))
 
 
 @pytest.mark.parametrize("dtype", (np.int16, np.int32, np.float32))
 def test_what_pillow_swaps_twice_is_refused(dtype):
-    with pytest.raises(OSError, match="Pillow misreads TIFF with compressed big-endian signed or float"):
+    with pytest.raises(OSError, match="Pillow misreads TIFF files with compressed big-endian signed or float"):
         read(tiff(GREY / 255, dtype, order=">", deflated=True))
 
 
@@ -198,7 +198,7 @@ def test_lab(stored):
     data = stored(np.where(lab < 0, lab + 256, lab), np.uint8, photometric=8)
     assert np.abs(read(data) - muted).max() <= 3
     assert np.abs(read(data, 1)[..., 0] - muted @ (0.299, 0.587, 0.114)).max() <= 3
-    with pytest.raises(OSError, match="Pillow misreads TIFF with LAB in separate planes"):
+    with pytest.raises(OSError, match="Pillow misreads TIFF files with LAB in separate planes"):
         read(stored(np.where(lab < 0, lab + 256, lab), np.uint8, photometric=8, separate=True))
 
 
@@ -212,7 +212,7 @@ def test_ycbcr_and_palettes(stored, deflated):
         with pytest.raises(OSError, match="image file is truncated"):
             read(data)
     # Without a tag, colours have half the rows and columns.
-    with pytest.raises(OSError, match="Pillow misreads TIFF with uncompressed YCbCr"):
+    with pytest.raises(OSError, match="Pillow misreads TIFF files with uncompressed YCbCr"):
         read(tiff(ycbcr, np.uint8, photometric=6))
     palette = image.quantize(16)
     colours = np.pad(np.reshape(palette.getpalette() or [], (-1, 3)), ((0, 240), (0, 0))).T.ravel() * 257

@@ -50,7 +50,7 @@ def test_a_folder_called_digits(tmp_path, monkeypatch):
         (tmp_path / "digits" / split / "cat").mkdir(parents=True)
         (tmp_path / "digits" / split / "cat" / "0.png").write_bytes(png(0))
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(UserWarning, match=r"the embedded digits, not the folder `digits`: for that, write './digits'"):
+    with pytest.warns(UserWarning, match=r"not the folder `digits`\. For the folder, write './digits'"):
         assert len(open_data("digits").classes) == 10
     for where in ("./digits", "digits/", Path("digits"), tmp_path / "digits"):
         assert open_data(where).classes == ("cat",)
@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("name", ("data.zip", "train.parquet"))
 def test_a_file_in_place_of_a_folder(tmp_path, name):
     (tmp_path / name).write_bytes(b"text")
-    with pytest.raises(FileNotFoundError, match=rf"There is no folder `.*{name}`, but a file or a broken link"):
+    with pytest.raises(FileNotFoundError, match=rf"There is no folder `.*{name}`, only a file or a broken link"):
         open_data(tmp_path / name)
 
 
@@ -98,7 +98,7 @@ def test_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("where", ("nobody/nothing", "nothing", Path("nobody/nothing")))
 def test_what_is_no_folder_and_not_on_the_hub(where):
     with pytest.raises(
-        FileNotFoundError, match=f"`{where}` is no folder here, and no data set that the hub gives: "
+        FileNotFoundError, match=f"`{where}` is not a folder, and cannot be loaded from the Hugging Face hub: "
     ) as refusal:
         open_data(where)
     assert "Check the name, the network and your access." in str(refusal.value)

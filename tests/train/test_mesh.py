@@ -176,5 +176,5 @@ def test_over_eight_devices_steps_are_those_of_one():
     assert len(errors) == 4 and errors.max() < 1e-5
     # Statistics of groups or parts give other losses.
     assert abs(first_losses[1:] / first_losses[0] - 1).min() > 1e-4
-    assert "`array`, of shape (2, 8), lies on its devices as" in of_columns and "shard_batch" in of_columns
+    assert "`array`, of shape (2, 8), has the sharding" in of_columns and "shard_batch" in of_columns
     assert "12 rows in this process, which its 8 devices do not divide" in told and "multiple of all 8" in told

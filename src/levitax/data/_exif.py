@@ -1,4 +1,4 @@
-"""The EXIF orientation, read from the bytes of a file: one odd tag must not keep an image from being read."""
+"""Reads the EXIF orientation from the bytes of a file, so that one malformed tag cannot make an image unreadable."""
 
 import re
 from collections.abc import Mapping
@@ -10,18 +10,21 @@ from jaxtyping import UInt8
 
 _ORIENTATION = 0x0112
 
-# By the type of a TIFF field, the bytes of an integer.
+# The size of an integer in bytes, by the type of the TIFF field.
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8}
 
-# In order of the orientation, the directions of rows and columns; from 5 on, rows are stored as columns.
+# The directions of rows and columns for the orientations 1 to 4. 5 to 8 repeat them with rows and columns swapped.
 _DIRECTIONS = ((1, 1), (1, -1), (-1, -1), (-1, 1))
 
 
 def split_exif(data: bytes) -> tuple[bytes, bytes]:
-    """The EXIF block of a JPEG file (empty if there is none), and a file without what Pillow parses and pixels do not
-    need. Of AVIF the second part alone: its decoder has an orientation of its own, and ignores that of EXIF."""
+    """Separates the EXIF block of a JPEG file, which may be empty, from the rest of the file.
+
+    The rest lacks all metadata that Pillow parses but pixels do not need. From an AVIF file the EXIF block is only
+    removed: the decoder applies AVIF's own orientation and ignores that of EXIF.
+    """
     if data[4:8] == b"ftyp":
-        # The type of an item in the index; decoders skip unknown ones.
+        # Rename the item's type in the index: decoders skip items of unknown type.
         return b"", re.sub(rb"(infe.{8}(?:..)?)Exif", rb"\1none", data, flags=re.DOTALL)
     if data[:2] != b"\xff\xd8":
         return b"", data
@@ -31,7 +34,7 @@ def split_exif(data: bytes) -> tuple[bytes, bytes]:
         segment = data[start:end]
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             exif = exif or segment[4:]
-        # Colours depend on segments 0 and 14; segment 1 may hold XMP, with another orientation.
+        # Decoding colours needs the segments APP0 and APP14. APP1 may hold XMP, which also stores an orientation.
         elif not 0xE1 <= marker <= 0xEF or marker == 0xEE or segment[4:33] == b"http://ns.adobe.com/xap/1.0/\0":
             kept.append(segment)
         start = end
@@ -41,7 +44,7 @@ def split_exif(data: bytes) -> tuple[bytes, bytes]:
 
 
 def find_orientation(exif: bytes, info: Mapping[Any, Any]) -> int:
-    """The orientation in an EXIF block or a TIFF file, else in the metadata that Pillow found; 1 if there is none."""
+    """Reads the orientation from an EXIF block or TIFF file, or else from Pillow's metadata; 1 if there is none."""
     found = _in_tiff(exif) or _in_tiff(_bytes(info.get("exif"))) or _in_tiff(_raw_profile(info))
     if not found:
         xmp = _bytes(info.get("xmp")) or _bytes(info.get("XML:com.adobe.xmp"))
@@ -53,7 +56,7 @@ def find_orientation(exif: bytes, info: Mapping[Any, Any]) -> int:
 def turn_upright(
     pixels: UInt8[np.ndarray, "old_height old_width channels"], orientation: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """The image as displayed; orientations beyond 1 to 8 are ignored."""
+    """Applies an EXIF orientation to an image. Ignores orientations outside 1 to 8."""
     if not 1 <= orientation <= 8:
         return pixels
     rows, columns = _DIRECTIONS[(orientation - 1) % 4]
@@ -62,7 +65,7 @@ def turn_upright(
 
 
 def _in_tiff(data: bytes) -> int:
-    """The orientation in the first directory; 0 if there is none. Past the end of `data`, all numbers are 0."""
+    """Reads the orientation from the first directory; 0 if there is none. Numbers past the end of `data` read as 0."""
     data = re.sub(rb"^(Exif\0\0){1,2}", b"", data)
     if data[:2] not in (b"II", b"MM"):
         return 0
@@ -76,13 +79,13 @@ def _in_tiff(data: bytes) -> int:
         if number(at, 2) == _ORIENTATION:
             size = _INTEGERS.get(number(at + 2, 2), 0)
             value = at + 4 + offsets
-            # More numbers than fit here are elsewhere; the first one counts.
+            # If the numbers do not fit into the entry, it holds their offset. Only the first number counts.
             return number(number(value, offsets) if size * number(at + 4, offsets) > offsets else value, size)
     return 0
 
 
 def _raw_profile(info: Mapping[Any, Any]) -> bytes:
-    """The EXIF block of a PNG file in text, as ImageMagick once wrote it."""
+    """Decodes the EXIF block that older versions of ImageMagick wrote into PNG files as text."""
     try:
         return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
     except ValueError:

@@ -20,42 +20,45 @@ from ._samples import describe_samples, Samples
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 else:
-    # Imported only where images are read.
+    # Pillow is optional, so it is imported only when an image is read.
     PillowImage = Any
 
 _INSTALL = extra("data")
 
-# Filters of warnings belong to the process: threads that change them at once would leave them changed.
-_ONE_AT_A_TIME = threading.Lock()
+# Warning filters are global to the process: threads that change them at the same time could leave them changed.
+_FILTERS_LOCK = threading.Lock()
 
 
 def read_image(
     path: str | os.PathLike[str] | BufferedIOBase | PillowImage, *, channels: int = 3
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Reads an image in any format that Pillow reads.
+    """Reads an image in any format that Pillow can read.
 
-    Applies the EXIF orientation, composites transparency over white, and takes the first of several frames. Grey,
-    palette, CMYK and other colours become RGB, or grey if `channels` is 1. Wider samples are scaled to 8 bits:
+    Applies the EXIF orientation and composites transparency over white. Reads only the first of several frames.
+    Converts grey, palette, CMYK and other colours to RGB, or to grey if `channels` is 1. Scales other samples to
+    unsigned 8 bits:
 
-    - Unsigned samples of up to 16 bits: from the range that the format declares.
-    - Signed samples of 8 or 16 bits: from 0 to the largest number of the type.
-    - Floats and 32-bit integers declare no range. White is the first of 1 (floats only), 255 and 65535 that no sample
-        exceeds, or else the largest sample. A dark image may so become brighter than its neighbours: convert such data
-        to 8 or 16 bits first.
+    - Unsigned samples of up to 16 bits are scaled from the range that the format declares.
+    - Signed samples of 8 or 16 bits are scaled from the range between 0 and the maximum of the type.
+    - Floats and 32-bit integers have no declared range. White is the first of 1 (floats only), 255 and 65535 that no
+        sample exceeds, or else the largest sample. A dark image can therefore come out brighter than similar images:
+        convert such data to 8 or 16 bits first.
 
-    Pillow's warnings stay warnings under `-W error`, except for `PIL.Image.DecompressionBombWarning`.
+    Under `-W error`, Pillow's warnings do not stop an image from being read. The exception is
+    `PIL.Image.DecompressionBombWarning`.
 
     **Arguments:**
 
-    - `path`: of the file; or a file opened for reading bytes, such as an `io.BytesIO`, which is read from its start; or
-        a `PIL.Image.Image`.
-    - `channels`: 3 for colours, 1 for grey.
+    - `path`: a path; a file opened for reading bytes, such as an `io.BytesIO`, which is read from its start; or a
+        `PIL.Image.Image`.
+    - `channels`: 3 for colour, 1 for grey.
 
     **Returns:** pixels from 0 to 255, `(height, width, channels)`.
 
-    **Raises:** `OSError` with the name and the reason if the file cannot be opened, is corrupt or not an image, has
-    samples that are negative or not finite, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows; `ValueError`
-    for other `channels` and for a URL, `TypeError` for what is none of these; `ModuleNotFoundError` without Pillow.
+    **Raises:** `OSError`, with the name of the file and the reason, if the file cannot be opened, is corrupt or is not
+    an image; also if it has negative or non-finite samples, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows.
+    `ValueError` if `channels` is not 1 or 3, or if `path` is a URL. `TypeError` if `path` is of another type.
+    `ModuleNotFoundError` without Pillow.
     """
     as_choice("channels", channels, (3, 1))
     pillow = require("PIL.Image", "`levitax.data.read_image`", _INSTALL)
@@ -68,18 +71,18 @@ def read_image(
     try:
         try:
             return decode()
-        # Pillow warns of metadata; with an error filter, that ends the decoding of a sound image.
+        # Pillow warns about metadata. An error filter turns that into an exception, although the image is intact.
         except (UserWarning, DeprecationWarning):
-            with _ONE_AT_A_TIME, warnings.catch_warnings():
+            with _FILTERS_LOCK, warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return decode()
-    except Exception as error:  # Decoders and plugins raise anything.
+    except Exception as error:  # Decoders and plugins raise exceptions of any type.
         raise OSError(f"{_name(path)} cannot be read as an image: {_reason(pillow, error, data)}.") from error
 
 
 def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
-    """The whole file, so that errors from here on are the decoder's and not the system's."""
+    """Reads the whole file, so that all later errors come from the decoder and not from the system."""
     if isinstance(path, BufferedIOBase):
         if path.seekable():
             path.seek(0)
@@ -87,19 +90,20 @@ def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"`path` is of type `{type(path).__name__}`; expected a path, a file opened for reading bytes, or a PIL "
-            "image. Of another file pass `io.BytesIO(file.read())`, and pixels to `PIL.Image.fromarray`."
+            "image. For another kind of file, pass `io.BytesIO(file.read())`; for an array, pass "
+            "`PIL.Image.fromarray(array)`."
         )
     path = as_path("path", path)
     try:
         return path.read_bytes()
     except OSError as error:
-        # An error of reading, unlike one of opening, does not name the file.
+        # An error while reading, unlike one while opening, does not name the file.
         error.filename = error.filename or str(path)
         raise
 
 
 def _convert(pillow: ModuleType, image: PillowImage, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of an image of Pillow. One that is not loaded yet is read from its file, which says more."""
+    """Converts a Pillow image to pixels. If it is not loaded yet, decodes its file, which holds more information."""
     file = getattr(image, "fp", None)
     if file is not None and getattr(image, "tile", None) and image.tell() == 0:
         position = file.tell()
@@ -113,15 +117,15 @@ def _convert(pillow: ModuleType, image: PillowImage, channels: int) -> UInt8[np.
 
 def _decode(pillow: ModuleType, data: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     exif, data = split_exif(data)
-    # From memory: Pillow maps files to memory by their name, and turns some TIFF files wrongly then.
+    # Decode from bytes: given a path, Pillow maps the file into memory and then rotates some TIFF files wrongly.
     with pillow.open(io.BytesIO(data)) as file:
         is_tiff = hasattr(file, "tag_v2")
         if is_tiff:
-            # There, Pillow parses all of EXIF, and turns what it has loaded.
+            # Otherwise Pillow parses all of EXIF here and rotates the loaded image.
             file.load_end = lambda: None
         samples = describe_samples(file, data)
         file.load()
-        # The size of a loaded TIFF file is that of the image turned upright; a copy has the size of its pixels.
+        # A loaded TIFF file reports its size after rotation. A copy reports the size of the stored pixels.
         image = file.copy() if is_tiff else file
         if 0 in image.size:
             raise OSError("it has no pixels")
@@ -131,7 +135,7 @@ def _decode(pillow: ModuleType, data: bytes, channels: int) -> UInt8[np.ndarray,
 def _pixels(
     pillow: ModuleType, image: PillowImage, channels: int, samples: Samples, orientation: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of a loaded image, in 8 bits, over white and upright."""
+    """Converts a loaded image to 8-bit pixels, composites it over white, and turns it upright."""
     if samples.are_wide(image.mode):
         image = pillow.fromarray(samples.eight_bits(np.asarray(image)))
     elif image.mode == "LAB":
@@ -151,10 +155,10 @@ def _name(path: Any) -> str:
 
 
 def _reason(pillow: ModuleType, error: Exception, data: bytes) -> str:
-    """Why a file could not be decoded, in a form that follows a colon."""
+    """The reason why a file could not be decoded, worded to follow a colon."""
     text = str(error).rstrip(".")
     if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
-        return f"{text}. If you trust it, raise Pillow's limit before: `PIL.Image.MAX_IMAGE_PIXELS = None` lifts it"
+        return f"{text}. If you trust the file, remove Pillow's limit first: `PIL.Image.MAX_IMAGE_PIXELS = None`"
     if not isinstance(error, pillow.UnidentifiedImageError):
         kind = type(error)
         name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
@@ -165,5 +169,5 @@ def _reason(pillow: ModuleType, error: Exception, data: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer to an image; run `git lfs pull`"
     if start.startswith((b"<!doctype html", b"<html")):
-        return "it is an HTML page, such as a server sends in place of an image; download the image again"
-    return f"its header is corrupt, or its format not one that Pillow reads; it begins with {data[:16]!r}"
+        return "it is an HTML page, which a server may send instead of an image; download the image again"
+    return f"its header is corrupt, or Pillow does not read its format; it begins with {data[:16]!r}"

@@ -1,4 +1,4 @@
-"""Lists the files below a folder. One list says what is loaded, and what is left out and why."""
+"""Lists the files below a folder: those to load, and those left out, with the reason."""
 
 import os
 from collections.abc import Container, Iterable, Mapping
@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 BROKEN_LINK = "broken link"
 HIDDEN = "hidden"
-OTHER_SUFFIX = "suffix of a format that is not read here"
+OTHER_SUFFIX = "suffix of an unsupported format"
 _LOOP = "link to a folder that contains it"
 _NO_FILE = "neither file nor folder"
 
 
 class Listing(NamedTuple):
-    """The content of a folder. Paths are relative to it, and bytes, because a file name need not be text.
+    """The content of a folder. Paths are relative to it. They are bytes, because a file name need not be valid text.
 
     **Attributes:**
 
-    - `files`: at any depth, sorted.
-    - `folders`: those directly in it, sorted.
-    - `left_out`: every other path, with the reason. A folder stands for all that is below it.
+    - `files`: the files to load, at any depth, sorted.
+    - `folders`: the folders directly in it, sorted.
+    - `left_out`: every other path, with the reason. A folder covers everything below it.
     """
 
     files: list[bytes]
@@ -28,9 +28,10 @@ class Listing(NamedTuple):
 
 
 def list_files(root: bytes, suffixes: Container[bytes]) -> Listing:
-    """Lists all files below `root` that have one of `suffixes`, in any case. Follows links."""
+    """Lists all files below `root` whose suffix, in lower case, is one of `suffixes`. Follows links."""
     listing = Listing([], [], {})
-    # A stack, since folders may be nested deeper than Python's calls. Each has the real paths of those above it.
+    # A stack, because folders may be nested deeper than Python's recursion limit. Each entry holds a folder and the
+    # real paths of the folders above it.
     pending: list[tuple[bytes, tuple[bytes, ...]]] = [(b"", (os.path.realpath(root),))]
     while pending:
         folder, above = pending.pop()
@@ -85,7 +86,7 @@ def suffix_of(path: bytes) -> bytes:
 
 
 def describe(left_out: Mapping[bytes, str]) -> str:
-    """Each reason with its first paths, those with another suffix than the ones before first."""
+    """Lists each reason with some of its paths: first one path of each suffix, then others."""
     by_reason: dict[str, list[bytes]] = {}
     for path, reason in sorted(left_out.items()):
         by_reason.setdefault(reason, []).append(path)
@@ -98,7 +99,7 @@ def describe(left_out: Mapping[bytes, str]) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first of the names, quoted, and how many more there are."""
+    """Lists the first names, quoted, and the number of the others."""
     return _first([repr(name) for name in names], 10)
 
 
@@ -107,6 +108,6 @@ def _first(names: list[str], most: int) -> str:
 
 
 def shown(path: bytes | str | os.PathLike[str]) -> str:
-    """A path as text that can be printed: escapes stand for what is not UTF-8 or not printable."""
+    """Converts a path to printable text. Escapes what is not UTF-8 or not printable."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -17,14 +17,14 @@ from ._workers import compute_ahead
 
 
 class Batch(NamedTuple):
-    """Images of one size in uint8, as they go to the accelerator.
+    """A batch of images of one size, in uint8, ready to send to the accelerator.
 
     **Attributes:**
 
     - `images`: `(batch, height, width, channels)`, pixels from 0 to 255.
-    - `labels`: `(batch,)`, the class of each, from 0.
-    - `indices`: `(batch,)`, the number of each image in the split.
-    - `weights`: `(batch,)`, 1; in an evaluation 0 for corrupt images and for those that fill up the last batch.
+    - `labels`: `(batch,)`, the class of each image, from 0.
+    - `indices`: `(batch,)`, the index of each image in the split.
+    - `weights`: `(batch,)`, normally 1. In an evaluation, 0 for corrupt images and for those that pad the last batch.
     """
 
     images: UInt8[np.ndarray, "batch height width channels"]
@@ -39,10 +39,10 @@ class Shard:
 
     **Arguments:**
 
-    - `index`: of this process, from 0: `jax.process_index()`.
-    - `count`: of processes: `jax.process_count()`.
+    - `index`: the number of this process, from 0: `jax.process_index()`.
+    - `count`: the number of processes: `jax.process_count()`.
 
-    **Raises:** `TypeError` or `ValueError` if `index` is no integer from 0 to below `count`.
+    **Raises:** `TypeError` or `ValueError` unless `index` is an integer from 0 to `count - 1`.
     """
 
     index: int = 0
@@ -50,28 +50,32 @@ class Shard:
 
     def __post_init__(self):
         if as_integer("index", self.index, minimum=0) >= as_integer("count", self.count):
-            raise ValueError(f"`index` is {self.index} of {self.count} processes, which count from 0.")
+            raise ValueError(
+                f"`index` is {self.index} and `count` is {self.count}; expected an `index` from 0 to `count - 1`."
+            )
 
     def rows(self, batch_size: int) -> int:
-        """The number of this process's rows in a batch of `batch_size`.
+        """The number of rows that this process reads of each batch of `batch_size`.
 
-        **Raises:** `ValueError` if the processes do not divide them.
+        **Raises:** `ValueError` unless the number of processes divides `batch_size`.
         """
         if batch_size % self.count:
-            raise ValueError(f"`batch_size` is {batch_size}, which {self.count} processes do not divide.")
+            raise ValueError(
+                f"`batch_size` is {batch_size}; expected a multiple of {self.count}, the number of processes."
+            )
         return batch_size // self.count
 
     def place(self, position: int, batch_size: int) -> tuple[int, int]:
-        """The place of an image that this process reads.
+        """Finds the batch and the row of an image that this process reads.
 
         **Arguments:**
 
-        - `position`: counts the images that this process reads, from 0.
-        - `batch_size`: over all processes.
+        - `position`: the number of the image among those that this process reads, from 0.
+        - `batch_size`: the batch size over all processes.
 
-        **Returns:** the batch, from 0, and the row in the whole batch.
+        **Returns:** the number of the batch, from 0, and the row in the whole batch.
 
-        **Raises:** `ValueError` if the processes do not divide `batch_size`.
+        **Raises:** `ValueError` unless the number of processes divides `batch_size`.
         """
         batch, row = divmod(position, self.rows(batch_size))
         return batch, row + self.index * self.rows(batch_size)
@@ -81,22 +85,23 @@ _ALONE = Shard()
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """The number of full batches in an epoch.
+    """Counts the full batches in an epoch.
 
     **Arguments:**
 
-    - `split`: images to train on.
-    - `batch_size`: over all processes.
+    - `split`: the images to train on.
+    - `batch_size`: the batch size over all processes.
 
-    **Returns:** their number.
+    **Returns:** the number of batches, at least 1.
 
-    **Raises:** `ValueError` if there is none; `TypeError` or `ValueError` if `batch_size` is no positive integer.
+    **Raises:** `ValueError` if the split has fewer images than one batch. `TypeError` or `ValueError` unless
+    `batch_size` is a positive integer.
     """
     steps = len(split.labels) // as_integer("batch_size", batch_size)
     if steps == 0:
         raise ValueError(
-            f"`batch_size` is {batch_size}, and there are {len(split.labels)} images to train on: not one batch. "
-            "Choose a smaller `batch_size`."
+            f"`batch_size` is {batch_size}, but there are only {len(split.labels)} images to train on, less than one "
+            "batch. Choose a smaller `batch_size`."
         )
     return steps
 
@@ -114,36 +119,37 @@ def train_batches(
     workers: int = 0,
     max_corrupt: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
-    """Batches to train on, shuffled anew in each epoch: `with train_batches(...) as batches: ...`.
+    """Makes batches to train on, reshuffled in every epoch: `with train_batches(...) as batches: ...`.
 
-    Batch `n` depends only on `seed` and `n`. To resume a run, with other workers or on other machines too, the number
-    of steps done is enough.
+    Batch `n` depends only on `seed` and `n`. To resume a run, pass the number of completed steps as `start`. The number
+    of workers and the machines may change.
 
-    A corrupt image triggers a warning with its name and the reason, and is replaced by the next image of the split.
-    What `transform` raises ends the iterator, with a note that names the image.
+    A corrupt image triggers a warning with its name and the reason, and is replaced by the next image of the split. An
+    exception in `transform` ends the iterator; a note on the exception names the image.
 
     **Arguments:**
 
-    - `split`: the images.
-    - `transform`: applied to each image, with a `numpy.random.Generator` for each.
-    - `batch_size`: over all processes. An epoch has [`levitax.data.steps_per_epoch`][] batches; it leaves out the rest
-        of the images.
-    - `steps`: the number of batches, over all epochs.
-    - `seed`: of order and transforms.
-    - `repeats`: how often an image comes in an epoch, which then has fewer images. Its copies are in one batch,
-        `batch_size / repeats` apart.
-    - `start`: the first batch, counted from 0 and over all epochs.
-    - `shard`: of this process; by default the whole batch.
-    - `workers`: the number of processes that read and transform; 0 uses a thread of this process. Workers import the
-        main script, so what it runs belongs under `if __name__ == "__main__":`.
-    - `max_corrupt`: the number of corrupt images tolerated per call and process.
+    - `split`: the images to train on.
+    - `transform`: applied to each image, with a `numpy.random.Generator` of its own.
+    - `batch_size`: the batch size over all processes. An epoch has [`levitax.data.steps_per_epoch`][] batches and skips
+        the remaining images.
+    - `steps`: the number of batches over all epochs, including those before `start`.
+    - `seed`: the seed of the order and of the transforms.
+    - `repeats`: how often each image appears in an epoch, which then has fewer different images. If `repeats` divides
+        `batch_size`, the copies of an image are in one batch, `batch_size / repeats` rows apart.
+    - `start`: the number of the first batch, counted from 0 over all epochs.
+    - `shard`: this process's share of every batch; by default the whole batch.
+    - `workers`: the number of processes that read and transform images; 0 uses a thread of this process. Workers import
+        the main script, so put the code that it runs under `if __name__ == "__main__":`.
+    - `max_corrupt`: the number of corrupt images tolerated per call and process before an `OSError`.
 
-    **Returns:** a context manager. It gives an iterator of [`levitax.data.Batch`][] with the rows of this process, and
-    ends the workers on exit.
+    **Returns:** a context manager. It provides an iterator of [`levitax.data.Batch`][] with the rows of this process,
+    and ends the workers on exit.
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`, or a batch is larger than the split;
-    `TypeError` or `ValueError` for labels that are no class numbers. From the iterator: `OSError` for more than
-    `max_corrupt` corrupt images, `RuntimeError` if a worker dies, and `ModuleNotFoundError` without grain.
+    **Raises:** `ValueError` unless the number of processes divides `batch_size`, and if a batch is larger than the
+    split. `TypeError` or `ValueError` if the labels are not class numbers. From the iterator: `OSError` after more than
+    `max_corrupt` corrupt images, `RuntimeError` if a worker dies, and `ModuleNotFoundError` without grain, or without
+    cloudpickle for `workers`.
     """
     as_integer("repeats", repeats)
     for name, value in (("start", start), ("seed", seed), ("workers", workers), ("max_corrupt", max_corrupt)):
@@ -164,20 +170,21 @@ def eval_batches(
     workers: int = 0,
     max_corrupt: int = 100,
 ) -> contextlib.closing[Generator[Batch]]:
-    """All images once, in order: `with eval_batches(...) as batches: ...`.
+    """Makes batches of all images, once and in order: `with eval_batches(...) as batches: ...`.
 
-    The last batch is filled up with images of weight 0. Corrupt images have weight 0, too.
+    Images of weight 0 pad the last batch. Corrupt images also have weight 0.
 
     **Arguments:**
 
     - `split`, `transform`: as in [`levitax.data.train_batches`][].
-    - `batch_size`: over all processes.
+    - `batch_size`: the batch size over all processes.
     - `shard`, `workers`, `max_corrupt`: as in [`levitax.data.train_batches`][].
 
-    **Returns:** what [`levitax.data.train_batches`][] returns.
+    **Returns:** a context manager, as in [`levitax.data.train_batches`][].
 
-    **Raises:** `ValueError` if the processes do not divide `batch_size`; `TypeError` or `ValueError` for labels that
-    are no class numbers; from the iterator, what that of [`levitax.data.train_batches`][] raises.
+    **Raises:** `ValueError` unless the number of processes divides `batch_size`. `TypeError` or `ValueError` if the
+    labels are not class numbers. From the iterator: `OSError` after more than `max_corrupt` corrupt images,
+    `RuntimeError` if a worker dies, and `ModuleNotFoundError` without cloudpickle for `workers`.
     """
     as_integer("batch_size", batch_size)
     for name, value in (("workers", workers), ("max_corrupt", max_corrupt)):
@@ -188,8 +195,8 @@ def eval_batches(
 
 
 class _Place(NamedTuple):
-    """An image's place in a run: its number in the split, the seed of its transform, whether it counts or fills up a
-    batch, and whether the next image may replace it."""
+    """A row of a batch: the index of its image in the split, the seed of its transform, whether it counts or only pads
+    the batch, and whether the next image may replace it."""
 
     image: int
     seed: tuple[int, int]
@@ -240,31 +247,31 @@ class _EvalPlan:
 
 @functools.lru_cache(maxsize=1)
 def _epoch_seed(seed, epoch):
-    """32 bits, as the shuffle takes."""
+    """The seed of the shuffle, which takes 32 bits."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 @functools.lru_cache(maxsize=1)
 def _spread_copies(batch_size, repeats):
-    """For each row of a batch, its place in an order with the copies of an image next to each other."""
+    """Maps each row of a batch to its position in an order where the copies of an image are adjacent."""
     return np.concatenate([np.arange(copy, batch_size, repeats) for copy in range(repeats)])
 
 
 class _Corrupt(NamedTuple):
-    """An image that cannot be read: its number in the split, and why."""
+    """An image that cannot be read: its index in the split, and the reason."""
 
     image: int
     reason: str
 
     def named(self, split: Split) -> str:
-        """The reason, with the name of the image."""
+        """The reason, which names the image."""
         name, reason = split.name(self.image), self.reason.rstrip(".")
         return reason if name in reason else f"`{name}`: {reason}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _ReadBatch:
-    """Reads and transforms a batch. It runs in workers, and touches nothing of JAX."""
+    """Reads and transforms a batch. Runs in workers, so it does not use JAX."""
 
     plan: _TrainPlan | _EvalPlan
     split: Split
@@ -278,7 +285,7 @@ class _ReadBatch:
         shapes = {image.shape: index for index, image in zip(indices, images, strict=True)}
         if len(shapes) > 1:
             listed = ", ".join(f"{shape} of `{self.split.name(index)}`" for shape, index in shapes.items())
-            raise ValueError(f"The transform gave images of several shapes: {listed}; expected one for all images.")
+            raise ValueError(f"The transform returned images of several shapes: {listed}; expected one shape.")
         weights = [
             place.counts and (place.replaceable or not found) for place, found in zip(places, corrupt, strict=True)
         ]
@@ -291,7 +298,7 @@ class _ReadBatch:
         return batch, [found for found in corrupt if found]
 
     def _read(self, place: _Place) -> tuple[int, np.ndarray, _Corrupt | None]:
-        """An image with its number, and why it is not the one of the place."""
+        """Reads an image for a row. Returns its index, the image, and the corrupt image that it replaces, if any."""
         images, found = len(self.split.labels), None
         for tried in range(min(self.max_corrupt + 1, images)):
             index = (place.image + tried) % images
@@ -305,7 +312,8 @@ class _ReadBatch:
                 image = self.transform(image, np.random.default_rng(place.seed))
                 if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
                     raise TypeError(
-                        f"The transform gave {_described(image)}; expected an array (height, width, channels) in uint8."
+                        f"The transform returned {_described(image)}; expected a uint8 array of shape "
+                        "(height, width, channels)."
                     )
             return index, image, found
         assert found is not None
@@ -316,11 +324,11 @@ class _ReadBatch:
 
 @contextlib.contextmanager
 def _noting(doing, split, index):
-    """Adds the name of the image to what the caller's own code raises."""
+    """Adds the name of the image to exceptions from the caller's own code."""
     try:
         yield
     except StopIteration:
-        # It would end the iteration that calls this. As the cause, `contextlib` would raise it again.
+        # A `StopIteration` would silently end the caller's loop. As the cause, `contextlib` would raise it again.
         raise RuntimeError(f"A StopIteration was raised while {doing} `{split.name(index)}`.") from None
     except Exception as error:
         error.add_note(f"While {doing} `{split.name(index)}`.")
@@ -351,7 +359,7 @@ def _described(value):
 
 
 def _pillow_settings():
-    """What a user may have set in Pillow, which workers import anew."""
+    """Pillow settings that the user may have changed. Workers import Pillow afresh and need them, too."""
     names = ("PIL.Image", "MAX_IMAGE_PIXELS"), ("PIL.ImageFile", "LOAD_TRUNCATED_IMAGES")
     return [(module, name, getattr(sys.modules[module], name)) for module, name in names if module in sys.modules]
 
@@ -364,6 +372,6 @@ def _with_settings(settings, read, number):
 
 def _too_many(max_corrupt, split, found):
     return (
-        f"More than {max_corrupt} images cannot be read, the last being {found.named(split)}. Fix the data, or raise "
+        f"More than {max_corrupt} images cannot be read. The last one is {found.named(split)}. Fix the data, or raise "
         "`max_corrupt`."
     )

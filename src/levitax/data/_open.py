@@ -18,41 +18,42 @@ from ._tables import find_on_hub, find_parquet, read_parquet, read_table, Table
 
 _Part = ClassFolders | Table
 
-# The names of the split to validate with, the first one before others.
+# Names of the split to validate with, in order of precedence.
 _VALIDATION = ("validation", "valid", "val", "dev", "test")
 
 
 def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
-    """Opens a data set of images in classes.
+    """Opens a data set for image classification.
 
-    A folder must contain a folder `train/`, and one to validate with: `validation/`, `valid/`, `val/` or `dev/`, or
-    `test/` if there is none of these. Case does not matter. Each of them contains either
+    A folder must contain a folder `train/` and one to validate with: `validation/`, `valid/`, `val/` or `dev/`, or
+    `test/` if none of these exists. Case does not matter. Both must contain either
 
-    - a folder of images for each class, as in ImageNet. Loads all files at any depth whose suffix Pillow can read, and
-      follows links. Skips names that begin with a dot. Reads Tiny-ImageNet with its `val_annotations.txt`.
-    - or parquet files with a column of images and a column of labels. Their split may also be a word in their name, as
-      in `data/train-00000-of-00001.parquet`.
+    - one folder of images for each class, as in ImageNet. `open_data` loads all files whose suffix Pillow can read, at
+      any depth. It follows links and skips names that begin with a dot. It reads Tiny-ImageNet's `val_annotations.txt`.
+    - or parquet files with a column of images and a column of labels. Instead of a folder, a word in the file name can
+      give the split, as in `data/train-00000-of-00001.parquet`.
 
-    A warning lists the files that are left out, by reason.
+    A warning lists the skipped files and the reasons.
 
     **Arguments:**
 
-    - `where`: "digits", the embedded ones; a folder; or the id of a data set on the Hugging Face hub, such as
-        "uoft-cs/cifar10", if there is no such folder. "./digits" is a folder.
+    - `where`: "digits" for the embedded digits; a folder; or, if there is no such folder, the id of a data set on the
+        Hugging Face hub, such as "uoft-cs/cifar10". For a folder named `digits`, pass "./digits".
     - `channels`: 3 for colour, 1 for grey. The digits are always grey.
 
     **Returns:** a [`levitax.data.DataSet`][]. Class folders are numbered in the order of their names.
 
-    **Raises:** `FileNotFoundError` for what is not there or is empty; `OSError` for corrupt parquet files; `ValueError`
-    for a class without images, different classes in training and validation, labels that are no class numbers, several
-    columns or folders that could be meant, missing parquet files of a series, nothing to validate with, and a URL;
-    `ModuleNotFoundError` without the `datasets` package, which class folders do not need.
+    **Raises:** `FileNotFoundError` if the data set does not exist or is empty. `OSError` if parquet files are corrupt.
+    `ValueError` if `where` is a URL, a class has no images, training and validation have different classes, or labels
+    are not class numbers; also if several columns or folders are candidates, parquet files of a series are missing, or
+    there is nothing to validate with. `ModuleNotFoundError` without the `datasets` package, which class folders do not
+    need.
     """
     as_choice("channels", channels, (3, 1))
     if where == "digits":
         if os.path.isdir(where):
             warnings.warn(
-                "Opening the embedded digits, not the folder `digits`: for that, write './digits'.", stacklevel=2
+                "Opening the embedded digits, not the folder `digits`. For the folder, write './digits'.", stacklevel=2
             )
         pixels = digit_pixels()
         splits = Arrays(pixels.train_images, pixels.train_labels), Arrays(pixels.test_images, pixels.test_labels)
@@ -61,7 +62,7 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
     classes, labels = _common_classes(shown(where), train, validation)
     if len(untrained := np.setdiff1d(labels, train.split.labels)):
         names = listed(classes[label] for label in untrained)
-        messages.append(f"Validation of `{shown(where)}` has images of classes that training has none of: {names}.")
+        messages.append(f"`{shown(where)}` has classes with validation images but without training images: {names}.")
     for message in messages:
         warnings.warn(message, stacklevel=2)
     preprocessing = Preprocessing(class_names=classes)
@@ -73,7 +74,7 @@ def open_data(where: str | os.PathLike[str], *, channels: int = 3) -> DataSet:
 
 
 def _open_splits(where: str | os.PathLike[str], channels: int) -> tuple[_Part, _Part, list[str]]:
-    """Training, validation, and what to warn of."""
+    """Opens the splits for training and validation. The third result lists the warnings to give."""
     folder = as_path("where", where)
     if not folder.is_dir():
         return _open_on_hub(where, folder, channels)
@@ -89,13 +90,13 @@ def _open_splits(where: str | os.PathLike[str], channels: int) -> tuple[_Part, _
     train, validation = (list_images(folders[name], channels) for name in names)
     messages = [*train.warnings(), *validation.warnings()]
     if tables := [path.name for path in content if path.suffix.lower() == ".parquet"]:
-        messages.append(f"Not loaded from `{shown(where)}`: {listed(tables)}, since the images are in class folders.")
+        messages.append(f"Not loaded from `{shown(where)}`: {listed(tables)}, because the images are in class folders.")
     return train, validation, messages
 
 
 def _open_on_hub(where: str | os.PathLike[str], folder: Path, channels: int) -> tuple[Table, Table, list[str]]:
     if folder.is_absolute() or len(folder.parts) > 2 or os.path.lexists(folder):
-        file = ", but a file or a broken link: unpack an archive" if os.path.lexists(folder) else ""
+        file = ", only a file or a broken link (unpack an archive first)" if os.path.lexists(folder) else ""
         raise FileNotFoundError(
             f"There is no folder `{shown(where)}`{file}; expected one with `train/` and `val/` in it."
         )
@@ -106,7 +107,7 @@ def _open_on_hub(where: str | os.PathLike[str], folder: Path, channels: int) -> 
 
 
 def _split_folders(content: Sequence[Path]) -> dict[str, Path]:
-    """The folders of splits, by their names in lower case."""
+    """Finds the folders of splits. The keys are their names in lower case."""
     folders: dict[str, Path] = {}
     for path in content:
         name = path.name.lower()
@@ -124,23 +125,23 @@ def _with_kind(path: Path) -> str:
 
 
 def _choose_splits(where: str | os.PathLike[str], names: Collection[str], content: str) -> tuple[str, str]:
-    """The names of the splits to train on and to validate with."""
+    """Chooses the splits to train on and to validate with."""
     validation = [name for name in _VALIDATION if name in names]
     if "train" not in names or not validation:
         raise ValueError(
             f"`{shown(where)}` has {content or 'nothing'}; expected 'train' and one of {listed(_VALIDATION)}: images "
-            "to train on, and others to validate with."
+            "to train on and images to validate with."
         )
     if len(validation) > 1 and validation[1] != "test":
         raise ValueError(
-            f"`{shown(where)}` has {listed(validation)}; expected one of them to validate with, next to 'test' if "
-            "there is one. Rename or remove the others."
+            f"`{shown(where)}` has {listed(validation)}; expected one of them to validate with, and at "
+            "most 'test' in addition. Rename or remove the others."
         )
     return "train", validation[0]
 
 
 def _common_classes(where: str, train: _Part, validation: _Part) -> tuple[tuple[str, ...], Int[np.ndarray, " images"]]:
-    """The names of the classes, in the order of training, and the labels of validation in that order."""
+    """The class names in the order of the training split, and the validation labels in the same order."""
     ours, theirs, labels = train.classes, validation.classes, validation.split.labels
     if ours is None and theirs is None:
         return _numbers(where, train.split.labels, labels), labels
@@ -157,13 +158,13 @@ def _common_classes(where: str, train: _Part, validation: _Part) -> tuple[tuple[
 
 
 def _numbers(where: str, train: Int[np.ndarray, " images"], validation: Int[np.ndarray, " more"]) -> tuple[str, ...]:
-    """The numbers of classes without names, up to the highest."""
+    """Names the classes by their numbers, from 0 to the highest label."""
     highest, trained = int(max(train.max(), validation.max())), np.unique(train)
     if len(trained) <= highest:
         some = np.setdiff1d(np.arange(min(highest + 1, len(trained) + 10)), trained)
         raise ValueError(
-            f"The labels of `{where}` go up to {highest} and have no names, but training has no images of "
-            f"{highest + 1 - len(trained)} numbers, such as {some[0]}. Number the classes without a gap, as "
+            f"The labels of `{where}` go up to {highest} and have no class names, but {highest + 1 - len(trained)} of "
+            f"these numbers, such as {some[0]}, have no training images. Number the classes without a gap, as "
             "`table.class_encode_column` does, or name them all with `datasets.ClassLabel`."
         )
     return tuple(map(str, range(highest + 1)))

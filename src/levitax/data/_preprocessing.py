@@ -16,35 +16,36 @@ from ._image import read_image
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""The mean of ImageNet's pixels in [0, 1]; red, green and blue."""
+"""The mean of ImageNet's pixels, scaled to [0, 1], for red, green and blue."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""The standard deviation of ImageNet's pixels in [0, 1]; red, green and blue."""
+"""The standard deviation of ImageNet's pixels, scaled to [0, 1], for red, green and blue."""
 
-# Images are resized to as many times their size.
+# Images are resized to `image_size` divided by the crop ratio, so this limits them to 20 times that size.
 _SMALLEST_RATIO = 0.05
 
 Pixels: TypeAlias = UInt8[Array, "*batch channels"] | Float[Array, "*batch channels"]
 NumpyPixels: TypeAlias = UInt8[np.ndarray, "*batch channels"] | Float[np.ndarray, "*batch channels"]
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-"""A filter of Pillow."""
+"""The name of one of Pillow's resizing filters."""
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Preprocessing:
-    """How images become the input of a model, and the names of its classes: what a file of weights must say besides
-    them.
+    """Describes how images become the input of a model, and names its classes. Save it with the model's weights.
 
-    Called on an image, it resizes, crops the centre and normalises. The defaults are those of the paper's evaluation:
-    resize the shorter edge to 256 pixels, bicubic; keep the centre of 224x224; ImageNet's mean and standard deviation.
+    Calling it on an image resizes, crops the centre and normalises. The defaults are those of the paper's evaluation:
+    resize the shorter edge to 256 pixels with a bicubic filter, crop the central 224x224 pixels, and normalise with
+    ImageNet's mean and standard deviation.
 
     ```python
     preprocessing = levitax.load_preprocessing("timm/levit_256.fb_dist_in1k")
     probabilities = jax.nn.softmax(predict(preprocessing("cat.jpg")))
     ```
 
-    Immutable and hashable; `dataclasses.replace` makes a changed one, `to_dict` and `from_dict` go to and from JSON.
+    A preprocessing is immutable and hashable. Use `dataclasses.replace` to change fields, and `to_dict` and `from_dict`
+    to store it as JSON.
     """
 
     image_size: tuple[int, int]
@@ -68,17 +69,17 @@ class Preprocessing:
     ):
         """**Arguments:**
 
-        - `image_size`: height and width of the result; one number for both.
-        - `crop_ratio`: the part of the resized image that is kept, along its relatively shorter edge. 0.875 in the
-            paper and in transformers, 0.9 in timm, 1 for no margin.
-        - `interpolation`: the filter that resizes, "bicubic" for all published weights.
-        - `crop_offset`: where the centre of an odd margin lies: "round" to the nearest pixel, halves to even, as
-            torchvision and timm; or "floor", as transformers.
-        - `mean`, `std`: of each channel's pixels in [0, 1]. Their number is that of the channels.
-        - `class_names`: in the order of the logits; empty if unknown.
+        - `image_size`: height and width of the result, or one number for both.
+        - `crop_ratio`: the fraction of the resized image that the crop keeps, along the relatively shorter edge. The
+            paper and transformers use 0.875, timm 0.9. With 1 there is no margin.
+        - `interpolation`: the resizing filter; "bicubic" for all published weights.
+        - `crop_offset`: how to round the offset of the crop if the margin is odd: "round", with halves to even, as in
+            torchvision and timm; or "floor", as in transformers.
+        - `mean`, `std`: one number per channel, for pixels scaled to [0, 1]. Their length is the number of channels.
+        - `class_names`: the class names in the order of the logits; empty if unknown.
 
-        **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range: `mean` outside [0, 1] or
-        `std` outside (0, 1], as of pixels up to 255, or NaN.
+        **Raises:** `TypeError` or `ValueError`, naming the field, if a value is out of range. `mean` must be in [0, 1]
+        and `std` in (0, 1]; values for pixels up to 255 are not accepted, nor is NaN.
         """
         put = lambda name, value: object.__setattr__(self, name, value)
         put("image_size", as_integers("image_size", image_size, 2, "height and width"))
@@ -90,7 +91,7 @@ class Preprocessing:
         put("mean", _per_channel("mean", mean))
         put("std", _per_channel("std", std))
         if len(self.mean) != len(self.std):
-            raise ValueError(f"`mean` is {self.mean} and `std` {self.std}; expected one number each for every channel.")
+            raise ValueError(f"`mean` is {self.mean} and `std` is {self.std}; expected one number per channel in both.")
         put("class_names", _checked_names(class_names))
 
     def __call__(
@@ -98,35 +99,37 @@ class Preprocessing:
     ) -> Float[np.ndarray, "height width channels"]:
         """**Arguments:**
 
-        - `image`: a path, an open file or a PIL image, as [`levitax.data.read_image`][] takes them; or pixels from 0 to
-            255, `(old_height, old_width, channels)`.
+        - `image`: a path, an open file or a PIL image, as in [`levitax.data.read_image`][]; or pixels from 0 to 255,
+            `(old_height, old_width, channels)`.
 
-        **Returns:** `(height, width, channels)` in float32, what a model of this preprocessing takes.
+        **Returns:** `(height, width, channels)` in float32, the input of the model.
 
-        **Raises:** what [`levitax.data.read_image`][] and [`levitax.data.Preprocessing.resize`][] raise.
+        **Raises:** the errors of [`levitax.data.read_image`][] and [`levitax.data.Preprocessing.resize`][].
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(image, channels=self.channels)
         return self.normalise(self.resize(pixels))
 
     @property
     def channels(self) -> int:
-        """The number of channels, as many as `mean` has numbers."""
+        """The number of channels, which is the length of `mean`."""
         return len(self.mean)
 
     def resize(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "height width channels"]:
-        """Resizes an image and crops its centre, without normalising: a [`levitax.data.Transform`][] for evaluation.
+        """Resizes an image and crops its centre, but does not normalise it.
+
+        This is the [`levitax.data.Transform`][] for evaluation.
 
         **Arguments:**
 
         - `image`: pixels from 0 to 255, `(old_height, old_width, channels)`.
-        - `rng`: ignored; for interchange with other transforms.
+        - `rng`: ignored; other transforms need it.
 
-        **Returns:** `(height, width, channels)`, of `image_size`.
+        **Returns:** `(height, width, channels)` with the height and width of `image_size`.
 
-        **Raises:** `TypeError` for what is no array; `ValueError` for an image of another rank, dtype or number of
-        channels, or without pixels; `ModuleNotFoundError` without Pillow, unless the image has its size already.
+        **Raises:** `TypeError` unless `image` is an array. `ValueError` if it has another rank, dtype or number of
+        channels, or no pixels. `ModuleNotFoundError` without Pillow, unless the image needs no resizing.
         """
         del rng
         if not isinstance(image, np.ndarray):
@@ -134,11 +137,11 @@ class Preprocessing:
         if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != self.channels or image.size == 0:
             raise ValueError(
                 f"`image` has shape {image.shape} and dtype {image.dtype}; expected (height, width, {self.channels}) "
-                f"in uint8, as `levitax.data.read_image(path, channels={self.channels})` gives it."
+                f"in uint8, such as `levitax.data.read_image(path, channels={self.channels})` returns."
             )
         height, width, _ = image.shape
         rows, columns = self.image_size
-        # As torchvision rounds: the relatively shorter edge is cut to whole pixels, and the other follows.
+        # Round as torchvision does: truncate the relatively shorter edge, and compute the other edge from it.
         if rows * width >= columns * height:
             resized = int(rows / self.crop_ratio), int(int(rows / self.crop_ratio) * width / height)
         else:
@@ -158,7 +161,11 @@ class Preprocessing:
     def normalise(self, images: NumpyPixels) -> Float[np.ndarray, "*batch channels"]: ...
 
     def normalise(self, images: Pixels | NumpyPixels) -> Float[Array | np.ndarray, "*batch channels"]:
-        """Pixels as a model takes them: `(images / 255 - mean) / std`, of NumPy arrays and under `jax.jit`.
+        """Normalises pixels for a model: `(images / 255 - mean) / std`.
+
+        Accepts arrays of NumPy and JAX, also under `jax.jit`. Warns about values outside 0 to 255, and about values up
+        to 1 with fractions: such images are probably normalised or divided by 255 already. Under `jax.jit` the values
+        are unknown, so there is no warning.
 
         **Arguments:**
 
@@ -166,19 +173,17 @@ class Preprocessing:
 
         **Returns:** `(..., channels)` in float32.
 
-        **Raises:** `TypeError` for what is no array, `ValueError` for another number of channels. Warns, where values
-        can be seen, of values outside 0 to 255 and of fractions up to 1 alone: such images have been normalised or
-        divided by 255 before.
+        **Raises:** `TypeError` unless `images` is an array; `ValueError` for another number of channels.
         """
         if not hasattr(images, "dtype") or not hasattr(images, "astype"):
             raise TypeError(
-                f"`images` are of type `{type(images).__name__}`; expected an array of JAX or NumPy: use "
+                f"`images` is of type `{type(images).__name__}`; expected an array of JAX or NumPy: use "
                 "`np.asarray(images)`."
             )
         if images.shape[-1:] != (self.channels,):
             raise ValueError(
-                f"`images` has shape {images.shape}; expected {self.channels} channels on the last axis, as `mean` "
-                f"and `std` have numbers: {self.mean}, {self.std}."
+                f"`images` has shape {images.shape}; expected {self.channels} channels on the last axis, one for each "
+                f"number of `mean`, {self.mean}, and `std`, {self.std}."
             )
         if images.dtype != np.uint8 and not isinstance(images, Tracer):
             _warn_of_range(np.asarray(images, np.float32))
@@ -188,25 +193,25 @@ class Preprocessing:
         return (images.astype(np.float32) / np.float32(255) - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, with lists in place of tuples, as JSON has them."""
+        """The fields as a dictionary for JSON, with lists instead of tuples."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`.
+        """Makes a preprocessing from the result of `to_dict`.
 
         **Arguments:**
 
-        - `fields`: all of them, by name.
+        - `fields`: all fields, by name.
 
         **Returns:** the preprocessing.
 
-        **Raises:** `TypeError` or `ValueError` for missing, unknown or wrong fields.
+        **Raises:** `TypeError` or `ValueError` if a field is missing, unknown or out of range.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, Mapping) or fields.keys() != names:
-            raise ValueError(f"`fields` is {fields!r}; expected a dictionary of {', '.join(sorted(names))}.")
+            raise ValueError(f"`fields` is {fields!r}; expected a dictionary with the keys {', '.join(sorted(names))}.")
         return cls(**fields)
 
 
@@ -214,28 +219,28 @@ def _warn_of_range(pixels: Float[np.ndarray, "..."]) -> None:
     low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
     if not (low >= 0 and high <= 255) or (high <= 1 and (pixels % 1).any()):
         warnings.warn(
-            f"`images` have values from {low:.4g} to {high:.4g}; expected pixels from 0 to 255. If they have been "
-            "divided by 255 or normalised, pass them as they were before.",
+            f"`images` have values from {low:.4g} to {high:.4g}; expected pixels from 0 to 255. If they are "
+            "already divided by 255 or normalised, pass the original pixels.",
             stacklevel=3,
         )
 
 
 def check_fits(preprocessing: Preprocessing, *, image_size: tuple[int, int], channels: int, num_classes: int) -> None:
-    """Raises unless a preprocessing gives what a model of these sizes takes, with as many class names as classes."""
+    """Raises unless a preprocessing fits the image size, the channels and the number of classes of a model."""
     if not isinstance(preprocessing, Preprocessing):
         raise TypeError(
             f"`preprocessing` is of type `{type(preprocessing).__name__}`; expected a `levitax.data.Preprocessing`."
         )
     if wrong := misfits(preprocessing, image_size=image_size, channels=channels, num_classes=num_classes):
         raise ValueError(
-            f"`preprocessing` has {', '.join(wrong)}. Give it the model's with "
+            f"`preprocessing` has {', '.join(wrong)}. Change it with "
             "`dataclasses.replace(preprocessing, image_size=model.config.image_size, class_names=...)`; `mean` and "
-            "`std` have one number for each channel."
+            "`std` need one number for each channel."
         )
 
 
 def misfits(preprocessing: Preprocessing, *, image_size: tuple[int, int], channels: int, num_classes: int) -> list[str]:
-    """What a preprocessing and a model of these sizes differ in, each with both values."""
+    """Lists the fields in which a preprocessing differs from a model, each with both values."""
     return [
         f"`{name}` {ours} and the model {theirs}"
         for name, ours, theirs in (
@@ -248,21 +253,21 @@ def misfits(preprocessing: Preprocessing, *, image_size: tuple[int, int], channe
 
 
 def grey(preprocessing: Preprocessing) -> Preprocessing:
-    """The same for one channel: the mean of the colours' numbers."""
+    """Converts a preprocessing to one channel: averages `mean` and `std` over the colours."""
     mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
     return dataclasses.replace(preprocessing, mean=(mean,), std=(std,))
 
 
 def to_pillow(image: UInt8[np.ndarray, "height width channels"]):
-    """The image as Pillow has it, grey if there is one channel."""
-    pillow = require("PIL.Image", "Changing images", extra("data"))
+    """Converts an array to a Pillow image, which is grey if there is one channel."""
+    pillow = require("PIL.Image", "Converting images", extra("data"))
     if image.shape[-1] not in (1, 3):
-        raise ValueError(f"`image` has {image.shape[-1]} channels; Pillow resizes images of 1 and of 3.")
+        raise ValueError(f"`image` has {image.shape[-1]} channels; expected 1 or 3, which Pillow can resize.")
     return pillow.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
 
 
 def to_array(image) -> UInt8[np.ndarray, "height width channels"]:
-    """The inverse of `to_pillow`."""
+    """Converts a Pillow image back to an array."""
     pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -285,8 +290,8 @@ def _per_channel(name: str, values: Any) -> tuple[float, ...]:
     if not numbers or not fits:
         above = "above 0 and up to 1" if name == "std" else "from 0 to 1"
         raise ValueError(
-            f"`{name}` is {values!r}; expected one number for each channel, {above}, of pixels scaled to [0, 1]. "
-            "Divide numbers of pixels up to 255 by 255."
+            f"`{name}` is {values!r}; expected one number for each channel, {above}, for pixels scaled to [0, 1]. "
+            "If the numbers are for pixels up to 255, divide them by 255."
         )
     return numbers
 

@@ -14,7 +14,7 @@ from ._preprocessing import Preprocessing
 
 @runtime_checkable
 class Split(Protocol):
-    """Images of any size, each with the number of its class."""
+    """Images of any size with their labels, which are class numbers."""
 
     @property
     def labels(self) -> Int[np.ndarray, " images"]:
@@ -22,14 +22,14 @@ class Split(Protocol):
         ...
 
     def read(self, index: int, /) -> UInt8[np.ndarray, "height width channels"]:
-        """The image of number `index`, `(height, width, channels)`, pixels from 0 to 255.
+        """Reads image number `index`, `(height, width, channels)`, with pixels from 0 to 255.
 
-        **Raises:** `OSError` if it is corrupt.
+        **Raises:** `OSError` if the image is corrupt.
         """
         ...
 
     def name(self, index: int, /) -> str:
-        """The source of the image of number `index`, for messages."""
+        """The source of image number `index`, for messages."""
         ...
 
 
@@ -46,16 +46,16 @@ class Arrays(NamedTuple):
     labels: Int[np.ndarray, " images"]
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """The image of number `index`, `(height, width, channels)`."""
+        """Reads image number `index`, `(height, width, channels)`."""
         return self.images[index]
 
     def name(self, index: int) -> str:
-        """The number `index`, for messages."""
+        """A name with the number `index`, for messages."""
         return f"image {index}"
 
 
 def check_labels(split: Split, *, classes: int | None = None) -> None:
-    """Raises unless the labels of a split are class numbers, one for each image where their number is known."""
+    """Raises unless the labels of a split are class numbers, one for each image if the split shows how many it has."""
     images: int | str = "images"
     if isinstance(split, Arrays):
         images = len(split.images)
@@ -68,13 +68,13 @@ def check_labels(split: Split, *, classes: int | None = None) -> None:
 
 
 class DataSet(NamedTuple):
-    """Images in classes, to train on and to validate with.
+    """Labelled images to train on and to validate with.
 
     **Attributes:**
 
     - `train`, `validation`: a [`levitax.data.Split`][] each.
-    - `preprocessing`: how to prepare the images for a model that is trained on them from scratch. Its `class_names` are
-        in the order of the labels, and its `channels` are those of the images.
+    - `preprocessing`: prepares the images for a model that is trained on them from scratch. Its `class_names` are in
+        the order of the labels. Its `channels` are those of the images.
     """
 
     train: Split
@@ -83,20 +83,20 @@ class DataSet(NamedTuple):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the labels."""
+        """The class names, in the order of the labels."""
         return self.preprocessing.class_names
 
     def in_order_of(self, class_names: Sequence[str]) -> "DataSet":
-        """The same images, with labels that number the classes in the order of a model's.
+        """Renumbers the labels to follow the class order of a model.
 
         **Arguments:**
 
-        - `class_names`: those of the model, such as `levitax.load_preprocessing(source).class_names`.
+        - `class_names`: the class names of the model, such as `levitax.load_preprocessing(source).class_names`.
 
-        **Returns:** the data set, as it is if the order is the same.
+        **Returns:** the data set with the new labels, or this data set if the order is already the same.
 
-        **Raises:** `ValueError` if the two have different classes, with those that only one of them has, and for labels
-        that number none of them.
+        **Raises:** `ValueError` if the data set and the model have different classes, listing the differences, or if a
+        label is not the number of a class.
         """
         names = tuple(class_names)
         if names == self.classes:
@@ -109,7 +109,7 @@ class DataSet(NamedTuple):
 
 
 class Relabelled(NamedTuple):
-    """A [`levitax.data.Split`][] with other labels.
+    """A [`levitax.data.Split`][] with replaced labels.
 
     **Arguments:**
 
@@ -121,39 +121,39 @@ class Relabelled(NamedTuple):
     labels: Int[np.ndarray, " images"]
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """The image of number `index`, `(height, width, channels)`, pixels from 0 to 255."""
+        """Reads image number `index`, `(height, width, channels)`, with pixels from 0 to 255."""
         return self.split.read(index)
 
     def name(self, index: int) -> str:
-        """The source of the image of number `index`, for messages."""
+        """The source of image number `index`, for messages."""
         return self.split.name(index)
 
 
 def match_classes(names: Sequence[str], others: Sequence[str]) -> Int[np.ndarray, " classes"]:
-    """Finds the classes of a data set among those of a model.
+    """Maps the classes of a data set to the classes of a model.
 
     **Arguments:**
 
-    - `names`: the class names of the data.
-    - `others`: those of the model.
+    - `names`: the class names of the data set.
+    - `others`: the class names of the model.
 
-    **Returns:** `(classes,)`, for each of `names` its position in `others`.
+    **Returns:** `(classes,)`, the position in `others` of each of `names`.
 
-    **Raises:** `ValueError` if one of the two has classes that the other has not, with both lists.
+    **Raises:** `ValueError` unless both have the same classes, listing those that only one of them has.
     """
     return positions(names, others, "data", "model")
 
 
 def positions(names: Sequence[str], others: Sequence[str], where: str, elsewhere: str) -> Int[np.ndarray, " classes"]:
-    """As `match_classes`, for messages that say where the two are from."""
+    """Like `match_classes`. `where` and `elsewhere` name the two sides in error messages."""
     if set(names) != set(others):
         only = lambda one, other: listed(name for name in one if name not in other) or "none"
         alike = lambda names: {unicodedata.normalize("NFC", name).casefold() for name in names}
-        hint = " They differ only in case, or in Unicode's forms of letters." if alike(names) == alike(others) else ""
+        hint = " The names differ only in case or in Unicode normalisation." if alike(names) == alike(others) else ""
         raise ValueError(
             f"{where} and {elsewhere} have different classes: only in {where} {only(names, others)}, only in "
             f"{elsewhere} {only(others, names)}."
-            f"{hint} Their numbers would not mean the same."
+            f"{hint} The same label would mean different classes."
         )
     numbers = {name: number for number, name in enumerate(others)}
     return np.array([numbers[name] for name in names], np.int32)

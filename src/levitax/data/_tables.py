@@ -1,4 +1,4 @@
-"""Tables of images and labels, in local parquet files or on the Hugging Face hub, through the `datasets` library."""
+"""Reads tables of images and labels with `datasets`, from local parquet files or from the Hugging Face hub."""
 
 import filecmp
 import glob
@@ -19,21 +19,21 @@ from ._image import read_image
 from ._listing import describe, HIDDEN, list_files, listed, OTHER_SUFFIX, shown, suffix_of
 
 
-# Columns with these names are taken before others of their type.
+# Columns with these names take precedence over others of their type.
 _IMAGES = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos")
 _LABELS = ("label", "labels", "class")
 
 
 class ImageTable(NamedTuple):
-    """A [`levitax.data.Split`][] in a table of the `datasets` library, as [`levitax.data.open_data`][] makes it.
+    """A [`levitax.data.Split`][] in a table of the `datasets` library, made by [`levitax.data.open_data`][].
 
     **Attributes:**
 
-    - `rows`: the table, whose images are not decoded.
-    - `column`: the name of the column with the images.
+    - `rows`: the table, with images that are not decoded.
+    - `column`: the name of the column of images.
     - `labels`: `(images,)`, the class of each image, from 0.
     - `channels`: 3 for colour, 1 for grey.
-    - `folder`: where paths of images in the table begin that are not absolute.
+    - `folder`: the folder that relative image paths in the table start from.
     """
 
     rows: Any
@@ -43,9 +43,9 @@ class ImageTable(NamedTuple):
     folder: str = ""
 
     def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """The image of number `index`, `(height, width, channels)`, read as by [`levitax.data.read_image`][].
+        """Reads image number `index`, `(height, width, channels)`, with [`levitax.data.read_image`][].
 
-        **Raises:** `OSError` if it is corrupt or missing.
+        **Raises:** `OSError` if the image is corrupt or missing.
         """
         file = self._file(index)
         if not file["bytes"] and not file["path"]:
@@ -59,7 +59,7 @@ class ImageTable(NamedTuple):
             raise OSError(f"`{self.name(index)}` of the table: {error}") from error
 
     def name(self, index: int) -> str:
-        """The path of the image of number `index`, or that number, for messages."""
+        """The path of image number `index`, or the number if it has no path, for messages."""
         return self._file(index)["path"] or f"image {index}"
 
     def _file(self, index: int) -> dict[str, Any]:
@@ -67,14 +67,14 @@ class ImageTable(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A split, and the names of its classes, or `None` if its labels are numbers without names."""
+    """A split and its class names, which are `None` if the labels are numbers without names."""
 
     split: ImageTable
     classes: tuple[str, ...] | None
 
 
 class ParquetFiles(NamedTuple):
-    """The parquet files below a folder: those of each split, and the others with the reason."""
+    """The parquet files below a folder, by split, and the paths that were left out, with the reason."""
 
     root: str
     splits: dict[str, list[bytes]]
@@ -85,23 +85,23 @@ class ParquetFiles(NamedTuple):
         return "; ".join(filter(None, (listed(self.splits), others)))
 
     def warnings(self) -> list[str]:
-        """What a person should know before they use the splits."""
+        """The warnings to give when the splits are opened."""
         if not self.left_out:
             return []
         return [f"Not loaded from `{shown(self.root)}`: {describe(self.left_out)}."]
 
 
 def find_parquet(folder: Path, names: Collection[str]) -> ParquetFiles | None:
-    """Finds parquet files of the splits `names`, or returns `None` if there are none in the upper folders."""
-    # Not deeper, so that a large folder of something else is refused at once.
+    """Finds the parquet files of the splits `names`. Returns `None` if the top three levels of folders have none."""
+    # Look no deeper, so that a large folder of other files is refused at once.
     if not any(any(folder.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")):
         return None
     root = os.path.abspath(folder)
     listing = list_files(os.fsencode(root), {b".parquet"})
-    # Other files may be anything, such as a README or images that a table has the paths of; a folder or a link that
-    # cannot be followed may hold tables.
+    # Other files are not reported, because they may be anything: a README, or images that a table refers to. A folder
+    # or link that cannot be followed is reported, because it may hold tables.
     left_out = {
-        path: "no parquet file" if reason == OTHER_SUFFIX else reason
+        path: "not a parquet file" if reason == OTHER_SUFFIX else reason
         for path, reason in listing.left_out.items()
         if suffix_of(path) in (b".parquet", b".arrow") or reason not in (HIDDEN, OTHER_SUFFIX)
     }
@@ -109,7 +109,7 @@ def find_parquet(folder: Path, names: Collection[str]) -> ParquetFiles | None:
     places: dict[str, set[str]] = {}
     for path in listing.files:
         if (found := _split_of(path, names)) is None:
-            left_out[path] = "name of no split, or of several"
+            left_out[path] = "name contains no split, or several"
         else:
             name, place = found
             splits.setdefault(name, []).append(path)
@@ -117,14 +117,14 @@ def find_parquet(folder: Path, names: Collection[str]) -> ParquetFiles | None:
     for name, several in places.items():
         if len(several) > 1:
             raise ValueError(
-                f"`{shown(root)}` has parquet files of {name!r} in several folders, {listed(sorted(several))}, which "
-                "may be several data sets. Pass one of the folders."
+                f"`{shown(root)}` has parquet files of {name!r} in several folders: {listed(sorted(several))}. They "
+                "may be different data sets. Pass one of the folders."
             )
     return ParquetFiles(root, splits, left_out)
 
 
 def _split_of(path: bytes, names: Collection[str]) -> tuple[str, str] | None:
-    """The split that a folder is called, or else a word in the name of the file, and the folder that it is in."""
+    """Finds the split of a file, by the name of a folder or else by a word in the file name, and the split's folder."""
     *folders, file = shown(path).split(os.sep)
     for depth, folder in enumerate(folders):
         if folder.lower() in names:
@@ -134,7 +134,7 @@ def _split_of(path: bytes, names: Collection[str]) -> tuple[str, str] | None:
 
 
 def read_parquet(parquet: ParquetFiles, name: str, channels: int) -> Table:
-    """Loads the parquet files of a split, and checks that all files and rows are there."""
+    """Loads the parquet files of a split and checks that no file or row is missing."""
     datasets = _library("datasets")
     paths, what = parquet.splits[name], f"{name!r} of `{shown(parquet.root)}`"
     _check_shards(what, paths)
@@ -154,7 +154,7 @@ def read_parquet(parquet: ParquetFiles, name: str, channels: int) -> Table:
 
 
 def _check_shards(what: str, paths: Sequence[bytes]) -> None:
-    """Raises unless files such as `train-00000-of-00002.parquet`, or `0000.parquet`, are complete and of one export."""
+    """Raises unless files such as `train-00000-of-00002.parquet` or `0000.parquet` are complete and from one export."""
     shards: dict[bytes, list[tuple[int, int]]] = {}
     numbered: dict[bytes, list[int]] = {}
     for path in paths:
@@ -166,7 +166,7 @@ def _check_shards(what: str, paths: Sequence[bytes]) -> None:
         present, totals = sorted(number for number, _ in pairs), {total for _, total in pairs}
         if len(totals) > 1 or present != list(range(max(totals))):
             raise ValueError(
-                f"{what} has {len(pairs)} files `{shown(stem)}-*`, numbered {listed(present)} as of "
+                f"{what} has {len(pairs)} files `{shown(stem)}-*`, numbered {listed(present)} out of "
                 f"{listed(sorted(totals))}; expected all files of one export, from 0."
             )
     for stem, numbers in numbered.items():
@@ -178,7 +178,7 @@ def _check_shards(what: str, paths: Sequence[bytes]) -> None:
 
 
 def _check_copies(what: str, files: Sequence[str]) -> None:
-    """Raises if two files have the same content, whose rows would count twice."""
+    """Raises if two files have the same content, because their rows would count twice."""
     of_size: dict[int, list[str]] = {}
     for path in files:
         of_size.setdefault(os.path.getsize(path), []).append(path)
@@ -191,7 +191,7 @@ def _check_copies(what: str, files: Sequence[str]) -> None:
 
 
 def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:
-    """The columns of images and labels, and the number of rows. All files have the same class names."""
+    """Finds the columns of images and labels, and counts the rows. Raises unless all files have the same classes."""
     columns, names, kind, rows = [], None, "", 0
     for path in files:
         try:
@@ -207,13 +207,13 @@ def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:
         elif (other := _kind(features.get(columns[1]))) != kind:
             raise ValueError(
                 f"Column {columns[1]!r} of {what} has {kind} in `{shown(files[0])}`, but {other} in `{shown(path)}`; "
-                "expected the same in all files."
+                "expected the same type in all files."
             )
         elif (others := _class_names(features.get(columns[1]))) != names:
             numbers = ("numbers without names",)
             raise ValueError(
                 f"The classes of {what} are {listed(names or numbers)} in `{shown(files[0])}`, but "
-                f"{listed(others or numbers)} in `{shown(path)}`; expected the same in all files."
+                f"{listed(others or numbers)} in `{shown(path)}`; expected the same classes in all files."
             )
     if not rows:
         raise FileNotFoundError(f"{what} has no images.")
@@ -221,7 +221,7 @@ def _check_files(files: Sequence[str], what: str) -> tuple[list[str], int]:
 
 
 def _unloadable(what: str, files: Sequence[str], error: Exception) -> str:
-    """What went wrong, with the first file that cannot be read, since `datasets` does not name it."""
+    """Describes an error and names the first file that cannot be read, because `datasets` does not name it."""
     for path in files:
         try:
             with _library("pyarrow.parquet").ParquetFile(path) as file:
@@ -234,8 +234,8 @@ def _unloadable(what: str, files: Sequence[str], error: Exception) -> str:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Without progress bars, which speak of downloads where local files are read."""
-    # An environment variable of 0 asks for them, and cannot be overruled.
+    """Hides progress bars, which report downloads although local files are read."""
+    # HF_DATASETS_DISABLE_PROGRESS_BARS=0 asks for progress bars, and `datasets` then refuses to disable them.
     if datasets.are_progress_bars_disabled() or datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is False:
         yield
         return
@@ -247,60 +247,60 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 
 def find_on_hub(name: str) -> dict[str, Any]:
-    """The tables of a data set on the hub by split."""
+    """Loads the tables of a data set on the hub, by split."""
     datasets = _library("datasets")
     try:
         return datasets.load_dataset(name)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"`{name}` is no folder here, and no data set that the hub gives: {error}. Check the name, the network "
-            "and your access."
+            f"`{name}` is not a folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name, the "
+            "network and your access."
         ) from error
     except Exception as error:
         raise ValueError(f"The hub's data set `{name}` cannot be loaded: {error.__cause__ or error}") from error
 
 
 def read_table(table: Any, what: str, channels: int, folder: str = "") -> Table:
-    """Takes the images and the labels of a table, whose paths of images begin in `folder`."""
+    """Reads the images and labels of a table. Relative image paths start from `folder`."""
     datasets = _library("datasets")
     if not len(table):
         raise FileNotFoundError(f"{what} has no images.")
     image, label = _choose_columns(table.features, what)
     classes = _class_names(table.features[label])
     labels = _read_labels(table, label, what, classes)
-    # Rows of other columns are not decoded.
+    # Select the column first, so that reading a row does not decode the other columns.
     rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Table(ImageTable(rows, image, labels, channels, folder), classes)
 
 
 def _choose_columns(features: Mapping[str, Any], what: str) -> tuple[str, str]:
-    """The columns of the images and of the labels."""
+    """Chooses the columns of images and labels."""
     columns = lambda fits: [name for name, feature in features.items() if fits(name.lower(), feature)]
     images = columns(lambda name, feature: _is_image(feature) or (name in _IMAGES and _is_value(feature, "binary")))
-    # Paths only where there is nothing else, since strings may be anything.
+    # Accept paths only if there is nothing else, because strings may be anything.
     images = images or columns(lambda name, feature: name in _IMAGES and _is_value(feature, "string"))
     labels = columns(lambda name, feature: name in _LABELS or _class_names(feature) is not None)
     return _choose("images", images, _IMAGES, features, what), _choose("labels", labels, _LABELS, features, what)
 
 
 def _choose(content: str, candidates: list[str], names: tuple[str, ...], columns: Iterable[str], what: str) -> str:
-    """The only candidate, or the only one with one of the names."""
+    """Chooses the only candidate that has one of `names`, or else the only candidate."""
     named = [column for column in candidates if column.lower() in names]
     match named or candidates:
         case [column]:
             return column
         case []:
             raise ValueError(
-                f"{what} has the columns {listed(columns)}, none of them {content} in a form that can be read "
-                f"(images: encoded, their bytes or paths; labels: integers); call one that is {names[0]!r}."
+                f"{what} has the columns {listed(columns)}; expected a column of {content} (images: encoded, as bytes "
+                f"or as paths; labels: integers). Name that column {names[0]!r}."
             )
         case several:
             way_out = "keep one" if named else f"keep one, or name one of them {names[0]!r}"
-            raise ValueError(f"{what} has several columns of {content}, {listed(several)}; {way_out}.")
+            raise ValueError(f"{what} has several columns of {content}: {listed(several)}; {way_out}.")
 
 
 def _is_image(feature: Any) -> bool:
-    """Whether a column has encoded images. Files of other tools than `datasets` have the bytes, but not the type."""
+    """Whether a column holds encoded images. Tools other than `datasets` store the bytes but not the type."""
     return isinstance(feature, _library("datasets").Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
@@ -309,7 +309,7 @@ def _is_value(feature: Any, kind: str) -> bool:
 
 
 def _kind(feature: Any) -> str:
-    """What a column of labels holds."""
+    """Describes the content of a label column."""
     if feature is None:
         return "nothing"
     if _class_names(feature) is not None or getattr(feature, "dtype", "").lstrip("u").startswith("int"):
@@ -327,8 +327,8 @@ def _read_labels(table: Any, column: str, what: str, classes: tuple[str, ...] | 
     values = np.asarray(table.with_format("numpy", columns=[column])[column])
     if not np.issubdtype(values.dtype, np.integer) or values.ndim != 1:
         raise ValueError(
-            f"Column {column!r} of {what} has values such as {values[0].tolist()!r}; expected the numbers of classes, "
-            f"from 0, as `table.class_encode_column({column!r})` makes them."
+            f"Column {column!r} of {what} has values such as {values[0].tolist()!r}; expected class numbers from 0, as "
+            f"`table.class_encode_column({column!r})` makes them."
         )
     highest = np.iinfo(np.int32).max if classes is None else len(classes) - 1
     outside = np.flatnonzero((values < 0) | (values > highest))

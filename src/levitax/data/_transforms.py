@@ -14,8 +14,10 @@ from ._rand_augment import rand_augment
 
 @runtime_checkable
 class Transform(Protocol):
-    """Brings images of any size to one size, in bytes: [`levitax.data.TrainTransform`][], or for evaluation
-    [`levitax.data.Preprocessing.resize`][]. Normalisation is left to the accelerator."""
+    """Brings images of any size to one size, in uint8. The accelerator normalises them later.
+
+    Use [`levitax.data.TrainTransform`][] for training and [`levitax.data.Preprocessing.resize`][] for evaluation.
+    """
 
     def __call__(
         self, image: UInt8[np.ndarray, "old_height old_width channels"], rng: np.random.Generator, /
@@ -23,16 +25,16 @@ class Transform(Protocol):
         """**Arguments:**
 
         - `image`: one image, `(old_height, old_width, channels)`, pixels from 0 to 255.
-        - `rng`: draws whatever is random.
+        - `rng`: the source of all random numbers.
 
-        **Returns:** `(height, width, channels)`, of the same size for every image.
+        **Returns:** `(height, width, channels)`, the same shape for every image.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class TrainTransform:
-    """The paper's augmentation of single images: random crop, mirroring, RandAugment."""
+    """The paper's augmentation of single images: random crop, horizontal flip and RandAugment."""
 
     image_size: tuple[int, int]
     crop_scale: tuple[float, float] | None
@@ -49,13 +51,13 @@ class TrainTransform:
     ):
         """**Arguments:**
 
-        - `image_size`: height and width of the result; one number for both.
-        - `crop_scale`: smallest and largest area of the crop over that of the image; its width is 3/4 to 4/3 of its
-            height. It is resized with a bicubic filter. `None` takes the whole image.
-        - `flip_probability`: of mirroring left and right.
-        - `rand_augment`: the magnitude, from 0 to 10; 0 for none.
+        - `image_size`: height and width of the result, or one number for both.
+        - `crop_scale`: smallest and largest area of the crop, as a fraction of the image area. The width of the crop is
+            3/4 to 4/3 of its height. `None` uses the whole image. A bicubic filter resizes the result.
+        - `flip_probability`: the probability of a horizontal flip.
+        - `rand_augment`: the magnitude of RandAugment, from 0 to 10; 0 turns it off.
 
-        **Raises:** `TypeError` or `ValueError`, naming the field, for what is out of range.
+        **Raises:** `TypeError` or `ValueError`, naming the field, if a value is out of range.
         """
         put = lambda name, value: object.__setattr__(self, name, value)
         put("image_size", as_integers("image_size", image_size, 2, "height and width"))
@@ -69,11 +71,11 @@ class TrainTransform:
         """**Arguments:**
 
         - `image`: one image, `(old_height, old_width, channels)`, pixels from 0 to 255.
-        - `rng`: draws everything.
+        - `rng`: the source of all random numbers.
 
-        **Returns:** `(height, width, channels)`, of `image_size`.
+        **Returns:** `(height, width, channels)` with the height and width of `image_size`.
 
-        **Raises:** `ModuleNotFoundError` without Pillow, if there is more to do than to crop and mirror.
+        **Raises:** `ModuleNotFoundError` without Pillow, if the image needs resizing or RandAugment.
         """
         if self.crop_scale is not None:
             height, width, _ = image.shape
@@ -83,20 +85,20 @@ class TrainTransform:
         if image.shape[:2] == self.image_size and not self.rand_augment:
             return np.ascontiguousarray(image[:, ::-1] if flips else image)
         pillow = require("PIL.Image", "Augmenting images", extra("data"))
-        picture = to_pillow(np.ascontiguousarray(image)).resize(self.image_size[::-1], pillow.Resampling.BICUBIC)
+        pil_image = to_pillow(np.ascontiguousarray(image)).resize(self.image_size[::-1], pillow.Resampling.BICUBIC)
         if flips:
-            picture = picture.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
+            pil_image = pil_image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
         if self.rand_augment:
             mean = [round(255 * value) for value in IMAGENET_MEAN]
-            fill = (mean[0], mean[1], mean[2]) if picture.mode == "RGB" else round(sum(mean) / 3)
-            picture = rand_augment(picture, rng, magnitude=self.rand_augment, fill=fill)
-        return to_array(picture)
+            fill = (mean[0], mean[1], mean[2]) if pil_image.mode == "RGB" else round(sum(mean) / 3)
+            pil_image = rand_augment(pil_image, rng, magnitude=self.rand_augment, fill=fill)
+        return to_array(pil_image)
 
 
 def random_crop(
     height: int, width: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of an image, as torchvision draws it.
+    """Draws the top, left, height and width of a random crop, as torchvision does.
 
     If ten draws do not fit, falls back to the largest centre crop within the aspect-ratio limits.
     """

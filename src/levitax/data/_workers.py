@@ -1,4 +1,4 @@
-"""Computes ahead and in order, in a thread or in worker processes. A worker may die at any time without a hang."""
+"""Computes results ahead and in order, in a thread or in worker processes. A worker that dies never causes a hang."""
 
 import atexit
 import collections
@@ -17,10 +17,10 @@ from typing import Any
 from .._extras import extra, require
 
 
-# Items of each worker: it computes one while the result of the other waits.
+# Items per worker: it computes one while the result of the other waits.
 _AHEAD = 2
 
-# Seconds for workers to finish their items before they are killed.
+# Seconds that workers get to finish their items before they are killed.
 _PATIENCE = 5.0
 
 
@@ -29,12 +29,12 @@ def compute_ahead(function: Callable[[Any], Any], items: Iterable[Any], workers:
 
     **Arguments:**
 
-    - `function`: must be picklable by cloudpickle if there are `workers`.
+    - `function`: applied to each item. With `workers`, cloudpickle must be able to pickle it.
     - `items`: small picklable values.
-    - `workers`: the number of processes; 0 computes in a thread. They start with the first result and end when the
-        iterator is exhausted or closed.
+    - `workers`: the number of processes; 0 computes in a thread. The processes start with the first result and end when
+        the iterator is exhausted or closed.
 
-    **Raises:** from the iterator, whatever `function` raises, and `RuntimeError` if a worker dies.
+    **Raises:** from the iterator, the errors of `function`, and `RuntimeError` if a worker dies.
     """
     with _processes(function, workers) if workers else _thread(function) as (submit, ahead):
         items = iter(items)
@@ -67,7 +67,7 @@ def _processes(function, number):
         for worker in workers:
             worker.join(deadline)
 
-    # If the iterator is never closed, multiprocessing waits for its workers at exit, and they for it.
+    # If the iterator is never closed, multiprocessing and its workers would wait for each other at exit.
     atexit.register(stop)
     try:
         for _ in range(number):
@@ -82,10 +82,10 @@ def _processes(function, number):
 
 
 class _Worker:
-    """The main process's end of a worker. Each item is answered, in order, through a pipe that ends with either."""
+    """The main process's end of a worker. A pipe carries items and answers, in order, and closes if either end dies."""
 
     def __init__(self, context):
-        # Nothing else goes to the process when it starts: writing more than a pipe holds to a dead one never ends.
+        # Pass nothing but the pipe here: writing more than a pipe holds to a process that has died would hang.
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
@@ -99,8 +99,8 @@ class _Worker:
             self._pipe.send_bytes(pickled)
 
     def submit(self, item: Any) -> Callable[[], Any]:
-        """Returns a function that waits for the result."""
-        # With `_AHEAD` items at a time, the slot of the item that many before is free.
+        """Sends an item to the worker. Returns a function that waits for the result."""
+        # At most `_AHEAD` items are pending, so the slot of the item `_AHEAD` places earlier is free.
         slot = self._slots[self._submitted % _AHEAD].name if self._slots else None
         self._submitted += 1
         with self._watched():
@@ -115,7 +115,7 @@ class _Worker:
         if kind == "error":
             raise require("cloudpickle", "Reading in workers", extra("data")).loads(content)
         if kind == "whole":
-            # Results have one size, so memory that is shared and warm can take the next ones.
+            # Results have the same size, so the next ones can reuse shared memory, which is already warm.
             if not self._slots:
                 self._slots = [SharedMemory(create=True, size=len(content)) for _ in range(_AHEAD)]
             return pickle.loads(content)
@@ -127,7 +127,7 @@ class _Worker:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Says why a worker is not there any more."""
+        """Explains why a worker has died."""
         try:
             yield
         except (EOFError, OSError) as error:
@@ -136,19 +136,19 @@ class _Worker:
             if self._ready:
                 raise RuntimeError(
                     f"A worker process died with exit code {code}. Most often memory ran out, or the shared memory of "
-                    "a container (`docker run --shm-size`): use fewer `workers` or smaller batches."
+                    "a container (`docker run --shm-size`). Use fewer `workers` or smaller batches."
                 ) from error
             raise RuntimeError(
                 f"A worker process ended with exit code {code} before it was ready. Workers import the main script: "
                 'put the code that it runs under `if __name__ == "__main__":`, and save a script from standard input '
-                "to a file; or use `workers=0`."
+                "to a file. Or use `workers=0`."
             ) from error
 
     def close(self) -> None:
         self._pipe.close()
 
     def join(self, deadline: float) -> None:
-        # One that still starts has nothing to finish.
+        # A worker that is still starting has nothing to finish.
         self._process.join(max(deadline - time.monotonic(), 0) if self._ready else 0)
         if self._process.is_alive():
             self._process.kill()
@@ -159,7 +159,7 @@ class _Worker:
 
 
 def _send(pipe, value) -> None:
-    # Not `pipe.send`: where it fails, its traceback holds a buffer that crashes the collector of CPython 3.11 and 3.12.
+    # If `pipe.send` fails, its traceback holds a buffer that crashes the garbage collector of CPython 3.11 and 3.12.
     pipe.send_bytes(pickle.dumps(value, protocol=5))
 
 
@@ -168,8 +168,8 @@ def _receive(pipe) -> Any:
 
 
 def _serve(pipe) -> None:
-    """Runs in a worker."""
-    # Clusters and terminals send signals to all processes; the main one ends its workers when it ends.
+    """Runs in a worker: answers items until the pipe closes."""
+    # Clusters and terminals send signals to all processes. The main process handles them and ends its workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     slots: dict[str | None, SharedMemory | None] = {None: None}
@@ -205,7 +205,7 @@ def _answer(function, item, slot):
 
 
 def _portable(error: BaseException) -> bytes:
-    """An exception as bytes; one that cannot be pickled or built again becomes a `RuntimeError` of the same text."""
+    """Pickles an exception. One that cannot be pickled and restored becomes a `RuntimeError` with the same text."""
     cloudpickle = require("cloudpickle", "Reading in workers", extra("data"))
     error.add_note(f"In a worker process:\n{traceback.format_exc()}")
     try:
