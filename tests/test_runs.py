@@ -200,7 +200,7 @@ def test_a_damaged_picture_is_told_in_a_line(finish, folder, tmp_path):
 
 
 def test_ctrl_c_ends_a_run_in_a_line(start, tmp_path):
-    process = start("run")
+    process = start("run", "--epochs", 1000)
     wait_for(process, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
     process.send_signal(signal.SIGINT)
     told = ended(process, 128 + signal.SIGINT)

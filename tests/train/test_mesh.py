@@ -177,4 +177,4 @@ def test_over_eight_devices_steps_are_those_of_one():
     # Statistics of groups or parts give other losses.
     assert abs(first_losses[1:] / first_losses[0] - 1).min() > 1e-4
     assert "`array`, of shape (2, 8), has the sharding" in of_columns and "shard_batch" in of_columns
-    assert "12 rows in this process, which its 8 devices do not divide" in told and "multiple of all 8" in told
+    assert "12 rows in this process, not a multiple of its 8 devices" in told and "multiple of all 8" in told
