@@ -158,8 +158,8 @@ def check_state(state: Any) -> None:
         )
 
 
-def check_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple[int, ...]) -> None:
-    """Raises unless `state` holds running statistics of this `shape` at `index`."""
+def read_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple[int, ...]) -> Any:
+    """Returns the running statistics at `index`, or raises unless `state` holds them in this `shape`."""
     other_model = "it was made with another model. Pass the state from `eqx.nn.make_with_state` for this model."
     if not isinstance(index.marker, str):
         raise ValueError(
@@ -167,11 +167,12 @@ def check_statistics(state: eqx.nn.State, index: eqx.nn.StateIndex, shape: tuple
             "eqx.nn.make_with_state(Model)(...)`."
         )
     try:
-        mean, _ = state.get(index)
+        running = state.get(index)
     except KeyError:
         raise ValueError(f"`state` has no entry for {index.marker}: {other_model}") from None
-    if mean.shape != shape:
-        raise ValueError(f"`state` has statistics of shape {mean.shape} for {shape[0]} channels: {other_model}")
+    if running.mean.shape != shape:
+        raise ValueError(f"`state` has statistics of shape {running.mean.shape} for {shape[0]} channels: {other_model}")
+    return running
 
 
 def check_count(count: int) -> None:

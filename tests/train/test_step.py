@@ -325,9 +325,10 @@ def test_arguments_of_other_types(rows, key, unchecked):
         make_step()(cast(Any, model), *rows)
 
 
-def test_a_train_state_is_used_once(rows, key):
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_a_train_state_is_used_once(accumulate, rows, key):
     train_state = TrainState(*make_small(Normed, key), OPTIMIZER, key=key)
-    step = make_step()
+    step = make_step(accumulate=accumulate)
     step(train_state, *rows)
     with pytest.raises(
         ValueError, match=r"A step has used up this train state.*`train_state, metrics = step\(train_state"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_axis, check_count, check_positive, check_state, check_statistics, naming_batch_axis
+from .._checks import check_axis, check_count, check_positive, check_state, naming_batch_axis, read_statistics
 from .._explicit import sum_over_axis
 from ._xla import settled, stored, unfused
 
@@ -128,9 +128,10 @@ class BatchNorm(eqx.Module):
         if self.inference:
             centred, mean, var = _subtract(x, running.mean), 0.0, running.var
         else:
-            centred, centre = self._centred(x)
-            mean, var = self._moments(centred)
-            unbiased = var * (self._count(x) / (self._count(x) - 1))
+            count = self._count(x)
+            centred, centre = self._centred(x, count)
+            mean, var = self._moments(centred, count)
+            unbiased = var * (count / (count - 1))
             state = self._moved(state, running, RunningStatistics(centre + mean, unbiased))
         scale = self._scale(var)
         # Not `(centred - mean) * scale + bias`, in whose backward pass `mean` takes a sum of its own over the batch.
@@ -144,8 +145,7 @@ class BatchNorm(eqx.Module):
         shows only where entries are missing or differ in shape.
         """
         check_state(state)
-        check_statistics(state, self.statistics, self.weight.shape)
-        return state.get(self.statistics)
+        return read_statistics(state, self.statistics, self.weight.shape)
 
     def affine(self, state: eqx.nn.State) -> Affine:
         """Folds this layer in inference, with the statistics in `state`, into one multiplication and one addition.
@@ -159,7 +159,7 @@ class BatchNorm(eqx.Module):
     def _scale(self, var):
         return self.weight * lax.rsqrt(var + self.eps)
 
-    def _centred(self, x):
+    def _centred(self, x, count):
         """`x` less a centre close to the mean of each channel, from a first pass over all values; and that centre.
 
         Both moments about it then take a second pass in which nothing cancels. A sample of the values is no such
@@ -169,14 +169,14 @@ class BatchNorm(eqx.Module):
         """
         x = unfused(x)
         total = self._sum_over_batch(x.astype(jnp.float32).sum(_all_but_last(x)))
-        centre = stored(lax.stop_gradient(settled(total / self._count(x))))
+        centre = stored(lax.stop_gradient(settled(total / count)))
         centred = _subtract(x, centre)
         # As small as `x`, it is stored in its place.
         return stored(centred) if x.dtype == jnp.float32 else centred, centre
 
-    def _moments(self, x):
+    def _moments(self, x, count):
         """Mean and biased variance of each channel."""
-        axes, count = _all_but_last(x), self._count(x)
+        axes = _all_but_last(x)
         total, total_of_squares = stored(self._sum_over_batch((x.sum(axes), (x * x).sum(axes))))
         mean = total / count
         return mean, jnp.maximum(total_of_squares / count - mean * mean, 0.0)

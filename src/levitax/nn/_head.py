@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_axis, check_positive
+from .._checks import check_positive
 from .._keys import as_key
 from ._batch_norm import BatchNorm
-from ._linear import add_bias, fan_in_uniform
+from ._linear import fan_in_uniform, linear
 
 
 class NormLinear(eqx.Module):
@@ -61,10 +61,9 @@ class NormLinear(eqx.Module):
         the normalisation raises.
         """
         del key
-        check_axis("x", x, -1, self.weight.shape[1], "channels")
         if self.norm is not None:
             x, state = self.norm(x, state)
-        return add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias), state
+        return linear(x, self.weight, self.bias), state
 
 
 class DistilledLogits(NamedTuple):

@@ -67,8 +67,7 @@ class LinearNorm(eqx.Module):
         the normalisation raises.
         """
         del key
-        check_axis("x", x, -1, self.weight.shape[1], "channels")
-        x = stored(add_bias(jnp.matmul(x, self.weight.T.astype(x.dtype)), self.bias))
+        x = stored(linear(x, self.weight, self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 
@@ -135,7 +134,7 @@ class ConvNorm(eqx.Module):
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         check_map("x", x)
-        x = stored(add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
+        x = stored(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
 
 
@@ -145,8 +144,17 @@ def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Fl
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def add_bias(x: Float[Array, "*tokens channels"], bias: Float[Array, " channels"] | None) -> Float[Array, "..."]:
-    """`x + bias` in the dtype of `x`; `x` without a bias."""
+def linear(
+    x: Float[Array, "*tokens in_features"],
+    weight: Float[Array, "out_features in_features"],
+    bias: Float[Array, " out_features"] | None,
+) -> Float[Array, "*tokens out_features"]:
+    """`x @ weight.T + bias` in the dtype of `x`. Raises for what is no floating-point array, or of other channels."""
+    check_axis("x", x, -1, weight.shape[1], "channels")
+    return _add_bias(jnp.matmul(x, weight.T.astype(x.dtype)), bias)
+
+
+def _add_bias(x, bias):
     if bias is None:
         return x
     return x + jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from .._explicit import in_auto_mode
 from ._state import TrainState
+from ._step_checks import check_memory
 
 
 Update: TypeAlias = Callable[..., tuple[TrainState, Any]]
@@ -35,6 +36,7 @@ def compile_update(update: Update) -> Update:
 
     def compiled(train_state: TrainState, *rest: PyTree) -> tuple[TrainState, Any]:
         static, arrays = _split(train_state)
+        check_memory(arrays)
         arrays, metrics = run(static, arrays, *rest)
         return _join(after[static], arrays), metrics
 

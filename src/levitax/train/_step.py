@@ -14,7 +14,7 @@ from ._compile import compile_update
 from ._loss import cross_entropy, Loss
 from ._mesh import in_auto, replicated
 from ._state import TrainState
-from ._step_checks import as_batch, check_images, check_train_state
+from ._step_checks import as_batch, check_images, check_memory, check_train_state
 
 
 class Metrics(NamedTuple):
@@ -92,7 +92,11 @@ def make_step(
         compiled = compile_update(lambda *given: update(*forward_and_backward(*given)))
     else:
         finish = compile_update(update)
-        compiled = lambda *given: finish(*forward_and_backward(*given))
+
+        def compiled(train_state, *batch):
+            # The parts free the model's state before `finish` could see that the train state was used up.
+            check_memory(jax.tree.leaves(train_state))
+            return finish(*forward_and_backward(train_state, *batch))
 
     def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
         check_train_state(train_state)

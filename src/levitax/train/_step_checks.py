@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,14 +13,18 @@ from ._state import TrainState
 
 
 def check_train_state(train_state: Any) -> None:
-    """Raises unless `train_state` is one, and still has its memory."""
+    """Raises unless `train_state` is a `TrainState`."""
     if not isinstance(train_state, TrainState):
         raise TypeError(
             f"`train_state` is of type `{type(train_state).__name__}`; expected a `levitax.train.TrainState`, made of "
             "model, state and optimiser."
         )
-    arrays = (leaf for leaf in jax.tree.leaves(train_state) if isinstance(leaf, jax.Array))
-    if any(array.is_deleted() for array in arrays if not isinstance(array, Tracer)):
+
+
+def check_memory(leaves: Iterable[Any]) -> None:
+    """Raises if a step has freed one of the arrays among the leaves of a train state."""
+    arrays = (leaf for leaf in leaves if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer))
+    if any(array.is_deleted() for array in arrays):
         raise ValueError(
             "A step has used up this train state: its memory belongs to the one that the step returned. Continue with "
             "that one: `train_state, metrics = step(train_state, images, targets)`."
