@@ -1,12 +1,12 @@
-"""Images a second of LeViT here and elsewhere, all on this machine and in one run.
+"""Compares the images per second of LeViT in levitax and elsewhere, on this machine and in one run.
 
     python examples/benchmark.py                                     # the main table, an hour or two
     python examples/benchmark.py --models levit_256 --batches 1 16   # part of it
     python examples/benchmark.py --tasks training --theirs-python ~/torch/bin/python
 
-Each way of running a model is a process of its own, and they take turns: in each round everyone makes calls for some
-time while the others wait. A ratio is the median, over the rounds, of ours over theirs; beside a file in a runtime, of
-our file in that runtime. What is not installed is left out, and said so. The same command runs on a GPU.
+Each contender runs in its own process, and they take turns: in each round, each makes calls for some time while the
+others wait. A ratio is the median over the rounds of our speed over theirs; for a file in a runtime, of our file in the
+same runtime. The script lists contenders that are not installed. The same command runs on a GPU.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")
     parser.add_argument("--theirs-python", default=sys.executable, help="interpreter for all but levitax")
     parser.add_argument("--json", type=Path, help="write all that was measured there")
-    parser.add_argument("--pictures", type=Path, help="draw images/s by batch and time by size into this folder")
+    parser.add_argument("--figures", type=Path, help="draw images/s by batch and time by size into this folder")
     arguments = parser.parse_args()
 
     cases = [
@@ -73,8 +73,8 @@ def main() -> None:
         arguments.json.write_text(
             json.dumps({"machine": machine(), "date": time.strftime("%F"), "rows": results}, indent=1)
         )
-    if arguments.pictures:
-        draw(results, arguments.pictures)
+    if arguments.figures:
+        draw(results, arguments.figures)
 
 
 def machine() -> str:

@@ -1,12 +1,12 @@
-"""Measures what a training step waits for and what it holds: pictures read a second, and peak memory.
+"""Measures the input pipeline and the memory of training: images read per second, and peak memory.
 
-    python examples/benchmark_training.py input [--pictures FOLDER] [--workers 2]
+    python examples/benchmark_training.py input [--images FOLDER] [--workers 2]
     python examples/benchmark_training.py memory [--model levit_256] [--batch-size 16]
 
-`input` reads JPEG files with the paper's whole augmentation at 224 pixels, and beside that, where PyTorch, torchvision
-and timm are installed, with `torch.utils.data.DataLoader` and timm's transforms of the same names, in turn, several
-times; then it trains, and says which share of the time the steps waited for pictures. `memory` takes three steps in a
-process of its own for each way to save memory.
+`input` reads JPEG files with the paper's whole augmentation at 224 pixels. If PyTorch, torchvision and timm are
+installed, it also reads them with `torch.utils.data.DataLoader` and timm's transforms of the same names, in turn,
+several times. Then it trains, and prints the share of the time that steps waited for images. `memory` takes three steps
+in its own process for each way to save memory.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from PIL import Image
 import levitax
 from levitax.data import DataSet, open_data, Split, train_batches, TrainTransform
 from levitax.train import make_step, one_hot, prepare, Recipe, TrainState
-from report import Timed
 
 
 RECIPE = Recipe(group_size=None, distillation="none", ema_decay=None)
@@ -41,7 +40,7 @@ WAYS = {"plain": {}, "remat": {"remat": True}, "accumulate 2": {"accumulate": 2}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("input", "memory", "peak"), help="'peak' is what 'memory' runs")
-    parser.add_argument("--pictures", type=Path, help="a folder with train/ and val/; by default one is made")
+    parser.add_argument("--images", type=Path, help="a folder with train/ and val/; by default one is made")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement of `input`")
     parser.add_argument("--rounds", type=int, default=5)
@@ -54,16 +53,16 @@ def main() -> None:
         compare_memory(arguments)
     elif arguments.what == "peak":
         print(peak(arguments.model, arguments.batch_size, **WAYS[arguments.way]))
-    elif arguments.pictures is not None:
-        compare_input(arguments.pictures, arguments)
+    elif arguments.images is not None:
+        compare_input(arguments.images, arguments)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            make_pictures(Path(folder))
+            make_images(Path(folder))
             compare_input(Path(folder), arguments)
 
 
-def make_pictures(folder: Path, number: int = 256) -> None:
-    """JPEG files of 500x375 pixels and about 60 kB, as most of ImageNet's are, out of two photographs."""
+def make_images(folder: Path, number: int = 256) -> None:
+    """JPEG files of 500x375 pixels and about 60 kB, like most of ImageNet's, from two photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
@@ -77,12 +76,12 @@ def make_pictures(folder: Path, number: int = 256) -> None:
             height = 3 * width // 4
             left = int(rng.integers(photograph.width - width + 1))
             top = int(rng.integers(photograph.height - height + 1))
-            picture = photograph.resize((500, 375), box=(left, top, left + width, top + height))
-            picture.save(kind / f"{index:03}.jpg", quality=90)
+            image = photograph.resize((500, 375), box=(left, top, left + width, top + height))
+            image.save(kind / f"{index:03}.jpg", quality=90)
 
 
 def compare_input(folder: Path, arguments: argparse.Namespace) -> None:
-    """Images a second of both pipelines, in turn, and what a training step waits for ours."""
+    """Prints the images per second of both pipelines, measured in turn, and how long training steps wait for ours."""
     data = open_data(folder)
     pipelines: dict[str, Iterator[Any]] = {"levitax": ours(data, arguments.batch_size, arguments.workers)}
     try:
@@ -108,7 +107,7 @@ def compare_input(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def images_a_second(batches: Iterator[Any], batch_size: int, seconds: float) -> float:
-    # What has been read while the other pipeline was measured does not count.
+    # Batches that were read while the other pipeline was measured do not count.
     for _ in islice(batches, 8):
         pass
     count, start = 0, time.perf_counter()
@@ -147,10 +146,10 @@ def theirs(folder: Path, batch_size: int, workers: int) -> Iterator[Any]:
         re_prob=0.25,
         re_mode="pixel",
     )
-    pictures = ImageFolder(str(folder / "train"), transform)
-    sampler = RandomSampler(pictures, replacement=True, num_samples=10**7)
-    mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=len(pictures.classes))
-    return (mixup(*batch) for batch in DataLoader(pictures, batch_size, sampler=sampler, num_workers=workers))
+    images = ImageFolder(str(folder / "train"), transform)
+    sampler = RandomSampler(images, replacement=True, num_samples=10**7)
+    mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=len(images.classes))
+    return (mixup(*batch) for batch in DataLoader(images, batch_size, sampler=sampler, num_workers=workers))
 
 
 def training(model_name: str, classes: int, remat: bool = False, accumulate: int = 1) -> tuple[TrainState, Callable]:
@@ -162,20 +161,24 @@ def training(model_name: str, classes: int, remat: bool = False, accumulate: int
 
 
 def waiting(data: DataSet, model_name: str, batch_size: int, workers: int, steps: int = 30) -> tuple[float, float]:
-    """The share of the time that steps wait for pictures, and images a second."""
+    """The share of the time that steps wait for images, and images per second."""
     train_state, step = training(model_name, len(data.classes))
     on_device = jax.jit(partial(prepare, recipe=RECIPE, preprocessing=data.preprocessing))
     with reader(data.train, batch_size, workers) as batches:
-        batches, start = Timed(batches), 0.0
-        for number, batch in enumerate(islice(batches, steps + 3)):
+        waited, start = 0.0, 0.0
+        for number in range(steps + 3):
+            # The first three steps compile and warm up.
             if number == 3:
-                batches.seconds, start = 0.0, time.perf_counter()
+                waited, start = 0.0, time.perf_counter()
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
             targets = one_hot(batch.labels, len(data.classes))
             inputs = on_device(batch.images, targets, key=jax.random.key(number))
             train_state, metrics = step(train_state, *inputs)
             metrics.loss.block_until_ready()
         seconds = time.perf_counter() - start
-    return batches.seconds / seconds, steps * batch_size / seconds
+    return waited / seconds, steps * batch_size / seconds
 
 
 def compare_memory(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
-"""Shows what becomes of a model's predictions when it is resized without further training.
+"""Measures how accurate a model stays when it is resized without further training.
 
     python examples/train.py && python examples/other_sizes.py runs/digits/model.safetensors
 
-For each size, the test digits are resized to it and the model with them; beside that, the accuracy when the digits are
-resized back for the model as it was trained: what the pictures still show.
+For each size, it resizes the test digits and the model. The last column is the accuracy of the original model on the
+digits resized back: what the smaller or larger images still show.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 import levitax
-from command_line import mistakes_in_a_line
 from levitax.data import digits
 from levitax.train import evaluate
 
@@ -26,11 +25,6 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     arguments = parser.parse_args()
-    with mistakes_in_a_line(parser):
-        run(arguments)
-
-
-def run(arguments: argparse.Namespace) -> None:
     model, state = levitax.load(arguments.weights)
     data = digits()
     trained_size, _ = model.config.image_size

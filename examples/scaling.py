@@ -1,11 +1,11 @@
-"""What an image costs in inference, by batch, image size, depth and width, beside the arithmetic that it takes.
+"""Measures the time per image in inference, by batch, image size, depth and width, and the operations it takes.
 
     python examples/scaling.py
     python examples/scaling.py --model levit_384 --dtype bfloat16 --batch 64
 
-One thing at a time is changed in a published variant, folded for inference. All sizes take turns in one process; times
-are medians over the rounds. Operations are counted by XLA in what it is given, before it optimises: two for each
-multiplication with addition, and the element-wise ones.
+The script changes one thing at a time in a published variant, fused for inference. All sizes take turns in one process;
+times are medians over the rounds. XLA counts the operations before it optimises: two for each multiplication with
+addition, and the element-wise ones.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 import levitax
-from contenders import compiled
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
         call, operations = prepared(arguments.model, batch, dtype=arguments.dtype, **overrides)
         measured.append((what, value, batch, operations, call, []))
     for _, (*_, call, seconds) in itertools.product(range(arguments.rounds), measured):
-        call()  # the caches belong to another size
+        call()  # The caches hold another size.
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
@@ -52,7 +51,7 @@ def main() -> None:
 
 
 def changes(published: levitax.LeViTConfig, batch: int):
-    """What is changed, to what, and the arguments that do it."""
+    """The changes: what, to which value, the batch size, and keywords of the model."""
     for size in sorted({1, 4, 16, 64, 128, batch}):
         yield "batch", str(size), size, {}
     for pixels in (160, 224, 288, 384, 448):
@@ -67,11 +66,13 @@ def changes(published: levitax.LeViTConfig, batch: int):
 
 
 def prepared(name: str, batch: int, **overrides: Any) -> tuple[Callable[[], Any], float]:
-    """A call of a folded model, and the operations it takes."""
+    """A call of a fused model, and the number of operations in it."""
     keywords = {**levitax.VARIANTS[name], **overrides}
     model, state = eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (batch, *model.config.image_size, 3), jnp.float32)
-    run, arrays = compiled(levitax.fuse(model, state))
+    arrays, rest = eqx.partition(levitax.fuse(model, state), eqx.is_array)
+    # `eqx.filter_jit` would walk through the model in each call, which is visible with a batch of one image.
+    run = jax.jit(lambda arrays, images: jax.vmap(eqx.combine(arrays, rest))(images))
     cost = run.lower(arrays, images).cost_analysis()
     assert cost is not None, "XLA has counted nothing on this platform."
     return lambda: run(arrays, images).block_until_ready(), cost["flops"]

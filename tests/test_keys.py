@@ -12,8 +12,8 @@ import pytest
 
 import levitax
 from levitax import nn
-from levitax.data import Preprocessing, random_affine, random_erase
-from levitax.train import mix, prepare, RECIPES, TrainState
+from levitax.data import Preprocessing
+from levitax.train import mix, prepare, random_affine, random_erase, RECIPES, TrainState
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")

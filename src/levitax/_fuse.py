@@ -184,3 +184,13 @@ def _scale_rows(layer, scale):
 def _with(layer, **fields):
     where = lambda node: [getattr(node, name) for name in fields]
     return eqx.tree_at(where, layer, list(fields.values()), is_leaf=lambda node: node is None)
+
+
+def check_levit(model: Any) -> None:
+    """Raises unless `model` is a LeViT."""
+    if not isinstance(model, LeViT):
+        raise TypeError(
+            f"`model` is of type `{type(model).__name__}`; expected a `levitax.LeViT`. From a module of your own, pass "
+            "the LeViT inside, such as `module.backbone`, with the state of the module. From a `Predictor`, pass "
+            "`predict.model` and `predict.state`."
+        )

@@ -1,4 +1,4 @@
-from typing import Any, Unpack
+from typing import Unpack
 
 import equinox as eqx
 import jax
@@ -148,13 +148,3 @@ class LeViT(eqx.Module):
         check_image(image, (*self.config.image_size, self.config.in_channels))
         x, state = self.stem(image.astype(self.config.dtype), state)
         return x.reshape(-1, x.shape[-1]), state
-
-
-def check_levit(model: Any) -> None:
-    """Raises unless `model` is a LeViT."""
-    if not isinstance(model, LeViT):
-        raise TypeError(
-            f"`model` is of type `{type(model).__name__}`; expected a `levitax.LeViT`. From a module of your own, pass "
-            "the LeViT inside, such as `module.backbone`, with the state of the module. From a `Predictor`, pass "
-            "`predict.model` and `predict.state`."
-        )

@@ -1,8 +1,6 @@
 """Reads, preprocesses, augments and batches images. Needs `pip install "levitax[data]"`."""
 
-from ._augment import random_affine as random_affine
 from ._digits import Digits as Digits, digits as digits
-from ._erase import random_erase as random_erase
 from ._folders import ImageFiles as ImageFiles
 from ._image import read_image as read_image
 from ._loader import (
@@ -26,6 +24,7 @@ from ._sets import (
     match_classes as match_classes,
     Relabelled as Relabelled,
     Split as Split,
+    Subset as Subset,
 )
 from ._tables import ImageTable as ImageTable
 from ._transforms import TrainTransform as TrainTransform, Transform as Transform

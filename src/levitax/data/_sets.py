@@ -129,6 +129,32 @@ class Relabelled(NamedTuple):
         return self.split.name(index)
 
 
+class Subset(NamedTuple):
+    """A [`levitax.data.Split`][] with some images of another.
+
+    **Arguments:**
+
+    - `split`: the images.
+    - `indices`: `(images,)`, the numbers of the images that are kept, in their order.
+    """
+
+    split: Split
+    indices: Int[np.ndarray, " images"]
+
+    @property
+    def labels(self) -> Int[np.ndarray, " images"]:
+        """The class of each image, from 0, `(images,)`."""
+        return np.asarray(self.split.labels)[self.indices]
+
+    def read(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        """Reads image number `index`, `(height, width, channels)`, with pixels from 0 to 255."""
+        return self.split.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """The source of image number `index`, for messages."""
+        return self.split.name(int(self.indices[index]))
+
+
 def match_classes(names: Sequence[str], others: Sequence[str]) -> Int[np.ndarray, " classes"]:
     """Maps the classes of a data set to the classes of a model.
 

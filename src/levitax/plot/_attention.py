@@ -1,4 +1,3 @@
-from types import ModuleType
 from typing import Any, TYPE_CHECKING
 
 import jax
@@ -6,17 +5,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import as_integer, as_integers
-from .._extras import extra, require
-from .._model import check_levit, LeViT
+from .._fuse import check_levit
+from .._model import LeViT
 from ..nn import AttentionBias, Stage
+from ._figures import GREY, make_panels, matplotlib
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Text in this colour has a contrast of 4 to 1 on white and of 5 to 1 on black.
-GREY = "#808080"
+# Width and height of a panel, in inches.
+_PANEL = (1.4, 1.6)
 
 
 def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
@@ -38,7 +38,7 @@ def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
     """
     check_levit(model)
     tables = [_bias_table(number, stage, block) for number, stage in enumerate(model.stages, 1)]
-    figure, panels = _panels(len(tables), max(map(len, tables)))
+    figure, panels = make_panels(len(tables), max(map(len, tables)), *_PANEL)
     for row, (table, stage_panels) in enumerate(zip(tables, panels, strict=True), 1):
         reach = np.abs(table).max() or 1.0
         # A stage with fewer heads than others leaves the rest of its row empty.
@@ -106,7 +106,7 @@ def attention_maps(
 
     attended = np.asarray(weights, np.float32)
     attended = attended.mean(1) if query is None else attended[:, query]
-    figure, panels = _panels(1, heads)
+    figure, panels = make_panels(1, heads, *_PANEL)
     whole = (0, width, height, 0)
     for head, (panel, map_) in enumerate(zip(panels[0], attended.reshape(heads, rows, columns), strict=True), 1):
         panel.imshow(pixels.squeeze(-1) if channels == 1 else pixels, cmap="gray", vmin=0, vmax=1, extent=whole)
@@ -118,7 +118,7 @@ def attention_maps(
             row, column = divmod(query, -(-columns // stride))
             corner = column * stride * width / columns, row * stride * height / rows
             size = width / columns, height / rows
-            panel.add_patch(_matplotlib("patches").Rectangle(corner, *size, fill=False, color="white"))
+            panel.add_patch(matplotlib("patches").Rectangle(corner, *size, fill=False, color="white"))
     return figure
 
 
@@ -145,16 +145,3 @@ def _check_rank(name: str, array: Any, axes: tuple[str, ...]) -> None:
         )
     if array.ndim != len(axes) or 0 in array.shape:
         raise ValueError(f"`{name}` has shape {array.shape}; expected the axes {', '.join(axes)}, of one image.")
-
-
-def _panels(rows: int, columns: int) -> tuple["Figure", np.ndarray]:
-    # Not with `pyplot`, which keeps figures in memory and may need a display.
-    figure = _matplotlib("figure").Figure(figsize=(1.4 * columns, 1.6 * rows), layout="constrained", facecolor="none")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for panel in panels.flat:
-        panel.set_axis_off()
-    return figure, panels
-
-
-def _matplotlib(module: str) -> ModuleType:
-    return require(f"matplotlib.{module}", "`levitax.plot`", extra("plot"))

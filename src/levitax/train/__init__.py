@@ -1,7 +1,9 @@
 """Training as pure functions over one PyTree of state. Needs `pip install "levitax[train]"`."""
 
 try:
+    from ._affine import random_affine as random_affine
     from ._checkpoint import Best as Best, Checkpoints as Checkpoints, Restored as Restored
+    from ._erase import random_erase as random_erase
     from ._evaluate import (
         EvalBatch as EvalBatch,
         evaluate as evaluate,
@@ -9,6 +11,7 @@ try:
         Evaluation as Evaluation,
         predict_logits as predict_logits,
     )
+    from ._fit import fit as fit, Fitted as Fitted
     from ._loss import (
         cross_entropy as cross_entropy,
         distillation_loss as distillation_loss,
@@ -36,10 +39,12 @@ try:
     from ._preemption import Preemption as Preemption
     from ._prepare import prepare as prepare
     from ._recipe import Recipe as Recipe, RECIPES as RECIPES
+    from ._splits import evaluate_split as evaluate_split, predict_split as predict_split
     from ._state import TrainState as TrainState
     from ._step import make_step as make_step, Metrics as Metrics
     from ._targets import one_hot as one_hot
-    from ._teacher import Teacher as Teacher, torch_teacher as torch_teacher
+    from ._teacher import load_teacher as load_teacher, Teacher as Teacher, torch_teacher as torch_teacher
+    from ._teacher_logits import TeacherLogits as TeacherLogits
 except ModuleNotFoundError as error:
     if error.name != "optax":
         raise

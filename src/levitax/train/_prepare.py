@@ -6,7 +6,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from .._explicit import first_axis, in_auto_mode
 from .._keys import as_key
-from ..data import Preprocessing, random_affine, random_erase
+from ..data import Preprocessing
+from ._affine import random_affine
+from ._erase import random_erase
 from ._mixing import mix
 from ._recipe import Recipe
 

@@ -54,8 +54,8 @@ class Recipe:
         model's size. `None` resizes the whole image.
     - `flip_probability`: of mirroring left and right.
     - `rand_augment`: magnitude of RandAugment, 0 to 10, timm's `rand-m9-mstd0.5-inc1`; 0 for none.
-    - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.data.random_affine`][].
-    - `erase_probability`: as in [`levitax.data.random_erase`][].
+    - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.train.random_affine`][].
+    - `erase_probability`: as in [`levitax.train.random_erase`][].
     - `mixup`, `cutmix`, `mix_probability`, `switch_probability`: as in [`levitax.train.mix`][].
     - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
     - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.

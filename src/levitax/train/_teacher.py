@@ -1,5 +1,8 @@
+import os
+import warnings
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,12 @@ from jaxtyping import Array, Float
 
 from .._array_checks import as_array, check_form, check_not_empty
 from .._extras import require
+from .._fuse import fuse
+from ..data import match_classes, Preprocessing
+from ..weights import load, load_preprocessing
 from ._mesh import gather_local
 from ._targets import check_finite
+from ._teacher_logits import is_teacher_logits, TeacherLogits
 
 
 @runtime_checkable
@@ -82,6 +89,52 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
         return jax.make_array_from_process_local_data(sharding, logits)
 
     return teach
+
+
+def load_teacher(source: str | os.PathLike[str], student: Preprocessing) -> Teacher | TeacherLogits:
+    """Loads a teacher, published or your own.
+
+    **Arguments:**
+
+    - `source`: as in [`levitax.load`][]; a file of [`levitax.train.TeacherLogits`][]; or `timm:` and the name of one of
+        timm's models, which runs in PyTorch.
+    - `student`: the preprocessing of the student, with its class names. The teacher gets images that it normalises,
+        and normalises them as in its own training.
+
+    **Returns:** the stored logits, or a [`levitax.train.Teacher`][] whose logits are in the order of the student's
+    classes. If its weights have no class names, it warns and keeps their order.
+
+    **Raises:** what [`levitax.load`][] raises; `ValueError` if teacher and student have different classes;
+    `ModuleNotFoundError` without timm.
+    """
+    if isinstance(source, str) and source.startswith("timm:"):
+        timm = require("timm", "a teacher of timm", "run `pip install timm`")
+        torch = require("torch", "a teacher of timm", "install it (https://pytorch.org)")
+        module = timm.create_model(source.removeprefix("timm:"), pretrained=True)
+        teach = torch_teacher(module, device="cuda" if torch.cuda.is_available() else None)
+        expected = Preprocessing(mean=module.pretrained_cfg["mean"], std=module.pretrained_cfg["std"])
+        return lambda images: teach(_renormalise(images, student, expected))
+    if is_teacher_logits(source):
+        return TeacherLogits.load(source)
+    predict, expected = fuse(*load(source)), load_preprocessing(source)
+    columns: Any = slice(None)
+    if expected.class_names:
+        columns = match_classes(student.class_names, expected.class_names)
+    else:
+        warnings.warn(
+            "The teacher's weights have no class names, so its classes are taken in the order of the student's. Save "
+            "the weights with `preprocessing=` to match the classes by name.",
+            stacklevel=2,
+        )
+    return eqx.filter_jit(lambda images: jax.vmap(predict)(_renormalise(images, student, expected))[:, columns])
+
+
+def _renormalise(images, old, new):
+    """Images that `old` normalised, as `new` normalises them."""
+    if (old.mean, old.std) == (new.mean, new.std):
+        return images
+    of = lambda values: np.asarray(values, np.float32)[None, None, None]
+    return (images * of(old.std) + (of(old.mean) - of(new.mean))) / of(new.std)
 
 
 def _check_images(images):

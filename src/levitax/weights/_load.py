@@ -9,9 +9,9 @@ from jaxtyping import PRNGKeyArray
 from .._build import make_head
 from .._checks import check_keywords, check_state
 from .._config import LeViTConfig, Overrides
-from .._fuse import fuse
+from .._fuse import check_levit, fuse
 from .._keys import as_key
-from .._model import check_levit, LeViT
+from .._model import LeViT
 from . import _tree
 from ._adapt import adapted
 from ._open import open_weights, Source, Weights

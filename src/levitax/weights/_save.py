@@ -9,7 +9,8 @@ import numpy as np
 
 from .._checks import as_choice, check_state
 from .._files import as_path
-from .._model import check_levit, LeViT
+from .._fuse import check_levit
+from .._model import LeViT
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
 from . import _tree

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from levitax.data import random_affine
+from levitax.train import random_affine
 
 
 ALL: dict[str, Any] = {"max_shift": 2.0, "max_rotation": 30.0, "max_scale": 0.2}

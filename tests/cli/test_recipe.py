@@ -1,55 +1,35 @@
-"""The recipe that the command line of the training scripts makes."""
+"""The recipe that the options of a command make."""
 
 import argparse
-import importlib
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from levitax.train import Recipe, RECIPES
 
 
-pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
 # The messages are those that a user sees.
 pytestmark = pytest.mark.usefixtures("unchecked")
-matplotlib: Any = pytest.importorskip("matplotlib", reason="needs the extra `examples`")
+recipes: Any = pytest.importorskip("levitax.cli._recipe", reason="needs the extra `train`")
+runs: Any = pytest.importorskip("levitax.cli._runs", reason="needs the extra `cli`")
 
 
-@pytest.fixture(scope="module")
-def script() -> Any:
-    """`examples/train.py`, as a module."""
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
-        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
-        yield importlib.import_module("train")
-    for name in ("train", "command_line", "report", "teacher_logits"):
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def recipe_of(script):
-    def recipe_of(preset: str, *options: str, images: int = 10**6) -> Recipe:
-        parser = argparse.ArgumentParser()
-        script.add_common_arguments(parser)
-        arguments = parser.parse_args(options)
-        data = SimpleNamespace(train=SimpleNamespace(labels=np.zeros(images, np.int64)))
-        return script.fitted(script.make_recipe(arguments, preset), arguments, data)
-
-    return recipe_of
+def recipe_of(preset: str, *options: str, images: int = 10**6) -> Recipe:
+    parser = argparse.ArgumentParser()
+    runs.add_run_arguments(parser)
+    arguments = parser.parse_args(options)
+    return recipes.fit_batch(recipes.make_recipe(arguments, preset), recipes.given_fields(arguments), images)
 
 
 @pytest.mark.parametrize("seed", ("-1", str(2**32), "x"))
-def test_a_seed_out_of_range(seed, recipe_of, capsys):
+def test_a_seed_out_of_range(seed, capsys):
     with pytest.raises(SystemExit):
         recipe_of("digits", "--seed", seed)
     assert f"argument --seed: {'invalid seed value: ' if seed == 'x' else seed}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--set", "batch_size=1024"), ("--batch-size", "1024")])
-def test_a_batch_that_is_given_is_taken(option, recipe_of, capsys):
+def test_a_given_batch_size_stays(option, capsys):
     assert recipe_of("digits", *option, images=4000).batch_size == 1024
     assert capsys.readouterr().out == ""
 
@@ -65,20 +45,20 @@ def test_a_batch_that_is_given_is_taken(option, recipe_of, capsys):
     ],
     ids=str,
 )
-def test_a_few_images_make_small_batches_of_whole_groups(options, batch_size, group_size, recipe_of, capsys):
+def test_a_few_images_make_small_batches_of_whole_groups(options, batch_size, group_size, capsys):
     recipe = recipe_of("paper", *options, images=512)
     assert (recipe.batch_size, recipe.group_size) == (batch_size, group_size)
     printed = capsys.readouterr().out
-    assert f"512 pictures: batches of {batch_size}, not 2048, and the learning rate goes down with them" in printed
+    assert f"512 images: batches of {batch_size}, not 2048, and the learning rate is scaled down with them" in printed
     assert ("a batch is one group, not groups of 256" in printed) == (group_size is None)
 
 
 @pytest.mark.parametrize("images", (3, 10, 127))
-def test_batches_have_at_least_eight_images(images, recipe_of):
+def test_batches_have_at_least_eight_images(images):
     assert recipe_of("finetune", images=images).batch_size == 8
 
 
-def test_many_images_leave_the_recipe_as_it_is(recipe_of, capsys):
+def test_many_images_leave_the_recipe_as_it_is(capsys):
     assert recipe_of("paper") == RECIPES["paper"]
     assert capsys.readouterr().out == ""
 
@@ -87,7 +67,7 @@ def test_many_images_leave_the_recipe_as_it_is(recipe_of, capsys):
     ("value", "expected"),
     [("null", None), ("None", None), ("[0.5, 1]", (0.5, 1.0)), ("(0.5, 1.0)", (0.5, 1.0))],
 )
-def test_values_are_those_of_json_or_python(value, expected, recipe_of):
+def test_values_are_those_of_json_or_python(value, expected):
     assert recipe_of("paper", "--set", f"crop_scale={value}", "late=False", "by_epoch=false").crop_scale == expected
 
 
@@ -106,6 +86,6 @@ def test_values_are_those_of_json_or_python(value, expected, recipe_of):
     ],
     ids=str,
 )
-def test_what_no_recipe_can_be_made_of(options, message, recipe_of):
+def test_invalid_options(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         recipe_of("finetune", *options)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from levitax.data import random_erase
+from levitax.train import random_erase
 
 
 KEYS = jax.random.split(jax.random.key(0), 1000)

@@ -1,4 +1,4 @@
-"""Training runs that are repeated, killed, spoilt and moved: the examples on a few small pictures."""
+"""Training runs that are repeated, killed, spoilt and moved: the command on a few small images."""
 
 import json
 import os
@@ -20,23 +20,23 @@ from safetensors.numpy import load_file
 
 import levitax
 from levitax.data import Preprocessing
+from levitax.train import TeacherLogits
 
 
-pytest.importorskip("tensorboardX", reason="needs the extra `examples`")
+pytest.importorskip("tensorboardX", reason="needs the extra `cli`")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations")]
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-PICTURES, BATCH = 48, 16
+IMAGES, BATCH = 48, 16
 PREPROCESSING = Preprocessing(image_size=16, crop_ratio=1.0)
 RECIPE = ("--preset", "digits", "--batch-size", BATCH, "--epochs", 6)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Pictures of two classes, light on dark and dark on light."""
+    """Images of two classes, dark and light."""
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("pictures")
-    for part, number in (("train", PICTURES), ("val", 20)):
+    folder = tmp_path_factory.mktemp("images")
+    for part, number in (("train", IMAGES), ("val", 20)):
         for index in range(number):
             kind = folder / part / ("dark", "light")[index % 2]
             kind.mkdir(parents=True, exist_ok=True)
@@ -47,11 +47,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def begin(folder, once):
-    """Starts one of the examples on the pictures."""
+    """Starts a command on the images."""
     cache = once("datasets", lambda folder: None)
 
-    def begin(script: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
-        command = [sys.executable, EXAMPLES / script, "--data", folder, *arguments]
+    def begin(command: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
+        line = [sys.executable, "-m", "levitax", command, "--data", folder, *arguments]
         environment = {
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -59,7 +59,7 @@ def begin(folder, once):
             "HF_HOME": str(cache),
         }
         return subprocess.Popen(
-            list(map(str, command)),
+            list(map(str, line)),
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -72,14 +72,13 @@ def begin(folder, once):
 
 @pytest.fixture(scope="module")
 def train(begin, once, make):
-    """Starts training into a folder, with the options of `train.py`, from a model that takes less time to compile than
-    those it can make."""
+    """Starts training into a folder, from a model that compiles faster than those that `levitax train` can make."""
     small = make(num_classes=2, distillation=False)
     save = lambda folder: levitax.save(folder / "model.safetensors", *small, preprocessing=PREPROCESSING)
     weights = once("small", save) / "model.safetensors"
 
     def train(out: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
-        return begin("finetune.py", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
+        return begin("finetune", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
 
     return train
 
@@ -106,7 +105,7 @@ def finish(start):
 
 @pytest.fixture(scope="module")
 def undisturbed(train, once) -> Path:
-    """What training leaves that nothing came between. To be copied, not written to."""
+    """The run folder of a run without interruptions. To be copied, not written to."""
     return once("undisturbed", lambda folder: ended(train(folder)))
 
 
@@ -174,37 +173,37 @@ def test_sigterm_saves_before_leaving(start, finish, undisturbed, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
-    step, checkpoint = re.findall(r"stopped after step (\d+); the same command goes on from `(.*)`", output)[0]
+    step, checkpoint = re.findall(r"stopped after step (\d+); the same call continues from `(.*)`", output)[0]
     assert Path(checkpoint).is_dir() and Path(checkpoint).name == step
-    assert "going on after" in finish("stopped")
+    assert "continuing after" in finish("stopped")
     assert_same(tmp_path / "stopped", undisturbed)
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(start, finish, undisturbed, tmp_path):
     process = start("run")
     wait_for(process, lambda: (tmp_path / "run" / "checkpoints").exists())
-    told = finish("run", code=2)
-    assert f"Another run writes to `{tmp_path / 'run'}`" in told and "Traceback" not in told
+    printed = finish("run", code=2)
+    assert f"Another run writes to `{tmp_path / 'run'}`" in printed and "Traceback" not in printed
     # The other one is none the worse for it.
     ended(process)
     assert_same(tmp_path / "run", undisturbed)
 
 
-def test_a_damaged_picture_is_told_in_a_line(finish, folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "pictures")
-    (tmp_path / "pictures" / "train" / "dark" / "00.png").write_bytes(b"no picture")
-    told = finish("run", "--data", tmp_path / "pictures")
-    pattern = r"^finetune.py: `.*00.png` cannot be read as an image: .*. Skipped; 1 so far.$"
-    assert re.search(pattern, told, re.MULTILINE)
-    assert "Warning" not in told
+def test_a_corrupt_image_is_one_line(finish, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "images")
+    (tmp_path / "images" / "train" / "dark" / "00.png").write_bytes(b"no image")
+    printed = finish("run", "--data", tmp_path / "images")
+    pattern = r"^levitax finetune: `.*00.png` cannot be read as an image: .*. Skipped; 1 so far.$"
+    assert re.search(pattern, printed, re.MULTILINE)
+    assert "Warning" not in printed
 
 
 def test_ctrl_c_ends_a_run_in_a_line(start, tmp_path):
     process = start("run", "--epochs", 1000)
     wait_for(process, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
     process.send_signal(signal.SIGINT)
-    told = ended(process, 128 + signal.SIGINT)
-    assert "the same command goes on from the newest checkpoint" in told and "Traceback" not in told
+    printed = ended(process, 128 + signal.SIGINT)
+    assert "the same call continues from the newest checkpoint" in printed and "Traceback" not in printed
 
 
 def spoil_truncate(checkpoint: Path) -> None:
@@ -219,14 +218,14 @@ def test_a_spoilt_checkpoint_costs_no_more_than_what_came_after_the_one_before(s
     newest = max(int(path.name) for path in checkpoints.iterdir())
     spoil(checkpoints / str(newest))
     output = finish("spoilt")
-    assert "going on after epoch 5 of the newest checkpoint; metrics were told up to 6" in output
+    assert "continuing after epoch 5 of the newest checkpoint; 6 epochs were logged" in output
     assert ("corrupt" in output) == (spoil is spoil_truncate)
     assert_same(tmp_path / "spoilt", undisturbed)
 
 
 def test_one_device_eight_and_two_processes_of_four_train_alike(start, finish, tmp_path):
     # A step an epoch, so that the losses that are written down are those of the steps.
-    steps = ("--batch-size", PICTURES)
+    steps = ("--batch-size", IMAGES)
     layouts = {"one": partial(finish, devices=1), "eight": partial(finish, devices=8), "pair": partial(pair, start)}
     for name, train in layouts.items():
         train(name, *steps)
@@ -234,7 +233,7 @@ def test_one_device_eight_and_two_processes_of_four_train_alike(start, finish, t
     for name, other in (("one", "pair"), ("pair", "eight")):
         shutil.copytree(tmp_path / other, tmp_path / f"{name}-after")
         shutil.rmtree(tmp_path / f"{name}-after" / "checkpoints" / "6")
-        assert "going on after epoch 5 " in layouts[name](f"{name}-after", *steps)
+        assert "continuing after epoch 5 " in layouts[name](f"{name}-after", *steps)
     losses = lambda name: [line["train_loss"] for line in metrics(tmp_path / name)]
     checkpoints = lambda name: {path.name for path in (tmp_path / name / "checkpoints").iterdir()}
     for name in ("eight", "pair", "one-after", "pair-after"):
@@ -255,35 +254,31 @@ def pair(start, name: str, *arguments: object) -> str:
     return outputs[0]
 
 
-def test_a_teacher_is_asked_each_time_or_once_and_for_all(begin, finish, undisturbed, tmp_path):
+def test_a_teacher_runs_at_each_step_or_once(begin, finish, undisturbed, tmp_path):
     weights = ("--weights", undisturbed / "model.safetensors")
-    output, _ = begin("evaluate.py", *weights, "--crop-ratio", 1, "--logits", tmp_path / "logits.npy").communicate()
-    logits = np.load(tmp_path / "logits.npy")
-    labels = np.repeat([0, 1], PICTURES // 2)
-    assert logits.shape == (PICTURES, 2) and (logits.argmax(-1) == labels).all(), output
-    # Pictures that a teacher is asked about each time are augmented; the stored logits are of those that are not.
-    for name, teacher in (("asked", weights[1]), ("stored", tmp_path / "logits.npy")):
+    stored = tmp_path / "logits.safetensors"
+    ended(begin("evaluate", *weights, "--crop-ratio", 1, "--logits", stored))
+    logits = TeacherLogits.load(stored).logits
+    assert (logits.argmax(-1) == np.repeat([0, 1], IMAGES // 2)).all() and logits.shape == (IMAGES, 2)
+    # A teacher that runs at each step sees augmented images, stored logits are of the original ones.
+    for name, teacher in (("live", weights[1]), ("stored", stored)):
         finish(name, "--set", "distillation=soft", "--teacher", teacher)
-    assert metrics(tmp_path / "asked") != metrics(tmp_path / "stored")
-    for teacher, expected in ((logits[:5], r"shape \(5, 2\); expected \(48, 2\)"), (logits[:, :1], r"\(48, 1\)")):
-        np.save(tmp_path / "other.npy", teacher)
-        told = finish("other", "--set", "distillation=soft", "--teacher", tmp_path / "other.npy", code=2)
-        assert re.search(expected, told) and "Traceback" not in told
+    assert metrics(tmp_path / "live") != metrics(tmp_path / "stored")
 
 
 def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
     levitax.save(tmp_path / "five.safetensors", *make(), preprocessing=PREPROCESSING)
-    told = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
-    assert "The teacher must see the same images and have the same classes" in told and "Traceback" not in told
+    printed = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
+    assert "The teacher must see the same images and have the same classes" in printed and "Traceback" not in printed
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_the_difference(finish, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
-    told = finish("run", "--epochs", 8, code=2)
-    assert "belong to another run: `recipe.epochs` was 6 and is 8" in told and "Traceback" not in told
+    printed = finish("run", "--epochs", 8, code=2)
+    assert "belong to another run: `recipe.epochs` was 6 and is 8" in printed and "Traceback" not in printed
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_checkpoint(finish, tmp_path):
-    told = finish("run", "--checkpoint-every", 1, "--set", "learning_rate=1e30", "warmup_learning_rate=1e-5", code=1)
-    step, folder = re.findall(r"The loss of step (\d+) is .* last good checkpoint is `([^`]*)`", told)[0]
+    printed = finish("run", "--checkpoint-every", 1, "--set", "learning_rate=1e30", "warmup_learning_rate=1e-5", code=1)
+    step, folder = re.findall(r"The loss of step (\d+) is .* last good checkpoint is `([^`]*)`", printed)[0]
     assert Path(folder).is_dir() and int(Path(folder).name) == int(step) - 1

