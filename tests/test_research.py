@@ -1,4 +1,4 @@
-"""The research guides, run as their pages say: they print the lines that stand there, and find what is told."""
+"""Runs the scripts of the research guides. They print the lines on their pages, and find the same effects."""
 
 import re
 import subprocess
@@ -22,18 +22,18 @@ def weights(trained) -> Path:
 
 
 def run(script: str, *arguments: object) -> str:
-    """What the script prints, whose lines are those of its page but for their numbers."""
+    """Returns the output of the script. Except for the numbers, its lines must be those on its page."""
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
     page = (PAGES / f"{script}.md").read_text()
-    (told,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
-    assert set(lines(result.stdout)) == set(lines(told))
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert set(lines(result.stdout)) == set(lines(shown))
     return result.stdout
 
 
 def lines(text: str) -> list[str]:
-    """Its lines, with one # in place of a number or of several."""
+    """Splits the text into lines, with one # for each number or list of numbers."""
     number = r"\d+(?:[.,]\d+)*%?"
     return re.sub(f"{number}(?:, {number})*", "#", text).splitlines()
 
@@ -63,7 +63,7 @@ def test_power_iteration_converges(weights):
     assert residuals[-1] < 0.05 * eigenvalues[-1] and residuals[-1] < residuals[0]
 
 
-def test_what_is_frozen_need_not_move_to_learn_another_task(weights):
+def test_frozen_parts_need_not_change_to_learn_another_task(weights):
     printed = run("surgery", "--weights", weights, "--steps", 60)
     count = re.compile(r"([\d,]+) parameters")
     counts = count.findall(printed)
@@ -77,7 +77,7 @@ def test_a_backbone_in_a_module_learns_to_mark_pixels():
     assert float(re.findall(r"unseen digits: ([\d.]+)", printed)[0]) > 0.7
 
 
-def test_small_changes_of_the_pixels_cost_the_more_the_larger_they_are(weights):
+def test_larger_changes_of_the_pixels_cost_more_accuracy(weights):
     right = percentages(run("typed_experiment", "--weights", weights))
     assert len(right) == 5 and right == sorted(right, reverse=True) and right[0] > 80 and right[-1] < right[0] - 30
 
@@ -89,10 +89,5 @@ def test_attention_is_drawn(weights, tmp_path):
         "biases.png", "stage1_block1.png", "stage2_block1.png", "stage2_block2.png", "stage3_block1.png",
         "stage3_block2.png",
     ]  # fmt: skip
-    with Image.open(tmp_path / "stage3_block1.png") as picture:
-        assert picture.width > 5 * picture.height
-
-
-def test_without_weights_a_small_model_is_trained_first():
-    # The shortest of them.
-    assert percentages(run("typed_experiment"))[0] > 80
+    with Image.open(tmp_path / "stage3_block1.png") as figure:
+        assert figure.width > 5 * figure.height

@@ -1,10 +1,12 @@
-"""What the attention sees: the maps of every head over an image, and the biases that stand in for positions.
+"""Draws the attention maps of every head for one image, and the attention biases.
 
-    python examples/research/attention.py --out pictures
-    python examples/research/attention.py --weights runs/digits/model.safetensors --image 3 --out pictures
+    python examples/train.py
+    python examples/research/attention.py --image 640 --out figures
 
-Draws into the folder `biases.png`, and for each block `stage1_block1.png` and so on: where its tokens look on average,
-or with `--at ROW COLUMN` the one at that pixel.
+The first command writes the weights that the second one reads by default.
+
+Writes `biases.png`, and one figure per block: `stage1_block1.png` and so on. Each shows the mean attention of all
+tokens or, with `--at ROW COLUMN`, the attention of the token at that pixel.
 """
 
 import argparse
@@ -14,18 +16,21 @@ import jax
 import jax.numpy as jnp
 
 import levitax
-from digits_levit import add_weights_argument, load_or_train
 from levitax import data, plot
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_weights_argument(parser)
-    parser.add_argument("--image", type=int, default=0, help="number of a test digit")
+    parser.add_argument(
+        "--weights",
+        default="runs/digits/model.safetensors",
+        help="of a model of the digits, such as `examples/train.py` writes",
+    )
+    parser.add_argument("--image", type=int, default=0, help="index of a test digit")
     parser.add_argument("--at", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="a pixel; by default the mean")
-    parser.add_argument("--out", type=Path, default=Path("pictures"), help="a folder")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="a folder")
     arguments = parser.parse_args()
-    model, state = load_or_train(arguments.weights)
+    model, state = levitax.load(arguments.weights)
     height, width = model.config.image_size
     row, column = arguments.at or (0, 0)
     if not (0 <= row < height and 0 <= column < width):
@@ -39,7 +44,7 @@ def main() -> None:
     for stage, blocks in enumerate(model.attention_maps(image, state)):
         query = None if arguments.at is None else token_at(arguments.at, model.config, stage)
         for block, weights in enumerate(blocks):
-            # A block that shrinks the grid looks at that of the stage before.
+            # A downsampling block attends to the tokens of the stage before.
             grid = model.config.grid(stage - 1 if stage > 0 and block == 0 else stage)
             figure = plot.attention_maps(shown, weights, grid=grid, query=query)
             figure.savefig(arguments.out / f"stage{stage + 1}_block{block + 1}.png", dpi=120)
@@ -49,6 +54,7 @@ def main() -> None:
 
 
 def token_at(pixel: tuple[int, int], config: levitax.LeViTConfig, stage: int) -> int:
+    """Returns the index of the token that covers a pixel."""
     (row, column), (rows, columns), (height, width) = pixel, config.grid(stage), config.image_size
     return row * rows // height * columns + column * columns // width
 

@@ -1,9 +1,9 @@
-"""LeViT as the backbone of a module of one's own: a map of each stage, joined into a mask of every pixel.
+"""Uses a LeViT as the backbone of another module, which predicts a mask of every pixel.
 
     python examples/research/backbone.py --steps 200
 
-A digit lies somewhere on a noisy canvas of 56x56 pixels, and the model says which pixels are its ink. The measure is
-the intersection over the union of both masks, on digits that were not trained on.
+Each digit lies somewhere on a noisy canvas of 56x56 pixels, and the model marks its ink. The script reports the
+intersection over union of the predicted and the true mask, on unseen digits.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CANVAS = 56
 
 
 class Segmenter(eqx.Module):
-    """Feature maps, each mapped to `width` channels and enlarged to the first one's size, added, and read out."""
+    """Maps all feature maps to `width` channels and the size of the first, adds them, and predicts the pixels."""
 
     backbone: levitax.LeViT
     laterals: list[eqx.nn.Linear]
@@ -36,7 +36,7 @@ class Segmenter(eqx.Module):
             key_dim=16, key=backbone_key,
         )  # fmt: skip
         self.laterals = [eqx.nn.Linear(channels, width, key=key) for channels, key in zip(dim, keys, strict=True)]
-        # 4x4 pixels for each token of the first map.
+        # Each token of the first map predicts 4x4 pixels.
         self.readout = eqx.nn.Linear(width, 16, key=readout_key)
 
     def __call__(
@@ -55,7 +55,7 @@ class Segmenter(eqx.Module):
 def place(
     digits: Float[Array, "batch 28 28 1"], key: PRNGKeyArray
 ) -> tuple[Float[Array, "batch 56 56 1"], Bool[Array, "batch 56 56"]]:
-    """Each digit somewhere on a canvas of noise, and where its ink is."""
+    """Puts each digit somewhere on a noisy canvas. Also returns the mask of its ink."""
     place_key, noise_key = jax.random.split(key)
     corners = jax.random.randint(place_key, (len(digits), 2), 0, CANVAS - 28 + 1)
     put = lambda digit, corner: jax.lax.dynamic_update_slice(
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     digits = data.digits()
     train, test = jnp.asarray(digits.train_images), jnp.asarray(digits.test_images[::4])
-    # One call makes the module and the state of all that is in it.
+    # One call makes the module and the state of everything in it.
     model, state = eqx.nn.make_with_state(Segmenter)(32, key=jax.random.key(0))
     optimizer = optax.adamw(2e-3)
     optimizer_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
@@ -96,7 +96,7 @@ def main() -> None:
             print(f"step {number}: loss {loss:.3f}")
 
     images, masks = place(test, jax.random.key(2))
-    # `fuse` folds the LeViT inside, too.
+    # `fuse` also fuses the LeViT inside the module.
     found = jax.jit(jax.vmap(levitax.fuse(model, state)))(images) > 0
     both, either = (found & masks).sum((1, 2)), (found | masks).sum((1, 2))
     print(f"intersection over union on {len(test)} unseen digits: {jnp.mean(both / either):.2f}")

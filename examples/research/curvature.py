@@ -1,9 +1,12 @@
-"""The sharpest direction of the loss, from products of its Hessian with vectors, by forward over reverse.
+"""Finds the sharpest direction of the loss, by power iteration on Hessian-vector products.
 
+    python examples/train.py
     python examples/research/curvature.py --steps 20
 
-A Hessian-vector product is the derivative of the gradient along a vector, at about the cost of another gradient, with
-no Hessian in memory. Power iteration on it gives the eigenvalue of largest magnitude.
+The first command writes the weights that the second one reads by default.
+
+A Hessian-vector product is the derivative of the gradient along a vector. It costs about two gradients and never stores
+the Hessian. Power iteration on it finds the eigenvalue of largest magnitude.
 """
 
 import argparse
@@ -14,17 +17,20 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import levitax
-from digits_levit import add_weights_argument, load_or_train
 from levitax import data
 from levitax.train import cross_entropy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_weights_argument(parser)
+    parser.add_argument(
+        "--weights",
+        default="runs/digits/model.safetensors",
+        help="of a model of the digits, such as `examples/train.py` writes",
+    )
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    model, state = load_or_train(arguments.weights)
+    model, state = levitax.load(arguments.weights)
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images[::32]), jnp.asarray(digits.train_labels[::32])
 
@@ -32,7 +38,7 @@ def main() -> None:
     weights, unravel = ravel_pytree(arrays)
 
     def loss(weights):
-        # In training mode: the curvature that the optimiser meets, through the statistics of the batch.
+        # In training mode, so the curvature includes the batch statistics, as for the optimiser.
         logits, _ = levitax.batched(eqx.combine(unravel(weights), rest))(images, state)
         return cross_entropy(logits, labels)
 

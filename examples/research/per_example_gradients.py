@@ -1,11 +1,13 @@
-"""The gradient of each example's loss alone, by one `jax.vmap` of `jax.grad`, and what their norms tell.
+"""Computes the gradient of each image's loss, by one `jax.vmap` of `jax.grad`, and the gradient noise scale.
 
+    python examples/train.py
     python examples/research/per_example_gradients.py
-    python examples/research/per_example_gradients.py --weights runs/digits/model.safetensors
 
-With running statistics an example's loss depends on that example alone, so its gradient is well defined; with those of
-the batch it would not be. The squared norm of the mean gradient and the mean of the squared norms give the noise scale
-of McCandlish et al. 2018 (arXiv 1812.06162): about how large a batch may be before larger ones stop helping.
+The first command writes the weights that the second one reads by default.
+
+With running statistics, the loss of an image depends on that image alone, so its gradient is well defined. With batch
+statistics it is not. The squared norm of the mean gradient and the mean of the squared norms give the noise scale of
+McCandlish et al. 2018 (arXiv 1812.06162). It estimates the largest batch that is worth its cost.
 """
 
 import argparse
@@ -15,16 +17,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from digits_levit import add_weights_argument, load_or_train
+import levitax
 from levitax import data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_weights_argument(parser)
-    parser.add_argument("--batch", type=int, default=100, help="gradients that are in memory together")
+    parser.add_argument(
+        "--weights",
+        default="runs/digits/model.safetensors",
+        help="of a model of the digits, such as `examples/train.py` writes",
+    )
+    parser.add_argument("--batch", type=int, default=100, help="number of gradients in memory at once")
     arguments = parser.parse_args()
-    model, state = load_or_train(arguments.weights)
+    model, state = levitax.load(arguments.weights)
     digits = data.digits()
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
 
@@ -52,7 +58,7 @@ def main() -> None:
     print(f"norms of {count} gradients: median {jnp.median(jnp.sqrt(each)):.3f}, largest {jnp.sqrt(each.max()):.3f}")
     order = each.argsort()
     print(f"most ordinary digits: {labels[order[:5]].tolist()}, most surprising ones: {labels[order[-5:]].tolist()}")
-    # A mean over `count` examples has their noise, divided by `count`, in its squared norm.
+    # The squared norm of the mean gradient includes the noise of one example, divided by `count`.
     signal = (count * of_mean - each.mean()) / (count - 1)
     noise = (each.mean() - of_mean) * count / (count - 1)
     print(f"squared norm of the gradient: {signal:.3g}, of the noise of one example: {noise:.3g}")

@@ -1,11 +1,14 @@
-"""A typed experiment: how little has to change for a LeViT to take a digit for another one.
+"""A typed experiment: measures how small a change makes a LeViT confuse one digit with another.
 
+    python examples/train.py
     python examples/research/typed_experiment.py
-    python examples/research/typed_experiment.py --weights runs/digits/model.safetensors
 
-The attack is the fast gradient sign method of Goodfellow et al. 2015 (arXiv 1412.6572): a step of one size for every
-pixel, in the direction that raises the loss. Shapes are written in the signatures in jaxtyping's words and checked at
-each call by beartype, within a call by name: an `image` and what comes of it have the same height and width.
+The first command writes the weights that the second one reads by default.
+
+The attack is the fast gradient sign method of Goodfellow et al. 2015 (arXiv 1412.6572). It changes every pixel by the
+same amount, in the direction that raises the loss. The signatures state the shapes in jaxtyping's notation, and
+beartype checks them at each call. Within a call, each named axis has one size, so the result has the height and width
+of `image`.
 """
 
 import argparse
@@ -18,7 +21,6 @@ from beartype import beartype
 from jaxtyping import Array, Float, Int, jaxtyped
 
 import levitax
-from digits_levit import add_weights_argument, load_or_train
 from levitax import data
 
 
@@ -33,12 +35,12 @@ def attack(
     size: float | Float[Array, ""],
     bounds: tuple[float, float],
 ) -> Float[Array, "height width channels"]:
-    """The image one step of `size`, in units of its pixels, towards a larger loss, within `bounds`."""
+    """Moves the image towards a larger loss: each pixel by `size`, and within `bounds`."""
 
     def loss(image: Float[Array, "height width channels"]) -> Float[Array, ""]:
         return optax.softmax_cross_entropy_with_integer_labels(predict(image), label)
 
-    # Clipped: a pixel that is blacker than black is in no picture.
+    # Clip, because no real image has a pixel darker than black.
     return (image + size * jnp.sign(jax.grad(loss)(image))).clip(*bounds)
 
 
@@ -68,13 +70,17 @@ def accuracy_under_attack(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_weights_argument(parser)
+    parser.add_argument(
+        "--weights",
+        default="runs/digits/model.safetensors",
+        help="of a model of the digits, such as `examples/train.py` writes",
+    )
     arguments = parser.parse_args()
-    predict = levitax.fuse(*load_or_train(arguments.weights))
+    predict = levitax.fuse(*levitax.load(arguments.weights))
     digits = data.digits()
     images, labels = jnp.asarray(digits.test_images[::4]), jnp.asarray(digits.test_labels[::4])
 
-    # Pixels are in units of their standard deviation, and black and white 3.2 of them apart.
+    # Pixels are in units of their standard deviation. Black and white are 3.2 units apart.
     sizes = jnp.asarray([0.0, 0.05, 0.1, 0.2, 0.4])
     bounds = float(images.min()), float(images.max())
     found = jax.jit(partial(accuracy_under_attack, predict, bounds=bounds))(images, labels, sizes)
@@ -84,9 +90,9 @@ def main() -> None:
     try:
         attack(predict, images, labels[0], 0.1, bounds)
     except TypeError as error:
-        # The rest lists the arguments.
-        told = str(error).split("\n---")[0]
-        print(f"\nA batch where one image belongs:\n{told}")
+        # Leaves out the list of the arguments.
+        message = str(error).split("\n---")[0]
+        print(f"\nA batch where one image belongs:\n{message}")
 
 
 if __name__ == "__main__":
