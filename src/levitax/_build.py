@@ -1,7 +1,7 @@
 """The layers of a LeViT, of the sizes in its configuration."""
 
 import math
-from functools import partial
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -11,13 +11,13 @@ from ._config import BlockSizes, LeViTConfig
 
 
 def make_stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
-    """The widths double from one convolution to the next, up to `dim[0]`."""
     convolutions = {16: 4, 8: 3, 4: 2}[config.patch_size]
-    if config.network == "paper":
-        widths = [config.dim[0] // 2**power for power in reversed(range(convolutions))]
-        return nn.Stem(config.in_channels, widths, activation=nn.ACTIVATIONS[config.activation], key=key)
-    widths = [*(32, 64, 128)[-(convolutions - 1) :], config.dim[0]]
-    return nn.Stem(config.in_channels, widths, activation=nn.identity, use_norm=False, key=key)
+    if config.network == "vit_pytorch":
+        widths = [*(32, 64, 128)[-(convolutions - 1) :], config.dim[0]]
+        return nn.Stem(config.in_channels, widths, activation=nn.identity, use_norm=False, key=key)
+    # Each convolution has twice the channels of the one before: 32, 64, 128 and 256 in LeViT-256.
+    widths = [config.dim[0] // 2**power for power in reversed(range(convolutions))]
+    return nn.Stem(config.in_channels, widths, activation=nn.ACTIVATIONS[config.activation], key=key)
 
 
 def make_stages(config: LeViTConfig, key: PRNGKeyArray) -> tuple[nn.Stage, ...]:
@@ -33,9 +33,9 @@ def make_head(config: LeViTConfig, key: PRNGKeyArray) -> nn.NormLinear | nn.Dist
 
 
 def _make_stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
-    blocks = config.block_sizes(stage)
-    block_keys = jax.random.split(key, len(blocks))
-    blocks = [_make_block(config, sizes, block_key) for sizes, block_key in zip(blocks, block_keys, strict=True)]
+    sizes = config.block_sizes(stage)
+    block_keys = jax.random.split(key, len(sizes))
+    blocks = [_make_block(config, each, block_key) for each, block_key in zip(sizes, block_keys, strict=True)]
     return nn.Stage(blocks, remat=config.remat)
 
 
@@ -43,8 +43,18 @@ def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn
     attention_key, mlp_key = jax.random.split(key)
     activation = nn.ACTIVATIONS[config.activation]
     dropout = config.dropout if sizes.stride == 1 else 0.0
-    attention = partial(
-        nn.Attention,
+    of_attention: dict[str, Any] = {"activation": activation}
+    of_mlp: dict[str, Any] = {}
+    if config.network == "vit_pytorch":
+        of_attention = {
+            "activation": nn.gelu,
+            "zero_init": True,
+            "output_bias": True,
+            "bias_scale": math.sqrt(sizes.key_dim),
+            "bias_std": 1.0,
+        }
+        of_mlp = {"use_norm": False}
+    attention = nn.Attention(
         sizes.dim,
         sizes.grid,
         heads=sizes.heads,
@@ -54,16 +64,7 @@ def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn
         stride=sizes.stride,
         dropout=dropout,
         key=attention_key,
+        **of_attention,
     )
-    mlp = partial(nn.MLP, sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, key=mlp_key)
-    drop_path = nn.DropPath(config.drop_path)
-    if config.network == "paper":
-        return nn.Block(attention(activation=activation), mlp(), drop_path)
-    vit_pytorch_attention = attention(
-        activation=nn.gelu,
-        zero_init=True,
-        output_bias=True,
-        bias_scale=math.sqrt(sizes.key_dim),
-        bias_std=1.0,
-    )
-    return nn.Block(vit_pytorch_attention, mlp(use_norm=False), drop_path)
+    mlp = nn.MLP(sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, key=mlp_key, **of_mlp)
+    return nn.Block(attention, mlp, nn.DropPath(config.drop_path))

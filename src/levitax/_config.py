@@ -1,4 +1,4 @@
-"""The keywords of a LeViT: what they mean, and the configuration that checks them."""
+"""The keywords of a LeViT and their meaning, and the configuration that checks them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ ActivationName: TypeAlias = Literal["hard_swish", "silu", "gelu", "relu"]
 
 
 class Overrides(TypedDict, total=False):
-    """The keywords of a [`levitax.LeViT`][] that a published variant takes too.
+    """The keywords of a [`levitax.LeViT`][] that the variants take too.
 
     **Arguments:**
 
@@ -27,14 +27,15 @@ class Overrides(TypedDict, total=False):
     - `patch_size`: pixels along each side of a token of the first stage: 16, 8 or 4, from a stem of 4, 3 or 2
         convolutions. By default 16.
     - `activation`: "hard_swish", "silu", "gelu" or "relu". By default the paper's, "hard_swish".
-    - `distillation`: whether there is a second head, which learns from a teacher. In training the model then returns
-        a [`levitax.nn.DistilledLogits`][], in inference the mean of both heads' logits. By default `True`.
-    - `dropout`: rate on the attention weights, after attention, and twice in the MLP, in all blocks but those that
-        downsample. The paper has none. By default 0.
+    - `distillation`: whether there is a second head, which learns from a teacher. In training the model then returns a
+        [`levitax.nn.DistilledLogits`][], in inference mode the mean of both heads' logits. By default `True`.
+    - `dropout`: rate on the attention weights, after attention, and twice in the MLP. Blocks that downsample have no
+        dropout. The paper has none. By default 0.
     - `drop_path`: rate of stochastic depth, the same in every residual branch. By default 0; LeViT-384 has 0.1.
-    - `remat`: recompute each block in the backward pass instead of storing what it needs. By default `False`.
-    - `dtype`: of the computation, by default "float32". Parameters, statistics, softmax and logits are float32 in any
-        case.
+    - `remat`: recompute each block in the backward pass instead of storing its intermediate results. By default
+        `False`.
+    - `dtype`: dtype of the computation, by default "float32". Parameters, statistics, softmax and logits are always
+        float32.
     """
 
     image_size: PerStage
@@ -52,25 +53,26 @@ class Overrides(TypedDict, total=False):
 class LeViTKeywords(Overrides, total=False):
     """The keywords of a [`levitax.LeViT`][]. The defaults are LeViT-256.
 
-    **Arguments:** those of [`levitax.Overrides`][], and
+    **Arguments:** the keywords of [`levitax.Overrides`][], and
 
     - `stages`: number of resolutions. By default 3.
     - `dim`: channels, per stage: one integer for each stage, or one for all. By default `(256, 384, 512)`.
     - `depth`: blocks, per stage, without the one that downsamples. By default 4.
     - `heads`: attention heads, per stage. By default `(4, 6, 8)`.
     - `mlp_mult`: hidden channels of the MLP over `dim`, per stage. By default 2.
-    - `key_dim`: channels of queries and keys in each head, per stage. By default 32. A downsampling attention has those
-        of the stage before it.
+    - `key_dim`: channels of queries and keys in each head, per stage. By default 32. A downsampling attention uses the
+        `key_dim` of the stage before it.
     - `value_dim`: channels of values in each head, per stage. By default twice `key_dim`.
     - `subsample_heads`: heads of each of the `stages - 1` downsampling attentions, which the official code calls
         subsampling. By default `dim // key_dim` of the stage before.
-    - `subsample_value_ratio`: channels of their values over `key_dim`. By default 4.
-    - `subsample_mlp_mult`: `mlp_mult` of the MLP that follows each of them. By default 2.
+    - `subsample_value_ratio`: channels of the values over `key_dim`, in the downsampling attentions. By default 4.
+    - `subsample_mlp_mult`: `mlp_mult` of the MLP after each downsampling attention. By default 2.
     - `network`: "paper", the default, or "vit_pytorch" for the network of that name in the `vit-pytorch` package. Its
-        stem, MLP and head have biases instead of normalisations, its stem widths are 32, 64 and 128 without
-        activations, its attention has GELU and biases from N(0, 1) times `sqrt(key_dim)`, and its downsampling
-        attentions have twice the heads of their stage and a value ratio of 2. It has one head by default. (The original
-        returns the logits of two heads separately in inference too.) Published weights are the paper's.
+        stem, MLP and head have biases instead of normalisations. Its stem has the widths 32, 64 and 128, and no
+        activations. Its attention has GELU, and biases from N(0, 1) times `sqrt(key_dim)`. Its downsampling attentions
+        have twice the heads of their stage and a value ratio of 2. By default this network has one head. (With two
+        heads, the original returns their logits separately in inference mode too.) All published weights are for
+        "paper".
     """
 
     stages: int
@@ -87,7 +89,7 @@ class LeViTKeywords(Overrides, total=False):
 
 
 class BlockSizes(NamedTuple):
-    """The sizes of one block. `out_dim` and `stride` differ from `dim` and 1 only where it downsamples."""
+    """The sizes of one block. `out_dim` and `stride` differ from `dim` and 1 only in a block that downsamples."""
 
     grid: tuple[int, int]
     dim: int
@@ -100,8 +102,8 @@ class BlockSizes(NamedTuple):
 
 
 def _keyword(default: Any, check: Callable[[str, Any], Any]) -> Any:
-    """A field that holds what `check` returns of a name and a value. A default may be a function of the fields before
-    it."""
+    """Declares a keyword: its default, and the function of name and value that checks and converts it. A default may
+    be a function of the fields before it."""
     return dataclasses.field(metadata={"default": default, "check": lambda config: check})
 
 
@@ -116,6 +118,7 @@ def _per_downsampling(default: Any) -> Any:
 
 
 def _subsample_heads(config: "LeViTConfig") -> list[int]:
+    """The paper's C / D: the channels of a stage over its `key_dim`."""
     if config.network == "vit_pytorch":
         return [2 * heads for heads in config.heads[:-1]]
     return [max(dim // key_dim, 1) for dim, key_dim in zip(config.dim[:-1], config.key_dim[:-1], strict=True)]
@@ -125,8 +128,9 @@ def _subsample_heads(config: "LeViTConfig") -> list[int]:
 class LeViTConfig:
     """The keywords of a [`levitax.LeViT`][], checked, with one number for each stage.
 
-    Immutable and hashable. `to_dict` and `from_dict` convert to and from what JSON can hold. A model has its own as
-    `model.config`; `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)` makes a model from one.
+    Immutable and hashable. `to_dict` and `from_dict` convert it to and from a dictionary for JSON. The configuration of
+    a model is `model.config`. To make a model from a configuration, call
+    `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)`.
     """
 
     network: NetworkName = _keyword("paper", partial(as_choice, choices=get_args(NetworkName)))
@@ -156,7 +160,7 @@ class LeViTConfig:
 
         - `keywords`: any of [`levitax.LeViTKeywords`][].
 
-        **Raises:** what [`levitax.LeViT`][] raises.
+        **Raises:** the errors of [`levitax.LeViT`][].
         """
         check_keywords(keywords, LeViTKeywords)
         for field in dataclasses.fields(self):
@@ -184,7 +188,7 @@ class LeViTConfig:
     def grid(self, stage: int) -> tuple[int, int]:
         """Rows and columns of tokens in a stage; `stage` counts from 0, or from the end if negative.
 
-        Each convolution of the stem and each shrinking attention takes `size` to `ceil(size / 2)`.
+        Each convolution of the stem and each downsampling attention takes `size` to `ceil(size / 2)`.
         """
         stage = self._stage(stage)
         height, width = self.image_size
@@ -192,7 +196,8 @@ class LeViTConfig:
         return -(-height // pixels), -(-width // pixels)
 
     def block_sizes(self, stage: int) -> tuple[BlockSizes, ...]:
-        """The blocks of `stage`, counted as in `grid`. Every stage but the first begins with the one that shrinks."""
+        """The blocks of `stage`, counted as in `grid`. Every stage but the first begins with a block that
+        downsamples."""
         stage = self._stage(stage)
         dim, key_dim = self.dim[stage], self.key_dim[stage]
         block = BlockSizes(
@@ -228,15 +233,15 @@ class LeViTConfig:
         return number % self.stages
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, with lists in place of tuples, as JSON has them."""
+        """Converts the fields to a dictionary for JSON, with lists instead of tuples."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LeViTConfig":
-        """The inverse of `to_dict`. What is not among `fields` has its default.
+        """The inverse of `to_dict`. A field that is not in `fields` has its default.
 
-        **Raises:** `TypeError` for a field that does not exist, and what [`levitax.LeViT`][] raises.
+        **Raises:** `TypeError` for a field that does not exist, and the errors of [`levitax.LeViT`][].
         """
         if not isinstance(fields, Mapping):
             raise TypeError(f"`fields` is of type `{type(fields).__name__}`; expected a dictionary, as of `to_dict`.")
@@ -249,4 +254,4 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         for field in dataclasses.fields(LeViTConfig)
     }
 )
-"""The default of each keyword, or `None` where it depends on others."""
+"""The default of each keyword, or `None` if it depends on other keywords."""

@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=Callable[..., Any])
 class Predictor(eqx.Module, Generic[Model]):
     """A model in inference mode, together with its state: `output = predict(image)`.
 
-    [`levitax.fuse`][] returns one with a fused model. `Predictor(model, state)` keeps the model as it is, for
+    [`levitax.fuse`][] returns a predictor with a fused model. `Predictor(model, state)` keeps the model unfused, for
     comparison. Call other methods of the model as `predict.model.features(image, predict.state)`.
     """
 
@@ -31,7 +31,7 @@ class Predictor(eqx.Module, Generic[Model]):
         - `model`: called as `model(x, state) -> (output, state)`; the predictor puts it into inference mode.
         - `state`: the state of the model.
 
-        **Raises:** `TypeError` if `state` is no `eqx.nn.State`, or `model` cannot be called.
+        **Raises:** `TypeError` if `state` is not an `eqx.nn.State`, or `model` cannot be called.
         """
         check_callable("model", model, "a model, or a function like one")
         check_state(state)
@@ -52,9 +52,9 @@ class Predictor(eqx.Module, Generic[Model]):
 
         - `inputs`: the arguments of the model before the state. A [`levitax.LeViT`][] takes one image.
 
-        **Returns:** what the model returns before the state. A [`levitax.LeViT`][] returns the logits.
+        **Returns:** the output of the model, without the state: the logits of a [`levitax.LeViT`][].
 
-        **Raises:** `TypeError` without inputs or with a state among them; and what the model raises.
+        **Raises:** `TypeError` without inputs or with a state among them; and the errors of the model.
         """
         if not inputs or any(isinstance(given, eqx.nn.State) for given in inputs):
             given = "with a state" if inputs else "without an input"
@@ -77,8 +77,8 @@ def fuse(model: Model, state: eqx.nn.State) -> Predictor[Model]:
     - `model`: a [`levitax.LeViT`][], any layer of `levitax.nn`, or a module of your own that contains them.
     - `state`: its state, with the running statistics.
 
-    **Returns:** a [`levitax.Predictor`][]: `logits = jax.vmap(predict)(images)`. It keeps the state of other stateful
-    layers of your own.
+    **Returns:** a [`levitax.Predictor`][]: `logits = jax.vmap(predict)(images)`. It keeps the state of your own
+    stateful layers.
 
     **Raises:** `TypeError` or `ValueError` if `state` is not the state of `model`, or `model` is a
     [`levitax.Predictor`][] already.

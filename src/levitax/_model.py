@@ -17,7 +17,7 @@ class LeViT(eqx.Module):
     """LeViT, "a Vision Transformer in ConvNet's clothing for faster inference" (Graham et al. 2021, arXiv 2104.01136).
 
     A convolutional stem turns patches of 16x16 pixels into tokens. Three stages of attention and MLP blocks follow,
-    each on half the grid of the one before. One or two linear classifiers read the mean token.
+    each with half the rows and columns of the one before. One or two linear classifiers read the mean token.
 
     A LeViT holds batch statistics, so make it together with its `eqx.nn.State`:
 
@@ -66,14 +66,15 @@ class LeViT(eqx.Module):
         - `image`: one image, `(height, width, channels)`, of the size that the model was made for. For a batch use
             [`levitax.batched`][].
         - `state`: the batch statistics that were made with the model.
-        - `key`: needed in training where dropout or drop path is active.
+        - `key`: needed in training if dropout or drop path is active.
 
-        **Returns:** float32 logits `(classes,)`; from two heads in training, a [`levitax.nn.DistilledLogits`][]; or, if
-        `num_classes` is 0, the mean token, of `dim[-1]` channels. And the new state.
+        **Returns:** float32 logits `(classes,)`, and the new state. In training, two heads return a
+        [`levitax.nn.DistilledLogits`][]. If `num_classes` is 0, the model returns the mean token, of `dim[-1]`
+        channels.
 
         **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels
-        last; if `state` belongs to another model; if a key is missing; or if, in training, there is no batch axis or a
-        normalisation sees one value per channel, as the head's does in a batch of one image.
+        last, or if `state` belongs to another model. In training, also if a key or the batch axis is missing, or if a
+        normalisation sees one value per channel. In the head, that is the case for a batch of one image.
         """
         maps, state = self.features(image, state, key=key)
         return self.classify(maps[-1], state)
@@ -81,7 +82,7 @@ class LeViT(eqx.Module):
     def features(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[tuple[Float[Array, "rows columns dim"], ...], eqx.nn.State]:
-        """Computes the feature map that each stage ends with, for detection or segmentation.
+        """Computes the feature map after each stage, for detection or segmentation.
 
         **Arguments:**
 
@@ -90,7 +91,7 @@ class LeViT(eqx.Module):
 
         **Returns:** for each stage `(rows, columns, dim)`, in the dtype of the computation; and the new state.
 
-        **Raises:** `TypeError` or `ValueError`, as a call does.
+        **Raises:** `TypeError` or `ValueError`, as in a call.
         """
         tokens, state = self._embed(image, state)
         maps = []
@@ -107,21 +108,22 @@ class LeViT(eqx.Module):
         **Arguments:**
 
         - `features`: the last of the maps from `features`, `(rows, columns, dim)`.
-        - `state`: the one that `features` returned with them.
+        - `state`: the state that `features` returned with the maps.
 
         **Returns:** float32 logits `(classes,)`, or the other results of a call; and the new state.
 
-        **Raises:** `TypeError` if `features` is no floating-point array, for example all maps; `ValueError` for
+        **Raises:** `TypeError` if `features` is not a floating-point array, for example all maps; `ValueError` for
         another shape.
         """
         check_features(features, (*self.config.grid(-1), self.config.dim[-1]))
-        x = features.astype(jnp.float32).mean((0, 1))
-        return (x, state) if self.head is None else self.head(x, state)
+        # Average pooling, since there is no classification token (section 4.2 of the paper).
+        pooled = features.astype(jnp.float32).mean((0, 1))
+        return (pooled, state) if self.head is None else self.head(pooled, state)
 
     def attention_maps(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State
     ) -> tuple[tuple[Float[Array, "heads queries tokens"], ...], ...]:
-        """Computes the attention weights of each block, in inference.
+        """Computes the attention weights of each block, in inference mode.
 
         **Arguments:**
 
@@ -130,7 +132,7 @@ class LeViT(eqx.Module):
 
         **Returns:** for each stage and each block in it, the weights `(heads, queries, tokens)` in float32, which sum
         to 1 over the tokens. Queries and tokens are in row-major order on the stage's grid. In the first block of each
-        later stage, the tokens are those of the stage before.
+        later stage, the tokens belong to the stage before.
 
         **Raises:** `TypeError` or `ValueError` for an image or a state that a call refuses.
         """

@@ -54,8 +54,8 @@ VARIANTS: Mapping[str, LeViTKeywords] = MappingProxyType(
         },
     }
 )
-"""The keywords of a [`levitax.LeViT`][] for each variant, by name: table 2 of the paper, and five further sizes from
-timm, without published weights."""
+"""The keywords of a [`levitax.LeViT`][] for each variant, by name. The first five are in table 2 of the paper, which
+calls `dim` C, `heads` N and `key_dim` D. The other five are timm's, without published weights."""
 
 
 def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]) -> tuple[LeViT, eqx.nn.State]:
@@ -63,14 +63,14 @@ def create_model(name: str, *, key: PRNGKeyArray, **overrides: Unpack[Overrides]
 
     **Arguments:**
 
-    - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`, in any case, with `-` or `_`.
+    - `name`: one of `levitax.VARIANTS`, such as `"levit_256"`, in upper or lower case, with `-` or `_`.
     - `key`: draws the initial weights.
     - `overrides`: any of [`levitax.Overrides`][], such as `num_classes`.
 
     **Returns:** the model, in training mode, and its state.
 
-    **Raises:** `TypeError` if `name` is no string; `ValueError` for an unknown name, and `TypeError` for an unknown
-    keyword, both with the nearest ones; and what [`levitax.LeViT`][] raises.
+    **Raises:** `TypeError` if `name` is not a string; `ValueError` for an unknown name, and `TypeError` for an unknown
+    keyword, both naming the nearest; and the errors of [`levitax.LeViT`][].
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")

@@ -18,7 +18,7 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command with these arguments, by default those of the process."""
+    """Runs the command with these arguments, by default the arguments of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     overview = "\n".join(f"  {name:10} {what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(

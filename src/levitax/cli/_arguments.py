@@ -1,4 +1,4 @@
-"""Options that several commands share, and the values that they stand for."""
+"""Options that several commands share, and the values that they give."""
 
 import argparse
 import dataclasses
@@ -36,10 +36,10 @@ def add_image_size_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_preprocessing_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the options that `preprocessing_of` and `with_options` read."""
-    of = "of each channel's pixels in [0, 1]"
-    parser.add_argument("--mean", type=float, nargs="+", help=f"{of}; by default {default}")
-    parser.add_argument("--std", type=float, nargs="+", help=of)
-    parser.add_argument("--crop-ratio", type=float, help="the share of the resized image that is kept, 1 for all")
+    of = "of each channel, for pixels in [0, 1]"
+    parser.add_argument("--mean", type=float, nargs="+", help=f"mean {of}; by default {default}")
+    parser.add_argument("--std", type=float, nargs="+", help=f"standard deviation {of}")
+    parser.add_argument("--crop-ratio", type=float, help="share of the resized image that the crop keeps; 1 keeps all")
 
 
 def size_of(arguments: argparse.Namespace) -> levitax.Overrides:

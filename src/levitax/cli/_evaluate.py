@@ -1,10 +1,10 @@
-"""Evaluates weights on the validation images of a data set: top-1, top-5, each class, and the confusion of classes.
+"""Evaluates weights on the validation images of a data set: top-1, top-5, accuracy per class, and confusion matrix.
 
     levitax evaluate --weights runs/digits/model.safetensors --fused
     levitax evaluate --weights timm/levit_256.fb_dist_in1k --data imagenet --crop-ratio 0.9 --workers 8
 
-With `--logits FILE.safetensors` it writes the logits of the *training* images instead, prepared as for evaluation: a
-teacher for `levitax train --teacher FILE.safetensors` that runs only once.
+With `--logits FILE.safetensors`, the command instead writes the logits of the *training* images, prepared for
+evaluation. `levitax train --teacher FILE.safetensors` uses them, so that the teacher runs only once.
 """
 
 import dataclasses
@@ -22,10 +22,16 @@ from ._runs import add_data_arguments, open_images, prepared_for
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser("evaluate", __doc__)
-    parser.add_argument("--weights", default="runs/digits/model.safetensors", help="whatever `levitax.load` takes")
+    parser.add_argument(
+        "--weights",
+        default="runs/digits/model.safetensors",
+        help="a file, a folder, or the name of a repository on the hub",
+    )
     add_data_arguments(parser)
     parser.add_argument(
-        "--same-order", action="store_true", help="the classes of the data have other names, but the weights' order"
+        "--same-order",
+        action="store_true",
+        help="the classes of the data have other names, but the same order as in the weights",
     )
     parser.add_argument("--fused", action="store_true", help="evaluate the fused model")
     parser.add_argument("--out", type=figure_path, default="confusion.png", help="the figure of the confusion matrix")

@@ -6,11 +6,11 @@
     levitax export runs/digits/model.safetensors --out digits.stablehlo --data digits --uint8
 
 The suffix of `--out` determines the format: .onnx for ONNX Runtime and others, .xml (and a .bin) for OpenVINO,
-.stablehlo for JAX without levitax. Then the command runs images through the model and through the file, in each
-installed runtime that reads it: random images, and with `--data`, a set as in `levitax train`, 1,000 real ones or as
-many of them as fill batches. The table shows the error (the largest difference over the largest result), how often the
-most likely class is the same, how often it is right, and the images per second. The rows of OpenVINO name the precision
-that it computes in, except for the parts in 8 bits.
+.stablehlo for JAX without levitax. Then the command runs images through the model, and through the file in each
+installed runtime that reads it. The images are random. With `--data` (a data set as in `levitax train`), the command
+also runs up to 1,000 real images, in full batches. The table shows the error (the largest difference over the largest
+result), how often the most likely class is the same, how often it is right, and the images per second. The rows of
+OpenVINO name the precision of its computation, except for the parts in 8 bits.
 """
 
 import argparse
@@ -47,13 +47,13 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("weights", help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument("--out", type=Path, required=True, help="ends in .onnx, .xml or .stablehlo")
     add_image_size_argument(parser)
-    add_preprocessing_arguments(parser, "that of the weights")
+    add_preprocessing_arguments(parser, "from the weights")
     parser.add_argument("--batch", type=int, help="the batch size of the file; by default any")
     parser.add_argument("--uint8", action="store_true", help="take pixels from 0 to 255, and normalise in the graph")
     parser.add_argument("--channels-first", action="store_true", help="take (batch, channels, height, width)")
     parser.add_argument("--probabilities", action="store_true", help="return probabilities instead of logits")
-    parser.add_argument("--data", help="a set of real images: a folder, an id on the hub, or digits")
-    parser.add_argument("--int8", action="store_true", help="an .xml in 8 bits, calibrated on images of --data")
+    parser.add_argument("--data", help="a data set of real images: a folder, an id on the hub, or digits")
+    parser.add_argument("--int8", action="store_true", help="write the .xml in 8 bits, calibrated on images of --data")
     run(parser.parse_args(given))
 
 

@@ -3,8 +3,8 @@
     levitax finetune --weights timm/levit_256.fb_dist_in1k --data flowers --out runs/flowers
     levitax finetune --weights runs/digits/model.safetensors --data digits --preset probe --out runs/probe
 
-A new classifier is made if the number of classes differs, or with `--new-head`. The attention biases are resized if
-`--image-size` differs.
+A new classifier is made if the number of classes differs, or with `--new-head`. The attention biases are interpolated
+if `--image-size` differs.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ._runs import add_run_arguments, FOLDER, model_keywords, open_images, prepa
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser("finetune", f"{__doc__}\n{FOLDER}")
-    parser.add_argument("--weights", required=True, help="whatever `levitax.load` takes")
+    parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     parser.add_argument(
         "--new-head", action="store_true", help="make a new classifier, even if the number of classes is the same"
     )
@@ -48,7 +48,7 @@ def main(given: Sequence[str]) -> None:
 
 
 def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing) -> bool:
-    """Whether the classifier of the weights is for other classes than those of the data."""
+    """Whether the classes of the weights and of the data differ."""
     if num_classes != len(data.classes):
         return True
     names = preprocessing.class_names

@@ -2,8 +2,8 @@
 
     levitax predict cat.jpg dog.png --weights timm/levit_256.fb_dist_in1k
 
-It prints the five most likely classes of each image, and draws them next to it in `predictions.png`. The weights
-determine the preprocessing and the class names.
+The command prints the five most likely classes of each image, and draws them next to the image in `predictions.png`.
+The weights determine the preprocessing and the class names.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     add_image_size_argument(parser)
-    add_preprocessing_arguments(parser, "that of the weights")
+    add_preprocessing_arguments(parser, "from the weights")
     parser.add_argument(
         "--labels", type=Path, help="a file with a class name on each line, to replace the weights' names"
     )

@@ -1,4 +1,4 @@
-"""What training and fine-tuning have in common."""
+"""The shared parts of training and fine-tuning."""
 
 import argparse
 import dataclasses
@@ -22,14 +22,14 @@ from ._arguments import add_image_size_argument, add_preprocessing_arguments, se
 
 # The end of the description of both commands.
 FOLDER = """`--data` is a folder with `train/` and `val/`, each with a folder of images for each class, or the id of a
-data set on the Hugging Face hub. The same command, given again, continues where it was stopped. The run folder has
+data set on the Hugging Face hub. To resume a run that was stopped, give the same command again. The run folder contains
 
-    metrics.jsonl, tensorboard/   one line an epoch
-    checkpoints/                  the last two and the best, from which training continues
-    model.safetensors             the weights of the last epoch, and the preprocessing of their images
-    best.safetensors              those of the epoch with the highest validation accuracy
-    ema.safetensors               their moving average, if the recipe keeps one
-    curves.png, predictions.png
+    metrics.jsonl, tensorboard/   the metrics of each epoch
+    checkpoints/                  the last two and the best, from which training resumes
+    model.safetensors             the weights of the last epoch, with the preprocessing
+    best.safetensors              the weights of the epoch with the highest validation accuracy
+    ema.safetensors               the moving average of the weights, if the recipe keeps one
+    curves.png, predictions.png   figures
 
 On several hosts run the same command on each, under `srun` or `mpirun`, or with `--coordinator`, `--processes` and
 `--process`.
@@ -39,8 +39,8 @@ On several hosts run the same command on each, under `srun` or `mpirun`, or with
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `open_images` and the loader read."""
     parser.add_argument("--data", default="digits", help="'digits', a folder, or a data set on the hub")
-    add_preprocessing_arguments(parser, "that of the weights, or of the data if trained from scratch")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0 reads in this one")
+    add_preprocessing_arguments(parser, "from the weights, or from the data if trained from scratch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0 reads in this process")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,17 +49,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_size_argument(parser)
     parser.add_argument("--preset", choices=RECIPES, help="the recipe")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-size", type=int, help="over all devices; by default for eight steps an epoch or more")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="images per step over all devices; by default few enough for eight steps per epoch",
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="other fields of the recipe"
     )
-    parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits of `evaluate --logits`")
+    parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits from `evaluate --logits`")
     parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--out", type=Path, help="the run folder, by default in `runs` and named after the data")
+    parser.add_argument("--out", type=Path, help="the run folder; by default in `runs`, named after the data")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="in addition to once an epoch")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several processes")
-    parser.add_argument("--processes", type=int, metavar="NUMBER")
-    parser.add_argument("--process", type=int, metavar="NUMBER", help="which of them this is, from 0")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the address of the first of several processes")
+    parser.add_argument("--processes", type=int, metavar="NUMBER", help="the number of processes")
+    parser.add_argument("--process", type=int, metavar="NUMBER", help="the number of this process, from 0")
 
 
 def open_images(arguments: argparse.Namespace, channels: int) -> DataSet:
@@ -72,9 +76,9 @@ def open_images(arguments: argparse.Namespace, channels: int) -> DataSet:
 
 
 def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
-    """The data set, with the class order and the preprocessing of the weights that it is for.
+    """The data set, with the class order and the preprocessing of the weights.
 
-    **Raises:** `ValueError` for other classes than those of the weights.
+    **Raises:** `ValueError` if data and weights have different classes.
     """
     if preprocessing.class_names:
         data = data.in_order_of(preprocessing.class_names)

@@ -45,7 +45,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser("train", f"{__doc__}\n{FOLDER}")
-    parser.add_argument("--model", choices=(*SIZES, *VARIANTS), help="by default levit_256; for the digits, digits")
+    parser.add_argument(
+        "--model", choices=(*SIZES, *VARIANTS), help="by default levit_256, or digits for the data set digits"
+    )
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 reads images as grey")
     add_run_arguments(parser)
     arguments = parser.parse_args(given)

@@ -40,9 +40,9 @@ def read_image(
 
     - Unsigned samples of up to 16 bits are scaled from the range that the format declares.
     - Signed samples of 8 or 16 bits are scaled from the range between 0 and the maximum of the type.
-    - Floats and 32-bit integers have no declared range. White is the first of 1 (floats only), 255 and 65535 that no
-        sample exceeds, or else the largest sample. A dark image can therefore come out brighter than similar images:
-        convert such data to 8 or 16 bits first.
+    - Floats and 32-bit integers have no declared range. White is the smallest of 1 (floats only), 255 and 65535 that no
+        sample exceeds. If a sample exceeds 65535, white is the largest sample. A dark image can therefore come out
+        brighter than similar images: convert such data to 8 or 16 bits first.
 
     Under `-W error`, Pillow's warnings do not stop an image from being read. The exception is
     `PIL.Image.DecompressionBombWarning`.

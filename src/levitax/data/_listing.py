@@ -108,6 +108,6 @@ def _first(names: list[str], most: int) -> str:
 
 
 def shown(path: bytes | str | os.PathLike[str]) -> str:
-    """Converts a path to printable text. Escapes what is not UTF-8 or not printable."""
+    """Converts a path to printable text. Escapes bytes that are not UTF-8 and characters that are not printable."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

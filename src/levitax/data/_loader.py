@@ -130,7 +130,7 @@ def train_batches(
     **Arguments:**
 
     - `split`: the images to train on.
-    - `transform`: applied to each image, with a `numpy.random.Generator` of its own.
+    - `transform`: applied to each image, with a separate `numpy.random.Generator`.
     - `batch_size`: the batch size over all processes. An epoch has [`levitax.data.steps_per_epoch`][] batches and skips
         the remaining images.
     - `steps`: the number of batches over all epochs, including those before `start`.

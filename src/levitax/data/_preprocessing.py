@@ -35,7 +35,7 @@ Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "box", "ham
 class Preprocessing:
     """Describes how images become the input of a model, and names its classes. Save it with the model's weights.
 
-    Calling it on an image resizes, crops the centre and normalises. The defaults are those of the paper's evaluation:
+    Calling it on an image resizes, crops the centre and normalises. The defaults are the paper's evaluation. They
     resize the shorter edge to 256 pixels with a bicubic filter, crop the central 224x224 pixels, and normalise with
     ImageNet's mean and standard deviation.
 
@@ -193,7 +193,7 @@ class Preprocessing:
         return (images.astype(np.float32) / np.float32(255) - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON, with lists instead of tuples."""
+        """Converts the fields to a dictionary for JSON, with lists instead of tuples."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 

@@ -74,7 +74,7 @@ class DataSet(NamedTuple):
 
     - `train`, `validation`: a [`levitax.data.Split`][] each.
     - `preprocessing`: prepares the images for a model that is trained on them from scratch. Its `class_names` are in
-        the order of the labels. Its `channels` are those of the images.
+        the order of the labels. Its `channels` match the images.
     """
 
     train: Split
@@ -165,7 +165,7 @@ def match_classes(names: Sequence[str], others: Sequence[str]) -> Int[np.ndarray
 
     **Returns:** `(classes,)`, the position in `others` of each of `names`.
 
-    **Raises:** `ValueError` unless both have the same classes, listing those that only one of them has.
+    **Raises:** `ValueError` unless both have the same classes, listing the classes that only one side has.
     """
     return positions(names, others, "data", "model")
 

@@ -28,8 +28,8 @@ class Options(TypedDict, total=False):
 
     **Arguments:**
 
-    - `image_size`, `channels`: of the images, only for modules of your own: `(height, width)` or one number for both,
-        and by default 3 channels. A [`levitax.LeViT`][] has its own.
+    - `image_size`, `channels`: of the images, only for your own modules. A [`levitax.LeViT`][] determines both. The
+        size is `(height, width)` or one number for both; the channels are 3 by default.
     - `channels_first`: images are `(batch, channels, height, width)`, and feature maps have channels first too. By
         default channels are last, as everywhere in levitax.
     - `preprocessing`: the preprocessing of the model's images, stored in the metadata of the file with its class

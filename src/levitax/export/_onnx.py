@@ -32,7 +32,7 @@ def to_onnx(
 ) -> Path:
     """Writes a fused model as an ONNX file, for ONNX Runtime, OpenVINO, TensorRT and others.
 
-    The graph is like one written by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`. Weights keep their names in
+    The graph looks as if written by hand: `Conv`, `MatMul`, `Add`, `HardSwish`, `Softmax`. Weights keep their names in
     the model, with separate ones for queries, keys and values. Linear layers are 1x1 convolutions. The input is
     "images" and the output "logits", both float32 by default.
 
@@ -40,7 +40,7 @@ def to_onnx(
 
     - `predict`: the result of [`levitax.fuse`][] for a [`levitax.LeViT`][] or a module of your own.
     - `path`: of the file; `~` is the home folder. URLs are refused.
-    - `batch`: number of images. By default each call may have another number.
+    - `batch`: number of images. By default each call may have a different number.
     - `opset`: version of ONNX's operators.
     - `options`: any of [`levitax.export.Options`][].
 
@@ -48,7 +48,7 @@ def to_onnx(
 
     **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
     and an unknown opset; `NotImplementedError` for an operation in your own module that levitax cannot export;
-    `OSError` if the file cannot be written, and the old one then stays; `ModuleNotFoundError` without `onnx`.
+    `OSError` if the file cannot be written; the old file then stays; `ModuleNotFoundError` without `onnx`.
     """
     path = as_path("path", path)
     model = onnx_model(endpoint(predict, options), batch, opset, pointwise=True)

@@ -21,14 +21,14 @@ def to_openvino(
 ) -> Path:
     """Writes a fused model for OpenVINO: an `.xml` file, and next to it a `.bin` file with float32 weights.
 
-    You choose the precision of the computation when you compile the model. On processors with bfloat16, OpenVINO uses
-    that unless you pass `{"INFERENCE_PRECISION_HINT": "f32"}`.
+    You choose the precision of the computation when you compile the model. On processors with bfloat16, OpenVINO
+    computes in bfloat16 unless you pass `{"INFERENCE_PRECISION_HINT": "f32"}`.
 
-    **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`. `path` ends in `.xml`.
+    **Arguments:** as in [`levitax.export.to_onnx`][], without `opset`. `path` ends in `.xml`.
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_onnx`][] raises for models, options, operations and files; `ValueError` for
+    **Raises:** the errors of [`levitax.export.to_onnx`][] for models, options, operations and files; `ValueError` for
     another suffix; `ModuleNotFoundError` without `openvino`.
     """
     path = check_xml(path)

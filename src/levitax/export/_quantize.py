@@ -33,20 +33,20 @@ def to_openvino_int8(
 
     The file gives the same results on every processor. Processors without VNNI add two 8-bit products in 16 bits.
     Weights of full range and the products inside attention would overflow there. The weights therefore use half of the
-    range: LeViT-256 is as fast with it, and its logits are 3.4 % of the largest one off instead of 1.7 %. Attention in
-    float32 makes it 1 to 4 % slower with VNNI, and 3 % faster without.
+    range: LeViT-256 is as fast with half the range, and its logits are off by 3.4 % of the largest logit instead of 1.7
+    %. Attention in float32 makes it 1 to 4 % slower with VNNI, and 3 % faster without.
 
-    **Arguments:** those of [`levitax.export.to_openvino`][], and
+    **Arguments:** as in [`levitax.export.to_openvino`][], and
 
-    - `images`: `(images, ...)`, similar to those that the model will see; 300 or more are best. Their axes and dtype
-        are those of the exported model (`channels_first`, `uint8`). They are used in batches of `batch`, or one by one;
-        an incomplete last batch is dropped.
+    - `images`: `(images, ...)`, similar to the images that the model will see; 300 or more are best. The images have
+        the axes and the dtype of the exported model's input (`channels_first`, `uint8`). They are used in batches of
+        `batch`, or one by one; an incomplete last batch is dropped.
 
-    From then on, NNCF logs nothing below warnings in the whole process.
+    After the call, NNCF logs nothing below warnings in the whole process.
 
     **Returns:** the path of the `.xml` file.
 
-    **Raises:** what [`levitax.export.to_openvino`][] raises; `ValueError` for images of another shape or dtype, with
+    **Raises:** the errors of [`levitax.export.to_openvino`][]; `ValueError` for images of another shape or dtype, with
     NaN or infinite values, fewer than 32, or fewer than one batch; `ModuleNotFoundError` without `nncf`.
     """
     path = check_xml(path)

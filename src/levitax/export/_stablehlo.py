@@ -27,18 +27,19 @@ def to_stablehlo(
 ) -> Path:
     """Writes a fused model as StableHLO, for JAX without this library and for other compilers.
 
-    Read it with `run = jax.export.deserialize(Path("levit.stablehlo").read_bytes()).call`. `run(images)` gives outputs
-    by name, bit for bit as the model computes them under `jax.jit`. JAX keeps such files readable for half a year.
+    Read it with `run = jax.export.deserialize(Path("levit.stablehlo").read_bytes()).call`. `run(images)` returns the
+    outputs by name, bit for bit as the model computes them under `jax.jit`. JAX keeps such files readable for half a
+    year.
 
-    **Arguments:** those of [`levitax.export.to_onnx`][] but `opset`, and
+    **Arguments:** as in [`levitax.export.to_onnx`][], without `opset`, and
 
-    - `platforms`: where it will run: some of "cpu", "cuda", "rocm" and "tpu".
+    - `platforms`: the platforms of the file: some of "cpu", "cuda", "rocm" and "tpu".
 
     **Returns:** the path.
 
     **Raises:** `TypeError` or `ValueError` for a model that is not fused or not float32, options that do not fit it,
-    and another platform; `OSError` if the file cannot be written, and the old one then stays;
-    `ModuleNotFoundError` without `flatbuffers`, which JAX needs to write and read such files.
+    and another platform; `OSError` if the file cannot be written; the old file then stays; `ModuleNotFoundError`
+    without `flatbuffers`, which JAX needs to write and read such files.
     """
     require("flatbuffers", "`levitax.export.to_stablehlo`", extra("export"))
     path = as_path("path", path)

@@ -1,8 +1,8 @@
 """The layers of LeViT, each usable on its own.
 
-All are called alike: `x, state = layer(x, state, key=key)`, on a single example with channels last. `state` holds the
-running statistics of the batch normalisations; a `key` is needed in training, by the layers that draw random numbers.
-`jax.vmap` adds the batch (see [`levitax.batched`][]).
+Call every layer as `x, state = layer(x, state, key=key)`, on a single example with channels last. `state` holds the
+running statistics of the batch normalisations. Layers that draw random numbers need a `key` in training. `jax.vmap`
+adds the batch (see [`levitax.batched`][]).
 """
 
 from ._activations import (

@@ -25,7 +25,7 @@ Projections: TypeAlias = tuple[
 class QueryKeyValue(eqx.Module):
     """Queries, keys and values of every token, from one linear layer.
 
-    Its output has one group of channels for each head, with query, key and value in each group: the order of the
+    The output of `linear` has one group of channels for each head, with query, key and value in each group, as in the
     published weights.
 
     **Arguments:**
@@ -33,7 +33,7 @@ class QueryKeyValue(eqx.Module):
     - `linear`: from the channels of a token to `heads * (2 * key_dim + value_dim)`.
     - `heads`: number of heads.
     - `key_dim`: channels of a query and of a key, in each head.
-    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if it is folded into `linear`.
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if `linear` includes it.
     """
 
     linear: LinearNorm
@@ -64,7 +64,7 @@ class SubsampledQueryKeyValue(eqx.Module):
     - `grid`: rows and columns of the tokens.
     - `stride`: of the queries in the grid.
     - `heads`, `key_dim`: as in [`levitax.nn.QueryKeyValue`][].
-    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if it is folded into `query`.
+    - `scale`: a factor on the queries: `1 / sqrt(key_dim)`, or 1 if `query` includes it.
     """
 
     query: LinearNorm
@@ -78,7 +78,7 @@ class SubsampledQueryKeyValue(eqx.Module):
     def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
         """**Arguments:**
 
-        - `x`: `(tokens, dim)`, all of the grid in row-major order.
+        - `x`: `(tokens, dim)`, all tokens of the grid in row-major order.
 
         **Returns:** queries `(heads, queries, key_dim)`, already multiplied by `scale`; keys
         `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
@@ -93,11 +93,11 @@ class SubsampledQueryKeyValue(eqx.Module):
 class Attention(eqx.Module):
     """Multi-head attention over a grid of tokens, with a bias for each offset instead of a positional embedding.
 
-    `softmax(queries keysᵀ / sqrt(key_dim) + bias) values`, where the bias of two tokens depends on the head and on how
-    many rows and columns they are apart.
+    Computes `softmax(queries keysᵀ / sqrt(key_dim) + bias) values`. The bias of two tokens depends on the head and on
+    their distance in rows and columns.
 
-    With `stride=1` it keeps the grid. With `stride=2` it downsamples: queries, and so the tokens of the result, come
-    from every second row and column. The activation precedes the output projection. (Section 4.2 of the paper:
+    With `stride=1` the layer keeps the grid. With `stride=2` it downsamples: queries, and so the tokens of the result,
+    come from every second row and column. The activation precedes the output projection. (Section 4.2 of the paper:
     "Attention bias instead of a positional embedding", "Smaller keys", "Attention activation", "Downsampling".)
     """
 
@@ -133,19 +133,19 @@ class Attention(eqx.Module):
         - `grid`: rows and columns of the input's tokens.
         - `heads`: number of heads.
         - `key_dim`: channels of a query and of a key, in each head.
-        - `value_dim`: channels of a value, in each head. In the paper 2 `key_dim`, and 4 `key_dim` to downsample.
+        - `value_dim`: channels of a value, in each head. In the paper `2 * key_dim`, and `4 * key_dim` to downsample.
         - `out_dim`: channels of the output; by default `dim`.
         - `stride`: of the queries in the grid.
         - `activation`: between the attended values and the output projection.
         - `dropout`: rate on the attention weights, and after the output projection. The paper has none.
-        - `zero_init`: start the last normalisation with a weight of 0. By default with a stride of 1, where a residual
-            connection goes around the layer.
-        - `output_bias`: add a bias in the output projection. The paper has none; the vit-pytorch network has it.
+        - `zero_init`: start the last normalisation with a weight of 0. By default only with a stride of 1, which has a
+            residual connection around the layer.
+        - `output_bias`: add a bias in the output projection. The paper has none; the vit-pytorch network has one.
         - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
-        activation that is no function, and an invalid key.
+        activation that is not a function, and an invalid key.
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
@@ -179,20 +179,21 @@ class Attention(eqx.Module):
     ) -> tuple[Float[Array, "queries out_dim"], eqx.nn.State]:
         """**Arguments:**
 
-        - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `key`: needed in training where dropout is active.
+        - `x`: `(tokens, dim)`, all tokens of the grid in row-major order.
+        - `key`: needed in training if dropout is active.
 
         **Returns:** `(queries, out_dim)`, of `ceil(rows / stride) * ceil(columns / stride)` queries in row-major order,
         in the dtype of `x`; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
-        normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and the errors of the
+        normalisations.
         """
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         weights_key, out_key = split_key(key, 2)
         (queries, keys, values), state = self.project_in(x, state)
-        weights = self.dropout(self._softmax(queries, keys).astype(values.dtype), key=weights_key)
+        weights = softmax(self._scores(queries, keys)).astype(values.dtype)
+        weights = self.dropout(weights, key=weights_key)
         mixed = stored(jnp.matmul(weights, values))
         x, state = self.project_out(self.activation(_join_heads(mixed)), state)
         return self.dropout(x, key=out_key), state
@@ -210,11 +211,11 @@ class Attention(eqx.Module):
         """
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         (queries, keys, _), _ = self.project_in(x, state)
-        return self._softmax(queries, keys)
+        return softmax(self._scores(queries, keys))
 
-    def _softmax(self, queries, keys):
-        scores = jnp.matmul(queries, jnp.swapaxes(keys, 1, 2), preferred_element_type=jnp.float32)
-        return softmax(scores + self.bias())
+    def _scores(self, queries, keys):
+        products = jnp.matmul(queries, jnp.swapaxes(keys, 1, 2), preferred_element_type=jnp.float32)
+        return products + self.bias()
 
 
 def _split_heads(x, heads):

@@ -16,8 +16,8 @@ class AttentionBias(eqx.Module):
 
     **Attributes:**
 
-    - `table`: `(heads, rows, columns)`, a bias for each offset in rows and columns; `table[:, 0, 0]` is that of a token
-        and itself.
+    - `table`: `(heads, rows, columns)`, a bias for each offset in rows and columns; `table[:, 0, 0]` is the bias of a
+        token towards itself.
     - `stride`, `scale`: as given.
     """
 
@@ -41,7 +41,7 @@ class AttentionBias(eqx.Module):
         - `grid`: rows and columns of the keys.
         - `stride`: of the queries in that grid.
         - `scale`: a factor on the table. The paper has none.
-        - `std`: standard deviation of the initial table. The paper's starts at 0.
+        - `std`: standard deviation of the initial table. The paper's table starts at 0.
         - `key`: draws the table.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.

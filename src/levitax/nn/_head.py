@@ -57,8 +57,8 @@ class NormLinear(eqx.Module):
 
         **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
 
-        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels; and what
-        the normalisation raises.
+        **Raises:** `TypeError` if `x` is not a floating-point array; `ValueError` for another number of channels; and
+        the errors of the normalisation.
         """
         del key
         if self.norm is not None:
@@ -67,7 +67,7 @@ class NormLinear(eqx.Module):
 
 
 class DistilledLogits(NamedTuple):
-    """The logits of both heads, which a loss treats separately. For a batch they have a leading axis.
+    """The logits of both heads, which a loss treats separately. For a batch, both arrays have a leading axis.
 
     **Attributes:**
 
@@ -83,7 +83,7 @@ class DistilledHead(eqx.Module):
     """Two classifiers on the same features: one learns from the labels, the other from a teacher (section 4.2,
     "No classification token").
 
-    Returns the logits of both in training, and their mean in inference.
+    Returns the logits of both heads in training, and their mean in inference mode.
     """
 
     classification: NormLinear
@@ -96,9 +96,9 @@ class DistilledHead(eqx.Module):
         """**Arguments:**
 
         - `dim`: channels of the features.
-        - `num_classes`: of both heads.
+        - `num_classes`: number of classes of each head.
         - `use_norm`: as in [`levitax.nn.NormLinear`][].
-        - `inference`: return the mean.
+        - `inference`: return the mean of both heads' logits.
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
@@ -115,8 +115,8 @@ class DistilledHead(eqx.Module):
 
         - `x`: the features of one image, `(dim,)`.
 
-        **Returns:** a [`levitax.nn.DistilledLogits`][], in inference the mean of its logits, `(classes,)`; and the new
-        state.
+        **Returns:** a [`levitax.nn.DistilledLogits`][], or in inference mode the mean of its logits, `(classes,)`; and
+        the new state.
 
         **Raises:** `ValueError` for another number of channels, and in training for a batch of one image.
         """

@@ -14,8 +14,9 @@ from ._xla import convolve, stored
 class LinearNorm(eqx.Module):
     """A linear layer over the last axis, then batch normalisation: `BatchNorm(x @ weight.T + bias)`.
 
-    A normalisation follows each convolution and each linear layer of LeViT but the classifiers, so that both fold into
-    a single product for inference (section 4.2 of the paper, "Normalization layers and activations").
+    In LeViT, a normalisation follows every convolution and every linear layer but the classifiers. For inference,
+    [`levitax.fuse`][] folds each of these normalisations into the weights before it (section 4.2 of the paper,
+    "Normalization layers and activations").
 
     **Attributes:**
 
@@ -41,7 +42,7 @@ class LinearNorm(eqx.Module):
         """**Arguments:**
 
         - `in_features`, `out_features`: sizes of the last axis, before and after.
-        - `use_bias`: add a bias. A batch normalisation cancels it; the vit-pytorch network has it.
+        - `use_bias`: add a bias. A batch normalisation cancels it; the vit-pytorch network has one.
         - `use_norm`: normalise.
         - `zero_init`: start the normalisation with a weight of 0.
         - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
@@ -63,8 +64,8 @@ class LinearNorm(eqx.Module):
 
         **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
 
-        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels; and what
-        the normalisation raises.
+        **Raises:** `TypeError` if `x` is not a floating-point array; `ValueError` for another number of channels; and
+        the errors of the normalisation.
         """
         del key
         x = stored(linear(x, self.weight, self.bias))
@@ -100,8 +101,8 @@ class ConvNorm(eqx.Module):
         """**Arguments:**
 
         - `in_channels`, `out_channels`: channels before and after.
-        - `kernel_size`: odd. Pads the map by half of it on every side, like PyTorch's `padding=kernel_size // 2`
-            (`"SAME"` would shift maps of even size by one pixel).
+        - `kernel_size`: odd. Half of it pads the map on every side, like PyTorch's `padding=kernel_size // 2` (`"SAME"`
+            would shift maps of even size by one pixel).
         - `stride`: in pixels.
         - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
         - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
@@ -128,8 +129,8 @@ class ConvNorm(eqx.Module):
         **Returns:** `(new_height, new_width, out_channels)`, of `ceil(size / stride)` pixels a side, in the dtype of
         `x`; and the new state.
 
-        **Raises:** `TypeError` if `x` is no floating-point array, `ValueError` for another number of channels or axes;
-        and what the normalisation raises.
+        **Raises:** `TypeError` if `x` is not a floating-point array; `ValueError` for another number of channels or
+        axes; and the errors of the normalisation.
         """
         del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
@@ -149,7 +150,8 @@ def linear(
     weight: Float[Array, "out_features in_features"],
     bias: Float[Array, " out_features"] | None,
 ) -> Float[Array, "*tokens out_features"]:
-    """`x @ weight.T + bias` in the dtype of `x`. Raises for what is no floating-point array, or of other channels."""
+    """`x @ weight.T + bias` in the dtype of `x`. Raises unless `x` is a floating-point array with that many
+    channels."""
     check_axis("x", x, -1, weight.shape[1], "channels")
     return _add_bias(jnp.matmul(x, weight.T.astype(x.dtype)), bias)
 

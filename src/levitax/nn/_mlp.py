@@ -33,11 +33,12 @@ class MLP(eqx.Module):
         - `hidden_dim`: channels between the two layers.
         - `activation`: after the first layer; there is none after the second.
         - `dropout`: rate after the activation and after the second layer.
-        - `use_norm`: normalise both layers, the second from a weight of 0. Otherwise both have a bias.
+        - `use_norm`: normalise both layers; the second normalisation starts with a weight of 0. Otherwise both layers
+            have a bias.
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
-        activation that is no function, and an invalid key.
+        activation that is not a function, and an invalid key.
         """
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         expand_key, contract_key = jax.random.split(as_key(key))
@@ -54,12 +55,12 @@ class MLP(eqx.Module):
         """**Arguments:**
 
         - `x`: `(tokens, dim)`.
-        - `key`: needed in training where dropout is active.
+        - `key`: needed in training if dropout is active.
 
         **Returns:** `(tokens, dim)` in the dtype of `x`, and the new state.
 
-        **Raises:** `ValueError` for another number of channels, or if a key is missing; and what the normalisations
-        raise.
+        **Raises:** `ValueError` for another number of channels, or if a key is missing; and the errors of the
+        normalisations.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
         hidden_key, output_key = split_key(key, 2)

@@ -13,8 +13,8 @@ from ._xla import checkpointed
 
 
 class DropPath(eqx.Module):
-    """Stochastic depth: drops the residual branch of an image with probability `rate`, and scales the others by
-    `1 / (1 - rate)`, which preserves the expectation (Huang et al. 2016, arXiv 1603.09382)."""
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): drops the residual branch of an image with probability
+    `rate`. Scales the other branches by `1 / (1 - rate)`, which preserves the expectation."""
 
     rate: float = eqx.field(static=True)
     inference: bool
@@ -34,9 +34,9 @@ class DropPath(eqx.Module):
         """**Arguments:**
 
         - `x`: the branch of one image, of any shape.
-        - `key`: needed in training where `rate` is above 0.
+        - `key`: needed in training if `rate` is above 0.
 
-        **Returns:** scaled `x`, or zeros; in inference `x`.
+        **Returns:** scaled `x`, or zeros; in inference mode, `x`.
 
         **Raises:** `ValueError` if a key is missing.
         """
@@ -50,12 +50,12 @@ class DropPath(eqx.Module):
 class Block(eqx.Module):
     """An attention and an MLP, each with a residual connection around it.
 
-    There is none around an attention that downsamples: its input and output differ in shape.
+    An attention that downsamples has no residual connection, because its input and output differ in shape.
 
     **Arguments:**
 
     - `attention`: a [`levitax.nn.Attention`][].
-    - `mlp`: a [`levitax.nn.MLP`][] of as many channels as the attention returns.
+    - `mlp`: a [`levitax.nn.MLP`][] with as many channels as the attention returns.
     - `drop_path`: a [`levitax.nn.DropPath`][], applied to each residual branch independently.
     """
 
@@ -68,13 +68,13 @@ class Block(eqx.Module):
     ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
         """**Arguments:**
 
-        - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `key`: needed in training where dropout or drop path is active.
+        - `x`: `(tokens, dim)`, all tokens of the grid in row-major order.
+        - `key`: needed in training if dropout or drop path is active.
 
-        **Returns:** `(new_tokens, out_dim)`, of the tokens and channels that the attention returns; and the new state.
+        **Returns:** `(new_tokens, out_dim)`, as many tokens and channels as the attention returns; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
-        normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and the errors of the
+        normalisations.
         """
         attention_key, attention_drop_key, mlp_key, mlp_drop_key = split_key(key, 4)
         y, state = self.attention(x, state, key=attention_key)
@@ -94,7 +94,7 @@ class Stage(eqx.Module):
         """**Arguments:**
 
         - `blocks`: in order.
-        - `remat`: store only the inputs of the blocks for the backward pass, and recompute the rest there.
+        - `remat`: store only the inputs of the blocks, and recompute the rest in the backward pass.
         """
         self.blocks = tuple(blocks)
         self.remat = remat
@@ -104,13 +104,13 @@ class Stage(eqx.Module):
     ) -> tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]:
         """**Arguments:**
 
-        - `x`: `(tokens, dim)`, all of the grid in row-major order.
-        - `key`: needed in training where dropout or drop path is active.
+        - `x`: `(tokens, dim)`, all tokens of the grid in row-major order.
+        - `key`: needed in training if dropout or drop path is active.
 
-        **Returns:** `(new_tokens, out_dim)`, of the tokens and channels that the blocks return; and the new state.
+        **Returns:** `(new_tokens, out_dim)`, as many tokens and channels as the blocks return; and the new state.
 
-        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and what the
-        normalisations raise.
+        **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and the errors of the
+        normalisations.
         """
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
             x, state = checkpointed(block, stores=not self.remat)(x, state, key=block_key)

@@ -36,7 +36,7 @@ class Stem(eqx.Module):
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, no `widths`, an activation
-        that is no function, and an invalid key.
+        that is not a function, and an invalid key.
         """
         check_widths(widths)
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
@@ -57,8 +57,8 @@ class Stem(eqx.Module):
         **Returns:** a map of tokens `(grid_height, grid_width, dim)`, with `ceil(size / 2**len(widths))` along each
         side, in the dtype of `image`; and the new state.
 
-        **Raises:** `TypeError` if `image` is no floating-point array, `ValueError` for another number of channels or
-        axes; and what the normalisations raise.
+        **Raises:** `TypeError` if `image` is not a floating-point array; `ValueError` for another number of channels or
+        axes; and the errors of the normalisations.
         """
         del key
         return checkpointed(self._embed)(image, state)

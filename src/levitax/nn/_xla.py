@@ -1,5 +1,5 @@
-"""What the layers do for XLA and not for LeViT, each under a plain name. None of it changes a result by more than its
-rounding. Where no backend is named, it was measured on a CPU of two cores."""
+"""Functions that help XLA and do not belong to LeViT. None of them changes a result by more than its rounding.
+Measurements are from a CPU with two cores, unless another backend is named."""
 
 from collections.abc import Callable
 from functools import partial
@@ -64,8 +64,7 @@ def in_float32(function: Callable[[Array], Array], x: Float[Array, "..."]) -> Fl
 
 @jax.jit
 def softmax(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-    """The softmax over the last axis, as a function with a name, by which `levitax.export` finds it in what is
-    traced."""
+    """The softmax over the last axis. `levitax.export` finds it by its name in a traced function."""
     return jax.nn.softmax(x, axis=-1)
 
 

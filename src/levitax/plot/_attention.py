@@ -22,9 +22,9 @@ _PANEL = (1.4, 1.6)
 def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
     """Draws the attention biases of one block in each stage, like the maps in the paper's appendix B.
 
-    Each row is a stage, and each panel a head: the bias by the position of a token relative to the query, which is in
-    the middle. Offsets are absolute, so the maps are mirrored. Red means more attention, blue less, white no bias. The
-    strongest colour is the largest magnitude in the stage. Needs `pip install "levitax[plot]"`.
+    Each row is a stage, and each panel a head. A panel shows the bias by the position of a token relative to the query
+    in the middle. Offsets are absolute, so the maps are mirrored. Red means more attention, blue less, white no bias.
+    The strongest colour is the largest magnitude in the stage. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 
@@ -33,8 +33,8 @@ def attention_biases(model: LeViT, *, block: int = 0) -> "Figure":
 
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
 
-    **Raises:** `TypeError` if `model` is no LeViT; `ValueError` for a fused one, which has no tables of biases, and if
-    a stage has no such block; `ModuleNotFoundError` without Matplotlib.
+    **Raises:** `TypeError` if `model` is not a LeViT; `ValueError` for a fused model, which has no tables of biases,
+    and if a stage has no such block; `ModuleNotFoundError` without Matplotlib.
     """
     check_levit(model)
     tables = [_bias_table(number, stage, block) for number, stage in enumerate(model.stages, 1)]
@@ -57,7 +57,7 @@ def attention_maps(
     grid: tuple[int, int],
     query: int | None = None,
 ) -> "Figure":
-    """Draws what each head of a block attends to, over the image. Needs `pip install "levitax[plot]"`.
+    """Draws the attention of each head of a block over the image. Needs `pip install "levitax[plot]"`.
 
     ```python
     from levitax import plot
@@ -78,9 +78,9 @@ def attention_maps(
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages. The brightest
     colour is the largest weight in the panel.
 
-    **Raises:** `TypeError` for arguments that are no arrays; `ValueError` if the image has other channels or values,
-    the grid has another number of tokens, a weight is not finite, or there is no such query;
-    `ModuleNotFoundError` without Matplotlib.
+    **Raises:** `TypeError` for arguments that are not arrays; `ValueError` if the image has other channels or values,
+    the grid has another number of tokens, a weight is not finite, or there is no such query; `ModuleNotFoundError`
+    without Matplotlib.
     """
     _check_rank("image", image, ("height", "width", "channels"))
     _check_rank("weights", weights, ("heads", "queries", "tokens"))

@@ -47,7 +47,7 @@ def predictions(
     *,
     class_names: Sequence[str],
 ) -> "Figure":
-    """Draws forty images with their most likely class, the errors first. Needs `pip install "levitax[plot]"`.
+    """Draws up to forty images with their most likely class, the errors first. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 
@@ -75,8 +75,8 @@ def predictions(
 
 
 def confusion(counts: Int[np.ndarray, "classes classes"], *, class_names: Sequence[str]) -> "Figure":
-    """Draws a confusion matrix: the share of each class that was classified as each, with numbers and names if there is
-    room. Needs `pip install "levitax[plot]"`.
+    """Draws a confusion matrix: for each class, the share of its images that was classified as each class. Numbers and
+    names appear if there is room. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 

@@ -32,12 +32,12 @@ _ABSENT = object()
 
 
 class Restored(NamedTuple):
-    """What [`levitax.train.Checkpoints`][] restores.
+    """A restored checkpoint, from [`levitax.train.Checkpoints`][].
 
     **Attributes:**
 
     - `train_state`: as saved.
-    - `progress`: what was saved with it, as JSON returns it.
+    - `progress`: the progress that was saved with the train state, as JSON returns it.
     """
 
     train_state: TrainState
@@ -66,7 +66,7 @@ class _Saved(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """What a checkpoint holds in addition to the arrays."""
+    """The content of a checkpoint in addition to the arrays."""
 
     arrays: dict[str, str]
     progress: dict[str, Any]
@@ -84,9 +84,9 @@ class Checkpoints:
         checkpoints.save(train_state, {"epoch": epoch}, score=accuracy)
     ```
 
-    Orbax writes them in the background, each whole or not at all. Checksums detect those that were corrupted later,
-    which are set aside. The numbers of processes and devices may differ between writing and reading. All processes call
-    the same methods with the same arguments.
+    Orbax writes the checkpoints in the background, each completely or not at all. Checksums detect checkpoints that
+    were corrupted later; these are renamed and skipped. The numbers of processes and devices may differ between writing
+    and reading. All processes call the same methods with the same arguments.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Checkpoints:
     ):
         """**Arguments:**
 
-        - `folder`: holds nothing but checkpoints, and is made if missing. All processes must see the same one.
-        - `description`: identifies the run, for example configuration and recipe, in JSON: dictionaries with strings as
-            keys, lists (tuples become lists), strings, finite numbers, booleans and `None`. A checkpoint with another
-            description is refused.
+        - `folder`: contains nothing but checkpoints, and is made if missing. All processes must see the same folder.
+        - `description`: identifies the run, for example by configuration and recipe. It must be JSON: dictionaries with
+            strings as keys, lists (tuples become lists), strings, finite numbers, booleans and `None`. A checkpoint
+            with another description is refused.
         - `max_to_keep`: how many of the latest checkpoints stay, in addition to the best.
 
         **Raises:** `ValueError` if the newest readable checkpoint has another description, with the differences, and
         for a URL as `folder`; `NotADirectoryError` if it is a file; `TypeError` or `ValueError` for a `description`
-        that JSON would change and a `max_to_keep` that is no positive integer; `ModuleNotFoundError` without Orbax.
+        that JSON would change and a `max_to_keep` that is not a positive integer; `ModuleNotFoundError` without Orbax.
         """
         self.folder = as_path("folder", folder).resolve()
         if self.folder.exists() and not self.folder.is_dir():
@@ -138,7 +138,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path | None:
-        """The newest checkpoint whose files all match their checksums. Waits for one that is being saved."""
+        """The newest checkpoint whose files all match their checksums. Waits for a save in progress."""
         self.wait()
         folders = (self.folder / str(step) for step in self._steps())
         return next((folder for folder in folders if _damage(folder) is None), None)
@@ -152,12 +152,12 @@ class Checkpoints:
         **Arguments:**
 
         - `train_state`: saved whole. Its step names the checkpoint.
-        - `progress`: whatever else the run needs to resume, in JSON like `description`; here numbers may be NaN.
+        - `progress`: other values that the run needs to resume, in JSON like `description`; here numbers may be NaN.
         - `score`: a finite number by which [`levitax.train.Checkpoints.best`][] is chosen, the larger the better.
 
-        **Raises:** `TypeError` for `progress` that JSON would change, `ValueError` for a `score` that is no finite
-        number; `ValueError` after `close`, if there are checkpoints of later steps, or one of this step that another
-        run has written, or that was saved with other progress or another score.
+        **Raises:** `TypeError` for `progress` that JSON would change; `ValueError` for a `score` that is not a finite
+        number, after `close`, and if there are checkpoints of later steps. `ValueError` also if this step has a
+        checkpoint that is from another run, or that has other progress or another score.
         """
         if not self._is_open:
             raise ValueError(f"The `Checkpoints` of `{self.folder}` are closed. Save before `close`, or make new ones.")
@@ -206,18 +206,18 @@ class Checkpoints:
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
         """Reads the newest checkpoint that is not corrupt.
 
-        Corrupt ones are set aside with a warning that names them.
+        Corrupt checkpoints are renamed and skipped, with a warning that names them.
 
         **Arguments:**
 
-        - `like`: a train state of the same structure, such as the run starts with. The restored one lies on the same
-            devices. It stays usable.
+        - `like`: a train state of the same structure, such as the initial one. It stays usable. The restored train
+            state is on the same devices.
         - `step`: read only the checkpoint of this step, such as `checkpoints.best.step`.
 
         **Returns:** train state and progress; `None` if there is no checkpoint, or none of `step` that is readable.
 
         **Raises:** `ValueError` for a checkpoint of another description or structure, with the differences; `OSError`
-        if all checkpoints are corrupt, which stay as they are.
+        if all checkpoints are corrupt; these are not renamed.
         """
         self.wait()
         orbax = _orbax()
@@ -251,7 +251,8 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the current save, and releases the folder. A program that ends without it loses the last save."""
+        """Waits for the current save, and releases the folder. A program that ends without `close` may lose the last
+        save."""
         if self._is_open:
             self._is_open = False
             atexit.unregister(self._warn_of_loss)
@@ -400,8 +401,8 @@ def _abstract(array):
 
 
 def _as_json(name: str, value: Any, *, finite: bool = False) -> Any:
-    """A mapping as JSON returns it. Raises for what JSON would change, and, if they must be `finite`, for numbers that
-    are not."""
+    """A mapping as JSON returns it. Raises for values that JSON would change, and with `finite` for numbers that are
+    not finite."""
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected a mapping, such as a dictionary.")
     _check_json(name, value, finite)
@@ -454,7 +455,7 @@ def _checksum(path):
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or `None`."""
+    """Describes the first corrupt file of a checkpoint; `None` if all are intact."""
     try:
         expected = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -471,7 +472,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _agreed_damage(folder: Path) -> str | None:
-    """What the first process finds wrong with the files of a checkpoint, in all processes."""
+    """The result of `_damage` in the first process, for all processes."""
     return _everywhere(_damage(folder) if jax.process_index() == 0 else None)
 
 

@@ -44,7 +44,7 @@ def compile_update(update: Update) -> Update:
 
 
 def _split(tree):
-    """What is not an array, hashable, and the arrays."""
+    """Splits a PyTree into everything that is not an array, which is hashable, and the arrays."""
     leaves, treedef = jax.tree.flatten(tree)
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]

@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
     @property
     def per_class(self) -> Float[np.ndarray, " classes"]:
-        """The accuracy of each class, `(classes,)`; NaN for one without images."""
+        """The accuracy of each class, `(classes,)`; NaN for a class without images."""
         with np.errstate(invalid="ignore"):
             return np.diag(self.confusion) / self.confusion.sum(1)
 
@@ -59,7 +59,7 @@ class EvalBatch(NamedTuple):
 def predict_logits(
     predict: Predictor, images: Float[Array | np.ndarray, "images height width channels"], *, batch_size: int = 256
 ) -> Float[np.ndarray, "images classes"]:
-    """Computes the logits of any number of images, in batches of one size so that there is one compilation.
+    """Computes the logits of any number of images, in batches of one size, to compile only once.
 
     **Arguments:**
 
@@ -70,7 +70,7 @@ def predict_logits(
     **Returns:** `(images, classes)`. NaN logits stay NaN.
 
     **Raises:** `ValueError` without images, `TypeError` or `ValueError` for images that are not floating-point numbers,
-    a `batch_size` that is no positive integer, and where `predict` returns anything but logits.
+    a `batch_size` that is not a positive integer, and if `predict` returns anything but logits.
     """
     images = _as_images(images)
     logits = [
@@ -98,8 +98,8 @@ def evaluate(
 
     **Returns:** a [`levitax.train.Evaluation`][].
 
-    **Raises:** what [`levitax.train.evaluate_batches`][] raises; `TypeError` or `ValueError` for a `batch_size` that is
-    no positive integer.
+    **Raises:** the errors of [`levitax.train.evaluate_batches`][]; `TypeError` or `ValueError` for a `batch_size` that
+    is not a positive integer.
     """
     images, labels = _as_images(images), as_array("labels", labels)
     check_class_numbers("labels", labels, len(images))
@@ -117,8 +117,8 @@ def evaluate_batches(predict: Predictor, batches: Iterable[EvalBatch]) -> Evalua
     **Arguments:**
 
     - `predict`: as in [`levitax.train.predict_logits`][].
-    - `batches`: each a [`levitax.train.EvalBatch`][] or such a triple. They may be spread over devices and processes:
-        all processes get the same result, or the same error.
+    - `batches`: each a [`levitax.train.EvalBatch`][], or a tuple of its three fields. The arrays may be spread over
+        devices and processes: all processes get the same result, or the same error.
 
     **Returns:** a [`levitax.train.Evaluation`][].
 

@@ -35,11 +35,11 @@ from ._teacher_logits import fingerprint, TeacherLogits
 
 
 class Fitted(NamedTuple):
-    """A trained model, and how training went.
+    """A trained model and the metrics of its training.
 
     **Attributes:**
 
-    - `model`, `state`: of the last epoch.
+    - `model`, `state`: the model and its state after the last epoch.
     - `history`: the metrics of each epoch, as in `metrics.jsonl`.
     """
 
@@ -62,25 +62,25 @@ def fit(
     origin: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
 ) -> Fitted:
-    """Trains a model by a recipe, on all devices of all processes. The same call resumes where `out` ends. After
-    SIGTERM it saves a checkpoint and ends the process.
+    """Trains a model with a recipe, on all devices of all processes. To resume a run, repeat the call with the same
+    `out`. On SIGTERM, `fit` saves a checkpoint and exits.
 
-    The run folder `out` holds `metrics.jsonl`, with a line for each epoch; `checkpoints/`; and at the end the weights
-    of the last epoch, `model.safetensors`, of the epoch with the highest validation accuracy, `best.safetensors`, and
-    of the moving average, `ema.safetensors`, if the recipe keeps one.
+    The run folder `out` contains `checkpoints/` and `metrics.jsonl`, with a line for each epoch. At the end, `fit` adds
+    up to three weight files. `model.safetensors` is from the last epoch, and `best.safetensors` from the epoch with the
+    highest validation accuracy. `ema.safetensors` is the moving average, if the recipe keeps one.
 
     **Arguments:**
 
-    - `model`, `state`: new or from [`levitax.load`][], with the classes of `data` in their order.
+    - `model`, `state`: new or from [`levitax.load`][], with the classes of `data` in the same order.
     - `data`: a [`levitax.data.DataSet`][], whose preprocessing is saved with the weights.
     - `recipe`: a [`levitax.train.Recipe`][].
     - `out`: the run folder.
-    - `teacher`: for distillation: a [`levitax.train.Teacher`][], which sees what the student sees, or
+    - `teacher`: for distillation: a [`levitax.train.Teacher`][], which sees the same images as the student, or
         [`levitax.train.TeacherLogits`][].
-    - `seed`: draws order, augmentation, dropout and drop path.
-    - `workers`: processes that read images; 0 reads in this one.
+    - `seed`: the seed of the image order, augmentation, dropout and drop path.
+    - `workers`: as in [`levitax.data.train_batches`][].
     - `checkpoint_every`: steps between checkpoints, in addition to one at the end of each epoch.
-    - `origin`: what else identifies the run, in JSON, such as the names of weights and teacher. A checkpoint with
+    - `origin`: other values that identify the run, in JSON, such as the names of weights and teacher. A checkpoint with
         another origin is refused.
     - `on_epoch`: called with the metrics of each epoch.
 
@@ -88,8 +88,8 @@ def fit(
 
     **Raises:** `FloatingPointError` if a loss or gradient is not finite, naming the last good checkpoint; `OSError` if
     another run writes to `out`; `ValueError` if model, data, recipe and teacher do not fit together, or if `out` holds
-    another run, with the differences; `ModuleNotFoundError` without the extras `data` and `weights`; and what its parts
-    raise.
+    another run, with the differences; `ModuleNotFoundError` without the extras `data` and `weights`; and the errors of
+    the functions that it calls.
     """
     if checkpoint_every is not None:
         as_integer("checkpoint_every", checkpoint_every)
@@ -200,7 +200,7 @@ def _transform(model: LeViT, recipe: Recipe) -> TrainTransform:
 
 
 def _describe(model: LeViT, data: DataSet, recipe: Recipe, **rest: Any) -> dict[str, Any]:
-    """What makes a checkpoint one of this run."""
+    """The description that identifies the checkpoints of this run."""
     return {
         "model": model.config.to_dict(),
         "recipe": recipe.to_dict(),

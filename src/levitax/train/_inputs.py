@@ -18,7 +18,8 @@ from ._teacher_logits import TeacherLogits
 def make_inputs(
     data: DataSet, recipe: Recipe, teacher: Teacher | TeacherLogits | None, mesh: Mesh, *, key: PRNGKeyArray
 ) -> Callable[[Batch, int], tuple[Array, PyTree]]:
-    """Makes `inputs(batch, number) -> (images, targets)`: from a batch of the loader to what step `number` takes.
+    """Makes `inputs(batch, number) -> (images, targets)`, which converts a batch of the loader to the inputs of step
+    `number`.
 
     Stored logits belong to the images before augmentation, and are mixed like the labels. A live teacher sees the
     images that the student sees.

@@ -71,7 +71,8 @@ def distillation_loss(
 
     - "hard": the cross-entropy of the distillation head with the teacher's most likely class;
     - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, with both logits divided by
-        `temperature`, times `temperature²`, and averaged over batch *and* classes like the official training.
+        `temperature`. It is multiplied by `temperature²`, and averaged over batch *and* classes like in the official
+        training.
 
     **Arguments:**
 
@@ -85,9 +86,9 @@ def distillation_loss(
     **Returns:** a scalar `()`. Under `jax.jit`, where values cannot be checked, it is NaN for wrong labels and if the
     teacher's logits are not finite.
 
-    **Raises:** `TypeError` for the logits of one head and for targets without a teacher, `ValueError` for another
-    `kind`, `TypeError` or `ValueError` for numbers out of range, a teacher of other classes or images, teacher logits
-    that are not finite, and what [`levitax.train.cross_entropy`][] refuses.
+    **Raises:** `TypeError` for the logits of one head and for targets without a teacher; `ValueError` for another
+    `kind`; `TypeError` or `ValueError` for numbers out of range, for a teacher with other classes or images, and for
+    teacher logits that are not finite; and the errors of [`levitax.train.cross_entropy`][].
     """
     as_choice("kind", kind, ("hard", "soft"))
     alpha, temperature = as_share("alpha", alpha), _as_temperature(temperature)

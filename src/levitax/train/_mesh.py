@@ -25,12 +25,13 @@ _HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 def start_distributed(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Connects the processes of a run, one for each host or for each of its devices. Does nothing in a process that was
-    started alone.
+    """Connects the processes of a run, one for each host or for each of its devices. Does nothing if there is only one
+    process.
 
     Call it before making any array. Each argument may also come from the environment: `JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any, JAX detects them under Slurm (`srun`), Open MPI (`mpirun`)
-    and on TPU pods that name their hosts in the environment. Elsewhere, call `jax.distributed.initialize()` instead.
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without arguments, JAX detects the processes under Slurm (`srun`), Open
+    MPI (`mpirun`) and on TPU pods that name their hosts in the environment. Elsewhere, call
+    `jax.distributed.initialize()` instead.
 
     **Arguments:**
 
@@ -81,7 +82,8 @@ def _check_process(coordinator_address, num_processes, process_id):
 
 
 def make_mesh() -> Mesh:
-    """Makes a mesh of one axis, over which batches are spread: all devices, with those of each process together."""
+    """Makes a mesh of all devices, with one axis over which batches are spread. Devices of the same process are
+    neighbours."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -102,12 +104,12 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
     **Arguments:**
 
-    - `tree`: for example a train state. All processes must pass the same.
+    - `tree`: for example a train state. All processes must pass the same tree.
     - `mesh`: from [`levitax.train.make_mesh`][].
 
-    **Returns:** the same tree, its arrays on the devices.
+    **Returns:** the same tree, with its arrays on all devices.
 
-    **Raises:** `TypeError` if `mesh` is no mesh.
+    **Raises:** `TypeError` if `mesh` is not a mesh.
     """
     _check_mesh(mesh)
     put = lambda leaf: with_numbers(leaf, jax.device_put(key_numbers(leaf), replicated(mesh)))
@@ -125,8 +127,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
     **Returns:** the same tree, with arrays of all rows.
 
-    **Raises:** `ValueError` if the arrays differ in their number of rows, the devices of this process do not divide it,
-    or `mesh` has no axis "data"; `TypeError` if it is no mesh.
+    **Raises:** `ValueError` if the arrays differ in their number of rows, the number of devices of this process does
+    not divide it, or `mesh` has no axis "data"; `TypeError` if `mesh` is not a mesh.
     """
     _check_mesh(mesh)
     if _AXIS not in mesh.axis_names:

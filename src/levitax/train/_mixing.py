@@ -42,8 +42,8 @@ def cutmix(
     lam: Float[Array, ""],
     centre: Int[Array, "2"],
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
-    """Pastes a box from the image at the same position of the reversed batch into each image, and blends their targets
-    by area (Yun et al. 2019, arXiv 1905.04899).
+    """Pastes a box from the image at the same position of the reversed batch into each image. Blends the targets by
+    area (Yun et al. 2019, arXiv 1905.04899).
 
     **Arguments:**
 
@@ -97,7 +97,7 @@ def mix(
     **Returns:** images `(batch, height, width, channels)` and targets `(batch, ...)`, in their dtypes.
 
     **Raises:** `TypeError` or `ValueError` for a negative alpha, a probability outside [0, 1], targets without a row
-    for each image, and, if anything is mixed, what [`levitax.train.mixup`][] raises.
+    for each image, and, if anything is mixed, the errors of [`levitax.train.mixup`][].
     """
     mixup_alpha, cutmix_alpha = _as_alpha("mixup_alpha", mixup_alpha), _as_alpha("cutmix_alpha", cutmix_alpha)
     probability = as_share("probability", probability)

@@ -22,7 +22,7 @@ Parameters: TypeAlias = Callable[[PyTree], PyTree]
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Marks each array of `params` that weight decay applies to with `True`: the kernels of convolutions and linear
+    """Marks with `True` each array of `params` that weight decay applies to: the kernels of convolutions and linear
     layers.
 
     Vectors (biases, and the weights of batch normalisations) and the tables of attention biases do not decay, like in
@@ -42,7 +42,7 @@ def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.Gr
 
     **Arguments:**
 
-    - `clipping`: largest norm of a unit's gradient over that of its weights; 0.01 in the paper's recipe.
+    - `clipping`: largest norm of a unit's gradient over the norm of its weights; 0.01 in the paper's recipe.
     - `eps`: a lower bound for the norm of the weights, so that zeros can start to change.
 
     **Returns:** an optax transformation, to be chained before the optimiser; its update needs the parameters.
@@ -72,10 +72,10 @@ def adamw(
 
     **Arguments:**
 
-    - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 for each 512 images of a batch.
+    - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 for a batch of 512 images.
     - `weight_decay`: decoupled, multiplied by the learning rate; 0.025 in the official training.
     - `eps`: added to the root of the second moment; 1e-8 in the official training.
-    - `clipping`: of [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` turns it off.
+    - `clipping`: as in [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` turns it off.
 
     **Returns:** an optax optimiser; its update needs the parameters.
 
@@ -145,9 +145,9 @@ def warmup_cosine(
 
     **Returns:** an optax schedule, from the number of the step to the learning rate.
 
-    **Raises:** `TypeError` or `ValueError` for lengths that are no positive integers (0 is no warm-up), learning rates
-    that are negative or not finite, a `min_learning_rate` above `learning_rate`, flags that are no `bool`, a warm-up
-    as long as the training, and `late` without `by_epoch`.
+    **Raises:** `TypeError` or `ValueError` for lengths that are not positive integers (`warmup_epochs` may be 0),
+    learning rates that are negative or not finite, and flags that are not `bool`; also for a `min_learning_rate` above
+    `learning_rate`, a warm-up as long as the training, and `late` without `by_epoch`.
     """
     epochs, steps_per_epoch = as_integer("epochs", epochs), as_integer("steps_per_epoch", steps_per_epoch)
     warmup_epochs = as_integer("warmup_epochs", warmup_epochs, minimum=0)
@@ -197,8 +197,8 @@ def trainable(model: PyTree) -> PyTree:
 
 
 def freeze_norms(model: Model) -> Model:
-    """Puts every [`levitax.nn.BatchNorm`][] of `model` into inference mode, to train with fixed running statistics.
-    Their weights and biases still learn."""
+    """Puts every [`levitax.nn.BatchNorm`][] of `model` into inference mode, to train with fixed running statistics. The
+    weights and biases of these layers still learn."""
     is_norm = lambda node: isinstance(node, BatchNorm)
     freeze = lambda node: eqx.tree_at(lambda norm: norm.inference, node, True) if is_norm(node) else node
     return jax.tree.map(freeze, model, is_leaf=is_norm)

@@ -7,11 +7,12 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Notes SIGTERM, which clusters send before they stop a process, so that a training loop can save and leave:
-    `with Preemption() as preemption: ... if preemption.reached(step): ...`.
+    """Catches SIGTERM, which clusters send before they stop a process, so that a training loop can save a checkpoint
+    and end: `with Preemption() as preemption: ... if preemption.reached(step): ...`.
 
     With several processes, JAX passes a signal on to all of them, and they agree on the step. With one process, enter
-    this in the main thread, the only one in which Python handles signals. Elsewhere it warns and is never reached.
+    `Preemption` in the main thread, the only thread in which Python handles signals. In another thread it warns, and
+    `reached` is always false.
     """
 
     def __init__(self):

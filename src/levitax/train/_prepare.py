@@ -23,7 +23,7 @@ def prepare(
 ) -> tuple[Float[Array, "batch height width channels"], PyTree[Float[Array, "batch ..."]]]:
     """Prepares a batch for the model on the device: shifts, rotates and scales it, normalises, erases and mixes.
 
-    Pixels arrive as bytes, a quarter of the size of floats. Compile it for the accelerator with
+    Pixels arrive as bytes, a quarter of the size of floats. Compile `prepare` for the accelerator with
     `jax.jit(partial(prepare, recipe=recipe, preprocessing=preprocessing))`.
 
     **Arguments:**
@@ -38,8 +38,8 @@ def prepare(
 
     **Returns:** images `(batch, height, width, channels)` in float32, and targets `(batch, ...)`.
 
-    **Raises:** `TypeError` for images of another dtype than uint8; `ValueError` if `group_size` does not divide the
-    batch, or `preprocessing` is for other channels.
+    **Raises:** `TypeError` for images with a dtype other than uint8; `ValueError` if `group_size` does not divide the
+    batch, or `preprocessing` has another number of channels.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"`images` have dtype {images.dtype}; expected uint8, pixels from 0 to 255.")

@@ -40,31 +40,32 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All numbers of a training run as one value: immutable, hashable, convertible to and from JSON.
+    """All settings of a training run as one value: immutable, hashable, and convertible to and from JSON.
 
     The defaults are the paper's (section 5.1, and the official training script where the paper is silent).
-    [`levitax.train.RECIPES`][] has others by name. `dataclasses.replace(recipe, epochs=300)` makes a changed one.
+    [`levitax.train.RECIPES`][] has other recipes by name. `dataclasses.replace(recipe, epochs=300)` makes a changed
+    copy.
 
     **Arguments:**
 
     - `epochs`, `batch_size`: length of the training, and images per step over all devices.
-    - `repeats`: how often each image occurs in an epoch, augmented differently each time. An epoch keeps its number of
-        images, so with 3 it sees a third of them (repeated augmentation, Hoffer et al. 2020).
-    - `crop_scale`: smallest and largest area of the random crop, as a share of the image, which is resized to the
+    - `repeats`: how often each image occurs in an epoch, augmented differently each time. An epoch keeps its length, so
+        with 3 it contains a third of the different images (repeated augmentation, Hoffer et al. 2020).
+    - `crop_scale`: smallest and largest area of the random crop, as a share of the image. The crop is resized to the
         model's size. `None` resizes the whole image.
-    - `flip_probability`: of mirroring left and right.
-    - `rand_augment`: magnitude of RandAugment, 0 to 10, timm's `rand-m9-mstd0.5-inc1`; 0 for none.
+    - `flip_probability`: the probability of a horizontal flip.
+    - `rand_augment`: magnitude of RandAugment, from 0 to 10, as in timm's `rand-m9-mstd0.5-inc1`; 0 turns it off.
     - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.train.random_affine`][].
     - `erase_probability`: as in [`levitax.train.random_erase`][].
     - `mixup`, `cutmix`, `mix_probability`, `switch_probability`: as in [`levitax.train.mix`][].
     - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
     - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.
-    - `drop_path`: of the model; `None` leaves the architecture's.
+    - `drop_path`: of the model; `None` keeps the rate of the architecture.
     - `trained`: "all", or "head" for a linear probe.
     - `freeze_norms`: normalise with the running statistics and do not update them, like the official fine-tuning.
-    - `learning_rate`: for each 512 images of a batch.
+    - `learning_rate`: for a batch of 512 images; scales with the batch size.
     - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
-        [`levitax.train.warmup_cosine`][]. These learning rates are not multiplied by the batch.
+        [`levitax.train.warmup_cosine`][]. These learning rates do not scale with the batch size.
     - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
     - `ema_decay`: of the moving average of the weights, as in [`levitax.train.TrainState`][]; `None` for no average.
     - `group_size`: images that share batch statistics and are mixed with one another, as in [`levitax.batched`][]; 256
@@ -177,7 +178,7 @@ class Recipe:
                 raise ValueError(message)
 
     def to_dict(self) -> dict[str, Any]:
-        """Converts the fields to what JSON can hold, with lists instead of tuples."""
+        """Converts the fields to a dictionary for JSON, with lists instead of tuples."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
@@ -185,8 +186,8 @@ class Recipe:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
         """The inverse of `to_dict`. A field that is not in `fields` has the paper's value.
 
-        **Raises:** `TypeError` for a field that does not exist, naming the nearest; and what
-        [`levitax.train.Recipe`][] raises.
+        **Raises:** `TypeError` for a field that does not exist, naming the nearest; and the errors of
+        [`levitax.train.Recipe`][].
         """
         check_keywords(fields, cls)
         values: dict[str, Any] = {

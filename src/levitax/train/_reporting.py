@@ -27,7 +27,8 @@ class Losses:
         self._unread = number, metrics
 
     def read(self) -> None:
-        """Reads what was added. A checkpoint is only saved after that, so no checkpoint is spoilt."""
+        """Reads the metrics that `add` added. Checkpoints are only saved after that, so none holds weights that are not
+        finite."""
         if self._unread is None:
             return
         number, metrics = self._unread

@@ -26,7 +26,7 @@ def evaluate_split(
 
     **Returns:** a [`levitax.train.Evaluation`][], the same in every process.
 
-    **Raises:** what [`levitax.train.evaluate_batches`][] and [`levitax.data.eval_batches`][] raise.
+    **Raises:** the errors of [`levitax.train.evaluate_batches`][] and [`levitax.data.eval_batches`][].
     """
     mesh, shard = make_mesh(), Shard(jax.process_index(), jax.process_count())
     batch_size = mesh.size * min(batch_size, -(-len(split.labels) // mesh.size))
@@ -47,9 +47,9 @@ def predict_split(
     - `predict`, `split`, `preprocessing`, `workers`, `batch_size`: as in [`levitax.train.evaluate_split`][].
 
     **Returns:** an iterator over pairs: a [`levitax.data.Batch`][] with the resized images, and the logits
-    `(batch, classes)` of its images. Rows with a weight of 0 only fill up the batch.
+    `(batch, classes)` of its images. Ignore rows with a weight of 0.
 
-    **Raises:** what [`levitax.data.eval_batches`][] raises.
+    **Raises:** the errors of [`levitax.data.eval_batches`][].
     """
     run = eqx.filter_jit(lambda predict, images: jax.vmap(predict)(preprocessing.normalise(images)))
     with eval_batches(split, preprocessing.resize, batch_size=batch_size, workers=workers) as batches:

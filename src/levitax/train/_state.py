@@ -12,15 +12,15 @@ from ._optimizer import check_optimizer, check_trained, Parameters, promoting, t
 
 
 class TrainState(eqx.Module):
-    """All that training carries from step to step, as one PyTree, and how it is trained.
+    """Everything that training carries from step to step, as one PyTree, with the settings of a step.
 
-    [`levitax.train.Checkpoints`][] saves and restores one. `equinox.tree_serialise_leaves` does not write keys: replace
-    `key` by `jax.random.key_data(key)` before, and by `jax.random.wrap_key_data` of that after.
+    [`levitax.train.Checkpoints`][] saves and restores one. `equinox.tree_serialise_leaves` does not write keys: convert
+    `key` with `jax.random.key_data` before writing, and with `jax.random.wrap_key_data` after reading.
 
     **Attributes:**
 
-    - `model`, `state`: as they are now.
-    - `opt_state`: the optimiser's.
+    - `model`, `state`: the current model and its state.
+    - `opt_state`: the state of the optimiser.
     - `ema`: the exponential moving average of the floating-point arrays of model and state, or `None`.
     - `key`: as given.
     - `step`: `()`, the number of steps done.
@@ -49,18 +49,18 @@ class TrainState(eqx.Module):
     ):
         """**Arguments:**
 
-        - `model`, `state`: from `eqx.nn.make_with_state`. They and `key` are copied, since a step frees the memory of
-            the train state that it is given.
+        - `model`, `state`: from `eqx.nn.make_with_state`. The train state copies them and `key`, because a step frees
+            the memory of its train state.
         - `optimizer`: from optax, or [`levitax.train.adamw`][].
-        - `parameters`: picks what is trained out of the model, like [`levitax.train.trainable`][], the default, and
-            [`levitax.train.head_only`][]. No gradient is computed for the rest.
-        - `ema_decay`: keep a moving average as well, and the share of itself that it retains in a step, from 0 to 1;
-            0.99996 in the official training. By default there is no average.
-        - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a run that resumes
-            at step `n` continues as it would have.
+        - `parameters`: a function that picks the trained arrays of the model, such as [`levitax.train.trainable`][],
+            the default, or [`levitax.train.head_only`][]. No gradient is computed for the rest.
+        - `ema_decay`: keep a moving average with this decay, the share of the old average that remains after a step.
+            From 0 to 1; 0.99996 in the official training. By default there is no average.
+        - `key`: the source of dropout and drop path. Step `n` uses `jax.random.fold_in(key, n)`, so a resumed run draws
+            the same numbers.
 
-        **Raises:** `TypeError` if `optimizer` is no optimiser or `key` no key; `ValueError` if `parameters` picks
-        nothing, or `ema_decay` is no number from 0 to 1.
+        **Raises:** `TypeError` if `optimizer` is not an optimiser or `key` is not a key; `ValueError` if `parameters`
+        picks nothing, or `ema_decay` is not a number from 0 to 1.
         """
         check_optimizer(optimizer)
         self.optimizer, self.parameters = optimizer, parameters
@@ -74,8 +74,8 @@ class TrainState(eqx.Module):
         self.step = jnp.zeros((), jnp.int32)
 
     def averaged(self) -> tuple[Any, eqx.nn.State]:
-        """Returns model and state with the moving averages in place of the arrays they average. They share memory with
-        this train state, so the next step frees them.
+        """Returns model and state with the moving averages in place of the arrays they average. The results share
+        memory with this train state, so the next step frees them.
 
         **Raises:** `ValueError` if there is no average.
         """
@@ -84,7 +84,8 @@ class TrainState(eqx.Module):
         return eqx.combine(self.ema, (self.model, self.state))
 
     def updated(self, gradient: PyTree) -> "TrainState":
-        """Returns the train state after a step of the optimiser, for `gradient`, that of what `parameters` picks."""
+        """Returns the train state after a step of the optimiser. `gradient` is the gradient of the arrays that
+        `parameters` picks."""
         updates, opt_state = promoting(self.optimizer).update(gradient, self.opt_state, self.parameters(self.model))
         model, ema = eqx.apply_updates(self.model, updates), self.ema
         if self.ema_decay is not None:

@@ -18,7 +18,7 @@ from ._step_checks import as_batch, check_images, check_memory, check_train_stat
 
 
 class Metrics(NamedTuple):
-    """What a training step reports.
+    """The metrics of a training step.
 
     **Attributes:**
 
@@ -41,24 +41,24 @@ def make_step(
 
     **Arguments:**
 
-    - `loss`: the mean over a batch, from the model's outputs and the targets.
-    - `accumulate`: split the batch into this many parts, one after the other, and step with the mean of their
-        gradients. They are those of the whole batch, in the memory of a part, but for batch normalisation, which takes
-        its statistics over each part. Part `i` has the images, or with `group_size` the groups of images, `i`,
-        `i + accumulate`, and so on, so that each device keeps its own.
-    - `group_size`: of [`levitax.batched`][].
-    - `mesh`: the devices that the batch is spread over, as by [`levitax.train.shard_batch`][]. Each of them holds the
+    - `loss`: a function of the model's outputs and the targets. Its result is the mean loss of the batch.
+    - `accumulate`: process the batch in this many parts, one after the other, which needs the memory of one part. The
+        step uses the mean of the parts' gradients. This is the gradient of the whole batch, except that batch
+        normalisation takes its statistics over each part. Part `i` has the images `i`, `i + accumulate`, and so on, so
+        that each device keeps its own images. With `group_size`, these are the numbers of groups.
+    - `group_size`: as in [`levitax.batched`][].
+    - `mesh`: the devices that the batch is spread over, as by [`levitax.train.shard_batch`][]. Each device holds the
         whole train state.
 
     **Returns:** `step(train_state, images, targets) -> (train_state, metrics)`, for a [`levitax.train.TrainState`][], a
-    batch of `images` (a leading axis on every array) and whatever `loss` takes as targets. A step frees the memory of
-    the train state that it is given. Without `accumulate`, a call returns while the device still computes; reading a
+    batch of `images` (a leading axis on every array) and the targets of `loss`. A step frees the memory of its train
+    state: continue with the new one. Without `accumulate`, a call returns while the device still computes; reading a
     metric waits.
 
-    **Raises:** `TypeError` if `loss` is no function or `mesh` no mesh; `TypeError` or `ValueError` if `accumulate` or
-    `group_size` is no positive integer. The step raises `TypeError` if it is given no train state; `ValueError` for a
-    train state that a step has used up, for a batch that is empty or cannot be split as asked, and inside `jax.pmap`
-    and `jax.shard_map`.
+    **Raises:** `TypeError` if `loss` is not a function or `mesh` not a mesh; `TypeError` or `ValueError` if
+    `accumulate` or `group_size` is not a positive integer. The step raises `TypeError` without a train state;
+    `ValueError` for a train state that a step has used up, for a batch that is empty or cannot be split as requested,
+    and inside `jax.pmap` and `jax.shard_map`.
     """
     check_callable("loss", loss, "a function of outputs and targets; a train state holds the optimiser")
     as_integer("accumulate", accumulate)

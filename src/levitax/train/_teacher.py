@@ -22,7 +22,7 @@ from ._teacher_logits import is_teacher_logits, TeacherLogits
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A function from a batch of images, normalised like the student's, to their logits."""
+    """A function from a batch of images, normalised for the student, to logits."""
 
     def __call__(
         self, images: Float[Array | np.ndarray, "batch height width channels"], /
@@ -41,17 +41,17 @@ def torch_teacher(module: Any, *, device: str | None = None) -> Teacher:
 
     **Arguments:**
 
-    - `module`: from images `(batch, channels, height, width)` to logits `(batch, classes)`, or to an output with
-        `.logits` like the models of transformers. It is put into evaluation mode.
-    - `device`: where to move it; by default it stays.
+    - `module`: maps images `(batch, channels, height, width)` to logits `(batch, classes)`, or to an output with
+        `.logits` like the models of transformers. `torch_teacher` puts it into evaluation mode.
+    - `device`: the device to move the module to; by default the module stays where it is.
 
     **Returns:** a function from images `(batch, height, width, channels)` to logits in float32, to be called outside
-    `jax.jit`. If the images are spread over devices and processes, each process evaluates its own, and the logits are
-    spread like the images. The function raises `TypeError` or `ValueError` for images that are not floating-point
-    numbers of that shape, for images that the module refuses, and for an output that is not one finite logit for each
-    image and class.
+    `jax.jit`. If the images are spread over devices and processes, each process evaluates its own images, and the
+    logits are spread like the images. The function raises `TypeError` or `ValueError` for images of another shape or
+    dtype, and for images that the module refuses. The same holds for an output without one finite logit for each image
+    and class.
 
-    **Raises:** `ModuleNotFoundError` without PyTorch, `TypeError` if `module` is no `torch.nn.Module`.
+    **Raises:** `ModuleNotFoundError` without PyTorch, `TypeError` if `module` is not a `torch.nn.Module`.
     """
     torch = require("torch", "`levitax.train.torch_teacher`", "install it (https://pytorch.org)")
     if not isinstance(module, torch.nn.Module):
@@ -98,13 +98,13 @@ def load_teacher(source: str | os.PathLike[str], student: Preprocessing) -> Teac
 
     - `source`: as in [`levitax.load`][]; a file of [`levitax.train.TeacherLogits`][]; or `timm:` and the name of one of
         timm's models, which runs in PyTorch.
-    - `student`: the preprocessing of the student, with its class names. The teacher gets images that it normalises,
-        and normalises them as in its own training.
+    - `student`: the preprocessing of the student, with its class names. The teacher gets images that are normalised for
+        the student, and normalises them as in its own training.
 
     **Returns:** the stored logits, or a [`levitax.train.Teacher`][] whose logits are in the order of the student's
-    classes. If its weights have no class names, it warns and keeps their order.
+    classes. If the teacher's weights have no class names, `load_teacher` warns and keeps their order.
 
-    **Raises:** what [`levitax.load`][] raises; `ValueError` if teacher and student have different classes;
+    **Raises:** the errors of [`levitax.load`][]; `ValueError` if teacher and student have different classes;
     `ModuleNotFoundError` without timm.
     """
     if isinstance(source, str) and source.startswith("timm:"):

@@ -19,8 +19,8 @@ _WAY_OUT = "Write the file again with `levitax evaluate --logits`, for this data
 
 
 class TeacherLogits(NamedTuple):
-    """A teacher's logits of the training images, computed once before training. The student sees every image augmented,
-    the teacher saw it once, as prepared for evaluation.
+    """A teacher's logits of the training images, computed once before training. The teacher sees each image once,
+    prepared for evaluation. The student sees augmented images.
 
     ```python
     TeacherLogits.compute(predict, data).save("teacher.safetensors")
@@ -72,9 +72,9 @@ class TeacherLogits(NamedTuple):
 
         - `path`: of the file.
 
-        **Returns:** what was saved.
+        **Returns:** the saved logits, class names and fingerprint.
 
-        **Raises:** `FileNotFoundError`, and `ValueError` for another kind of file.
+        **Raises:** `FileNotFoundError` if there is no such file; `ValueError` for another kind of file.
         """
         where = as_path("path", path)
         if not where.is_file():
@@ -93,8 +93,8 @@ class TeacherLogits(NamedTuple):
         return cls(logits, tuple(described["class_names"]), described["fingerprint"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, with the class names and the fingerprint. It replaces an old file only once it is
-        complete.
+        """Writes a safetensors file, with the class names and the fingerprint. An existing file is replaced only when
+        the new one is complete.
 
         **Arguments:**
 
@@ -111,7 +111,7 @@ class TeacherLogits(NamedTuple):
             numpy.save_file(arrays, temporary, {_FORMAT: described})
 
     def for_data(self, data: DataSet) -> "TeacherLogits":
-        """Checks that these logits are of the training images of `data`, and orders the columns like its classes.
+        """Checks that these logits belong to the training images of `data`, and orders the columns like its classes.
 
         **Arguments:**
 
@@ -119,8 +119,8 @@ class TeacherLogits(NamedTuple):
 
         **Returns:** the logits with the class names of `data`.
 
-        **Raises:** `ValueError` if they were computed for other training images, in another order or of other classes;
-        also if an image that can be read has no logits.
+        **Raises:** `ValueError` if the logits were computed for other training images, for another order of them, or
+        for other classes; also if an image that can be read has no logits.
         """
         expected = (len(data.train.labels), len(data.classes))
         if self.logits.shape != expected:

@@ -1,4 +1,4 @@
-"""Reading and writing weights: the published checkpoints of every implementation, and our own files."""
+"""Reads and writes weights: the published checkpoints of every implementation, and our own files."""
 
 from ._layouts import LayoutName as LayoutName
 from ._load import adapt as adapt, load as load, load_initial as load_initial, load_into as load_into

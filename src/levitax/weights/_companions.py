@@ -1,4 +1,4 @@
-"""The JSON files of timm and transformers, next to the weights, with what the arrays do not say."""
+"""The JSON files of timm and transformers next to the weights, with information that the arrays do not contain."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

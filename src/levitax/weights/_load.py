@@ -28,8 +28,8 @@ def load(
 ) -> tuple[LeViT, eqx.nn.State]:
     """Loads weights, and makes the model that they belong to.
 
-    Infers the layout from the array names and the sizes from their shapes. Reads the authors' files, timm's of any
-    version, those of transformers, mmpretrain and vit-pytorch, and our own.
+    Infers the layout from the array names and the sizes from their shapes. Reads the files of the authors, timm (any
+    version), transformers, mmpretrain and vit-pytorch, and our own.
 
     ```python
     model, state = levitax.load("timm/levit_256.fb_dist_in1k")
@@ -50,23 +50,25 @@ def load(
     - `allow_nonfinite`: accept weights that are NaN or infinite, and negative variances.
     - `overrides`: keywords to change, as in [`levitax.LeViT`][]; see [`levitax.weights.adapt`][].
 
-    The shapes do not show everything. The rest comes from the header of a file that we wrote, from a `config.json` next
-    to other files, or from the published variant of these sizes. If none of these gives the activation, it is
-    hard-swish. If none gives the image size, it is `image_size` if that fits the weights exactly. Otherwise images are
-    square, with a warning if rectangles fit as well. A file without its last blocks or without a head is read as a
-    smaller model, unless a header or `config.json` says otherwise.
+    The shapes do not determine every keyword. The other keywords come from the header of our own files, from a
+    `config.json` next to other files, or from the published variant with these sizes. If none of these sources gives
+    the activation, `load` assumes hard-swish. If none gives the image size, `load` takes `image_size`, provided that it
+    fits the weights exactly. Otherwise it assumes square images, with a warning if rectangles fit as well. A file
+    without its last blocks or without a head is read as a smaller model, unless a header or `config.json` says
+    otherwise.
 
     Inside the constructor of a module of your own, use [`levitax.weights.load_initial`][].
 
-    **Returns:** the model, in training mode, with float32 parameters for any dtype of the file, and its state. A fused
-    file, ours or one with normalisations that another library folded in, gives a fused model: `predict =
-    levitax.Predictor(*levitax.load(path))`.
+    **Returns:** the model, in training mode, with float32 parameters for any dtype of the file, and its state. The file
+    of a fused model, from levitax or another library, loads as a fused model:
+    `predict = levitax.Predictor(*levitax.load(path))`.
 
     **Raises:** `FileNotFoundError` if there is no such file, shard or repository; `ConnectionError` if the hub is out
-    of reach; `ModuleNotFoundError` if a package for it is missing. `ValueError` if the file is corrupt, holds no LeViT
-    or comes from a later version; if arrays are missing, unexpected, of a wrong shape or not finite (the message names
-    all of them); if a folder holds several weights files; if the names have another prefix; if a file asks to run code;
-    or if the overrides do not fit. `TypeError` if `key` is no key, or for an unknown keyword.
+    of reach; `ModuleNotFoundError` if a package for it is missing. `ValueError` if the file is corrupt, contains no
+    LeViT, comes from a later version or asks to run code. `ValueError` also if arrays are missing, unexpected, of a
+    wrong shape or not finite; the message names all of them. The same error is raised if a folder has several weight
+    files, if the names have another prefix, or if the overrides do not fit. `TypeError` if `key` is not a key, or for
+    an unknown keyword.
     """
     with open_weights(
         source, revision, overrides.get("image_size"), prefix=prefix, allow_nonfinite=allow_nonfinite
@@ -100,17 +102,17 @@ def load_into(
 
     **Arguments:**
 
-    - `model`: has the architecture of the weights, and their activation. If it is for other images or classes, the
+    - `model`: has the architecture and the activation of the weights. If the model is for other images or classes, the
         weights are adapted as by [`levitax.weights.adapt`][], but a classifier for other classes keeps its own linear
-        layer. Its parameters become float32. Its `image_size` helps to recognise the weights, as in
+        layer. The parameters become float32. The model's `image_size` helps to recognise the weights, as in
         [`levitax.load`][].
     - `state`: the state of the model, or of the module that contains it.
     - `source`, `revision`, `prefix`, `allow_nonfinite`: as in [`levitax.load`][].
 
     **Returns:** the model and the state with the new weights and statistics. Other entries of `state` stay.
 
-    **Raises:** what [`levitax.load`][] raises; `ValueError` if the architectures differ; `TypeError` if `model` is no
-    [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
+    **Raises:** the errors of [`levitax.load`][]; `ValueError` if the architectures differ; `TypeError` if `model` is
+    not a [`levitax.LeViT`][] or `state` not an `eqx.nn.State`.
     """
     check_levit(model)
     check_state(state)
@@ -142,11 +144,11 @@ def load_initial(
     module, state = eqx.nn.make_with_state(Module)(key=key)
     ```
 
-    **Arguments:** those of [`levitax.weights.load_into`][] but `state`.
+    **Arguments:** as in [`levitax.weights.load_into`][], without `state`.
 
     **Returns:** the model with the new weights and statistics.
 
-    **Raises:** what [`levitax.weights.load_into`][] raises; `ValueError` if the model is already split from its
+    **Raises:** the errors of [`levitax.weights.load_into`][]; `ValueError` if the model is already split from its
     state.
     """
     check_levit(model)
@@ -164,7 +166,7 @@ def adapt(
 
     **Arguments:**
 
-    - `model`, `state`: the trained model and its state, which stay as they are.
+    - `model`, `state`: the trained model and its state, which do not change.
     - `key`: draws a new classifier, if `num_classes` asks for one.
     - `overrides`: keywords to change, as in [`levitax.LeViT`][]:
         - `image_size`: each table of attention biases is interpolated linearly between its offsets. The smallest and
@@ -174,14 +176,14 @@ def adapt(
             red, green and blue together. Additional channels share the filters of the first ones in equal parts.
         - `distillation`: `False` merges two heads into one that computes the mean of their logits; `True` gives both
             heads the weights of the one.
-        - the others change no array. `patch_size` cannot change.
+        - other keywords change no array. `patch_size` cannot change.
 
     **Returns:** a new model, in the same mode, with float32 parameters, and its own state. For a LeViT inside a module,
     make the module again with a LeViT of the new size, and call
     `load_into(module.backbone, state, state_dict(old.backbone, old_state, layout="levitax"))`.
 
     **Raises:** `ValueError` for another `patch_size`, if a key is missing, or if the model is fused; `TypeError` if
-    `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`; and what [`levitax.LeViT`][] raises for the
+    `model` is not a [`levitax.LeViT`][] or `state` not an `eqx.nn.State`; and the errors of [`levitax.LeViT`][] for the
     overrides.
     """
     check_state(state)
@@ -199,7 +201,7 @@ def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
 
 
 def _check_fixed(weights: Weights, config: LeViTConfig, overrides: Overrides) -> None:
-    """Raises if an override changes what folding has fixed."""
+    """Raises if an override changes a keyword that cannot change after fusing."""
     fixed = {"whole": (), "folded": ("num_classes", "distillation"), "fused": tuple(overrides)}[weights.form]
     changed = [name for name in fixed if getattr(config, name) != getattr(weights.config, name)]
     if changed:

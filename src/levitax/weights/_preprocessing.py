@@ -25,8 +25,9 @@ def load_preprocessing(
     ```
 
     Reads the header of a file that [`levitax.save`][] wrote, timm's `config.json`, or transformers' `config.json` and
-    `preprocessor_config.json`. If none of them describes it, a published variant for 1,000 classes and 224x224
-    pixels gets the preprocessing of the published weights in its layout, with a warning.
+    `preprocessor_config.json`. If none of these files describes the preprocessing, `load_preprocessing` warns and
+    returns the preprocessing of the published weights in that layout. It does so only for a published variant with
+    1,000 classes and 224x224 pixels.
 
     **Arguments:**
 
@@ -36,8 +37,8 @@ def load_preprocessing(
 
     **Returns:** a [`levitax.data.Preprocessing`][].
 
-    **Raises:** what [`levitax.load`][] raises for files; `ValueError` if no preprocessing is found and the weights are
-    of no published variant, or if the preprocessing does not fit the weights.
+    **Raises:** the errors of [`levitax.load`][] for files; `ValueError` if no preprocessing is found and the weights
+    are not a published variant, or if the preprocessing does not fit the weights.
     """
     with open_weights(source, revision, image_size, prefix=prefix) as weights:
         config = weights.config

@@ -49,14 +49,14 @@ def save(
 
     timm and transformers store the preprocessing in JSON files next to a `model.safetensors`. If `path` has that name,
     `layout` is one of theirs and `preprocessing` is given, their files are written too: `config.json`, and for
-    transformers `preprocessor_config.json`. Entries of existing files that neither library reads for a LeViT stay.
+    transformers `preprocessor_config.json`. Existing files keep the entries that neither library reads for a LeViT.
 
     NaN and infinite values are written, with a warning.
 
-    **Raises:** `OSError` if the file cannot be written; the old one then stays. `ValueError` for another suffix, layout
-    or dtype, for a model that does not match its configuration, for one that the layout cannot hold, and for a
-    `preprocessing` of another model. `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`;
-    `ModuleNotFoundError` without safetensors.
+    **Raises:** `OSError` if the file cannot be written; the old file then stays. `ValueError` for another suffix,
+    layout or dtype, and for a `preprocessing` of another model. `ValueError` also for a model that does not match its
+    configuration, or that the layout cannot hold. `TypeError` if `model` is not a [`levitax.LeViT`][] or `state` not an
+    `eqx.nn.State`; `ModuleNotFoundError` without safetensors.
     """
     check_levit(model)
     path = as_path("path", path)
@@ -102,7 +102,7 @@ def save(
 def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict[str, np.ndarray]:
     """Converts a model's weights and running statistics to the names and shapes of another library.
 
-    There, `load_state_dict(..., strict=True)` accepts them:
+    The other library's `load_state_dict(..., strict=True)` accepts them:
 
     ```python
     arrays = levitax.weights.state_dict(model, state, layout="timm")
@@ -125,8 +125,8 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
 
     **Returns:** float32 arrays by name, and the integers that the other library stores with them.
 
-    **Raises:** `ValueError` for another layout, for a model that does not match its configuration, and for one that the
-    layout cannot hold; `TypeError` if `model` is no [`levitax.LeViT`][] or `state` no `eqx.nn.State`.
+    **Raises:** `ValueError` for another layout, for a model that does not match its configuration, and for a model that
+    the layout cannot hold; `TypeError` if `model` is not a [`levitax.LeViT`][] or `state` not an `eqx.nn.State`.
     """
     as_choice("layout", layout, LAYOUTS)
     check_levit(model)
