@@ -137,14 +137,14 @@ def test_shards_of_another_checkpoint(trained, folder, tmp_path_factory):
 )
 def test_an_index_that_is_none(folder, content):
     (folder / INDEX).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=rf"{INDEX}` is no index of shards; expected JSON such as"):
+    with pytest.raises(ValueError, match=rf"{INDEX}` is not a shard index; expected JSON such as"):
         load(folder)
 
 
 @pytest.mark.parametrize("shard", ("../model.safetensors", "/etc/model.safetensors", "a/b.safetensors"))
 def test_an_index_that_leads_elsewhere(folder, shard):
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
-    with pytest.raises(ValueError, match=r"is no index of shards; expected JSON .* with files next to it"):
+    with pytest.raises(ValueError, match=r"is not a shard index; expected JSON .* with files next to it"):
         load(folder)
 
 

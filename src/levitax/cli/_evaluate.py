@@ -47,7 +47,7 @@ def main(given: Sequence[str]) -> None:
     if arguments.same_order:
         preprocessing = dataclasses.replace(preprocessing, class_names=())
     elif not preprocessing.class_names:
-        print("the weights do not name their classes; assuming those of the data, in the same order")
+        print("the weights do not name their classes; assuming the classes of the data, in the same order")
     try:
         data = prepared_for(data, preprocessing)
     except ValueError as error:
@@ -58,7 +58,7 @@ def main(given: Sequence[str]) -> None:
         teacher.save(arguments.logits)
         if missing := int(np.isnan(teacher.logits[:, 0]).sum()):
             print(f"{missing} of {len(teacher.logits)} images could not be read; their rows are NaN")
-        print(f"see {arguments.logits}")
+        print(f"wrote {arguments.logits}")
         return
     result = evaluate_split(predict, data.validation, data.preprocessing, workers=arguments.workers)
     top5 = f"top-5 {result.top5:.2%}, " if len(data.classes) > 5 else ""
@@ -66,4 +66,4 @@ def main(given: Sequence[str]) -> None:
     for name, accuracy, count in zip(data.classes, result.per_class, result.confusion.sum(1), strict=True):
         print(f"{accuracy:7.1%} of {count:5} {name}")
     plot.confusion(result.confusion, class_names=data.classes).savefig(arguments.out, dpi=120)
-    print(f"see {arguments.out}")
+    print(f"wrote {arguments.out}")

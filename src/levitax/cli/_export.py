@@ -7,8 +7,8 @@
 
 The suffix of `--out` determines the format: .onnx for ONNX Runtime and others, .xml (and a .bin) for OpenVINO,
 .stablehlo for JAX without levitax. Then the command runs images through the model, and through the file in each
-installed runtime that reads it. The images are random. With `--data` (a data set as in `levitax train`), the command
-also runs up to 1,000 real images, in full batches. The table shows the error (the largest difference over the largest
+installed runtime that reads it. The images are random, except with `--int8`. With `--data` (a data set as in
+`levitax train`), the command also runs up to 1,000 real images, in full batches. The table shows the error (the largest difference over the largest
 result), how often the most likely class is the same, how often it is right, and the images per second. The rows of
 OpenVINO name the precision of its computation, except for the parts in 8 bits.
 """
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif found and len(found.classes) != config.num_classes:
         raise ValueError(f"The weights are for {config.num_classes} classes, and `--data` has {len(found.classes)}.")
     elif found:
-        print("the weights do not name their classes; assuming those of the data, in the same order")
+        print("the weights do not name their classes; assuming the classes of the data, in the same order")
 
     options: dict[str, Any] = {"batch": arguments.batch, "channels_first": arguments.channels_first}
     options |= {"probabilities": arguments.probabilities, "uint8": arguments.uint8, "preprocessing": preprocessing}

@@ -54,10 +54,10 @@ def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing
     names = preprocessing.class_names
     if not names:
         print(
-            f"the weights do not name their {num_classes} classes; assuming those of the data, in the same order. "
-            "--new-head makes a new classifier"
+            f"the weights do not name their {num_classes} classes; assuming the classes of the data, in the same "
+            "order. --new-head makes a new classifier"
         )
     elif set(names) != set(data.classes):
-        print(f"the {num_classes} classes of the data are not those of the weights: making a new classifier")
+        print("data and weights have different classes: making a new classifier")
         return True
     return False

@@ -33,7 +33,7 @@ from ._arguments import (
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser("predict", __doc__)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
     parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
     add_image_size_argument(parser)
     add_preprocessing_arguments(parser, "from the weights")
@@ -92,7 +92,7 @@ def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) 
             # Windows may put a byte order mark before UTF-8.
             names = path.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"`{path}` is no text in UTF-8: {error}. Save it as UTF-8.") from error
+            raise ValueError(f"`{path}` is not UTF-8 text: {error}. Save it as UTF-8.") from error
         if len(names) != num_classes:
             raise ValueError(f"`{path}` has {len(names)} lines; expected one for each of the {num_classes} classes.")
         return names

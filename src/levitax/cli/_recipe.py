@@ -66,7 +66,7 @@ def fit_batch(recipe: Recipe, given: dict[str, Any], images: int) -> Recipe:
     # Below the minimum, the cosine would rise.
     if "min_learning_rate" not in given and recipe.learning_rate * batch_size / 512 < recipe.min_learning_rate:
         changes["min_learning_rate"] = recipe.min_learning_rate * batch_size / recipe.batch_size
-        _say(f"so is the learning rate at the end, to {changes['min_learning_rate']:.2g}")
+        _say(f"the minimum learning rate is scaled down too, to {changes['min_learning_rate']:.2g}")
     return dataclasses.replace(recipe, **changes)
 
 

@@ -48,7 +48,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_image_size_argument(parser)
     parser.add_argument("--preset", choices=RECIPES, help="the recipe")
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, help="number of epochs")
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -58,7 +58,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="other fields of the recipe"
     )
     parser.add_argument("--teacher", help="weights for `levitax.load`, timm:MODEL, or logits from `evaluate --logits`")
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the run, by default 0")
     parser.add_argument("--out", type=Path, help="the run folder; by default in `runs`, named after the data")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="in addition to once an epoch")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="the address of the first of several processes")

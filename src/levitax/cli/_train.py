@@ -1,7 +1,9 @@
 """Trains a LeViT from scratch: by default a small one on 4,000 real handwritten digits.
 
-levitax train
-levitax train --data imagenet --model levit_256 --teacher timm:regnety_160.deit_in1k --workers 16
+    levitax train
+    levitax train --data imagenet --model levit_256 --teacher timm:regnety_160.deit_in1k --workers 16
+
+`--preset` chooses a recipe, and `--set` changes its fields.
 """
 
 from collections.abc import Sequence

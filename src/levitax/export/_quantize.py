@@ -33,8 +33,8 @@ def to_openvino_int8(
 
     The file gives the same results on every processor. Processors without VNNI add two 8-bit products in 16 bits.
     Weights of full range and the products inside attention would overflow there. The weights therefore use half of the
-    range: LeViT-256 is as fast with half the range, and its logits are off by 3.4 % of the largest logit instead of 1.7
-    %. Attention in float32 makes it 1 to 4 % slower with VNNI, and 3 % faster without.
+    range: LeViT-256 is as fast with half the range, and its logits are off by 3.4 % of the largest logit instead of
+    1.7 %. Attention in float32 makes LeViT-256 1 to 4 % slower with VNNI, and 3 % faster without.
 
     **Arguments:** as in [`levitax.export.to_openvino`][], and
 

@@ -162,7 +162,7 @@ def fit(
                 checkpoints.save(train_state, {"history": history.epochs, "losses": losses.values}, score=score)
                 if stops:
                     # `latest` waits until it is written.
-                    say(f"stopped after step {number}; the same call continues from `{checkpoints.latest}`")
+                    say(f"stopped after step {number}; repeat the call to resume from `{checkpoints.latest}`")
                     sys.exit(128 + signal.SIGTERM)
         trained = {"model": (train_state.model, train_state.state)}
         if checkpoints.best and (best := checkpoints.restore(train_state, step=checkpoints.best.step)):

@@ -71,8 +71,8 @@ def distillation_loss(
 
     - "hard": the cross-entropy of the distillation head with the teacher's most likely class;
     - "soft": the Kullback-Leibler divergence of the distillation head from the teacher, with both logits divided by
-        `temperature`. It is multiplied by `temperature²`, and averaged over batch *and* classes like in the official
-        training.
+        `temperature`. The divergence is multiplied by `temperature²`, and averaged over batch *and* classes as in the
+        official training.
 
     **Arguments:**
 

@@ -25,11 +25,11 @@ _HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 def start_distributed(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Connects the processes of a run, one for each host or for each of its devices. Does nothing if there is only one
-    process.
+    """Connects the processes of a run, one for each host or for each of its devices. Does nothing in a process that was
+    started alone.
 
     Call it before making any array. Each argument may also come from the environment: `JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without arguments, JAX detects the processes under Slurm (`srun`), Open
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without any of these, JAX detects the processes under Slurm (`srun`), Open
     MPI (`mpirun`) and on TPU pods that name their hosts in the environment. Elsewhere, call
     `jax.distributed.initialize()` instead.
 

@@ -72,7 +72,7 @@ def adamw(
 
     **Arguments:**
 
-    - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 for a batch of 512 images.
+    - `learning_rate`: a number or an optax schedule; the paper's is 5e-4 per 512 images of a batch.
     - `weight_decay`: decoupled, multiplied by the learning rate; 0.025 in the official training.
     - `eps`: added to the root of the second moment; 1e-8 in the official training.
     - `clipping`: as in [`levitax.train.adaptive_grad_clip`][], 0.01 in the official training; `None` turns it off.

@@ -32,7 +32,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"stopped; the same call continues from the newest checkpoint in `{folder}`, or starts again")
+        say(f"stopped; repeat the call to resume from the newest checkpoint in `{folder}`, or to start again")
         raise
     finally:
         lock.release()

@@ -18,7 +18,7 @@ HUB_FILES = tuple(name for whole in _WHOLE for name in (whole, whole + INDEX))
 
 
 class Location(NamedTuple):
-    """A weights file or an index of shards, and the content of the JSON files that belong to it, by name."""
+    """A weights file or a shard index, and the content of the JSON files that belong to it, by name."""
 
     path: Path
     companions: Mapping[str, Mapping[str, Any]]

@@ -63,7 +63,7 @@ def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preproces
     is_of_imagenet = (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
     if not is_of_imagenet or all(differences(one, config) for one in published):
         raise ValueError(
-            f"{where} does not say how to preprocess images, and is no published variant for 1,000 classes and "
+            f"{where} does not say how to preprocess images, and is not a published variant for 1,000 classes and "
             "224x224 pixels. Use the preprocessing of its training, `levitax.data.Preprocessing(image_size=..., "
             "mean=..., std=..., crop_ratio=...)`, and store it with `levitax.save(..., preprocessing=...)`."
         )

@@ -39,7 +39,7 @@ def read_index(path: Path) -> dict[str, str]:
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
-            f'`{path}` is no index of shards; expected JSON such as `{{"weight_map": {{"<array>": "<file>", ...}}}}`, '
+            f'`{path}` is not a shard index; expected JSON such as `{{"weight_map": {{"<array>": "<file>", ...}}}}`, '
             "with files next to it. Fetch it again."
         ) from None
     return found
