@@ -8,9 +8,11 @@
 The suffix of `--out` determines the format: .onnx for ONNX Runtime and others, .xml (and a .bin) for OpenVINO,
 .stablehlo for JAX without levitax. Then the command runs images through the model, and through the file in each
 installed runtime that reads it. The images are random, except with `--int8`. With `--data` (a data set as in
-`levitax train`), the command also runs up to 1,000 real images, in full batches. The table shows the error (the largest difference over the largest
-result), how often the most likely class is the same, how often it is right, and the images per second. The rows of
-OpenVINO name the precision of its computation, except for the parts in 8 bits.
+`levitax train`), the command also runs up to 1,000 real images, in full batches.
+
+The table shows the error (the largest difference over the largest result), how often the most likely class is the same,
+how often it is right, and the images per second. The rows of OpenVINO name the precision of its computation, except for
+the parts in 8 bits.
 """
 
 import argparse
