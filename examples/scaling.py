@@ -22,17 +22,24 @@ import jax.numpy as jnp
 import levitax
 
 
+KINDS = ("batch", "size", "depth", "width")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="levit_256", choices=sorted(levitax.VARIANTS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--only", nargs="+", default=KINDS, choices=KINDS, help="the changes to measure, by default all"
+    )
     arguments = parser.parse_args()
 
     published = levitax.LeViTConfig(**levitax.VARIANTS[arguments.model])
     measured = []
-    for what, value, batch, overrides in changes(published, arguments.batch):
+    chosen = [change for change in changes(published, arguments.batch) if change[0] in arguments.only]
+    for what, value, batch, overrides in chosen:
         call, operations = prepared(arguments.model, batch, dtype=arguments.dtype, **overrides)
         measured.append((what, value, batch, operations, call, []))
     for _, (*_, call, seconds) in itertools.product(range(arguments.rounds), measured):
@@ -51,18 +58,18 @@ def main() -> None:
 
 
 def changes(published: levitax.LeViTConfig, batch: int):
-    """The changes: what, to which value, the batch size, and keywords of the model."""
+    """The changes: their kind, the value, the batch size, and keywords of the model."""
     for size in sorted({1, 4, 16, 64, 128, batch}):
         yield "batch", str(size), size, {}
     for pixels in (160, 224, 288, 384, 448):
-        yield "pixels a side", str(pixels), batch, {"image_size": pixels}
+        yield "size", str(pixels), batch, {"image_size": pixels}
     for depth in ((1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)):
-        yield "blocks of the stages", str(depth), batch, {"depth": depth}
+        yield "depth", str(depth), batch, {"depth": depth}
     for share in (0.5, 1, 1.5, 2):
         # Wider by more heads, as between the published variants.
         heads = tuple(max(1, round(share * heads)) for heads in published.heads)
         dim = tuple(round(share * dim) // 8 * 8 for dim in published.dim)
-        yield "channels of the stages", str(dim), batch, {"dim": dim, "heads": heads}
+        yield "width", str(dim), batch, {"dim": dim, "heads": heads}
 
 
 def prepared(name: str, batch: int, **overrides: Any) -> tuple[Callable[[], Any], float]:

@@ -27,12 +27,11 @@ def both(model, state, x):
     "keywords",
     [
         {},
-        {"distillation": False},
         {"num_classes": 0},
         {"network": "vit_pytorch", "distillation": True},
-        {"image_size": (20, 13), "depth": 2},
+        {"image_size": (20, 13), "depth": 2, "distillation": False},
     ],
-    ids=("two heads", "one head", "no head", "vit_pytorch", "rectangle"),
+    ids=("two heads", "no head", "vit_pytorch", "rectangle, one head"),
 )
 def test_outputs_of_the_fused_model_are_those_of_inference(keywords, make, randomise, images, error):
     model, state = randomise(*make(**keywords))
@@ -172,6 +171,7 @@ def test_single_layers_are_folded_too(layer, arguments, shape, randomise, images
     assert jax.tree.leaves(levitax.fuse(model, state).state) == []
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_fused_in_one_call(make, randomise, images, error):
     keys = jax.random.split(jax.random.key(3), 2)
     sizes: dict[str, Any] = {

@@ -23,8 +23,8 @@ THREE = {"stages": 3, "dim": (16, 24, 32), "heads": (1, 2, 2)}
 @pytest.mark.parametrize(
     ("patch_size", "image_size", "grids"),
     [
-        (16, (200, 225), [(13, 15), (7, 8), (4, 4)]),
-        (8, (33, 50), [(5, 7), (3, 4), (2, 2)]),
+        pytest.param(16, (200, 225), [(13, 15), (7, 8), (4, 4)], marks=pytest.mark.slow),
+        pytest.param(8, (33, 50), [(5, 7), (3, 4), (2, 2)], marks=pytest.mark.slow),
         (4, (28, 17), [(7, 5), (4, 3), (2, 2)]),
     ],
 )
@@ -45,8 +45,10 @@ def test_any_image_size_goes_through(patch_size, image_size, grids, make):
     ]
 
 
-@pytest.mark.parametrize("activation", ("hard_swish", "silu", "gelu", "relu"))
-@pytest.mark.parametrize("network", ("paper", "vit_pytorch"))
+@pytest.mark.parametrize(
+    ("network", "activation"),
+    [("paper", "hard_swish"), ("paper", "silu"), ("paper", "relu"), ("vit_pytorch", "gelu")],
+)
 def test_every_network_and_activation_runs(network, activation, make, images):
     model, state = make(network=network, activation=activation, in_channels=1)
     logits, _ = eqx.filter_eval_shape(levitax.batched(model), images(2, 16, 16, 1), state)
@@ -128,6 +130,7 @@ def kept(model, *arguments):
     return [leaf for leaf in jax.tree.leaves(residuals) if hasattr(leaf, "shape")]
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_less_and_changes_no_number(make, randomise, images, key, error):
     model, state = randomise(*make(stages=1, dim=16, heads=1, depth=2, image_size=8, drop_path=0.2))
     stages = tuple(levitax.nn.Stage(stage.blocks, remat=True) for stage in model.stages)
@@ -175,6 +178,7 @@ def test_gradients_in_bfloat16_are_float32(make, images):
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients) if hasattr(leaf, "dtype")} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", ({"dropout": 0.5}, {"drop_path": 0.5}), ids=str)
 def test_randomness_follows_the_key_in_training_and_is_off_in_inference(rates, make, randomise, images):
     model, state = randomise(*make(**rates, stages=1, dim=16, heads=1, image_size=8))

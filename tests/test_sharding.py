@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -108,13 +107,13 @@ def mapped_by_hand_on_an_explicit_mesh(model, state, batch):
     return only_arrays(run(whole(model), whole(state), put(batch, SPREAD)))
 
 
-MODES: list[Callable[..., Any]] = [
+MODES: list[Any] = [
     by_pmap,
-    by_pmap_with_arguments,
+    pytest.param(by_pmap_with_arguments, marks=pytest.mark.slow),
     by_shard_map,
     on_an_explicit_mesh,
-    with_the_batch_alone_on_an_explicit_mesh,
-    mapped_by_hand_on_an_explicit_mesh,
+    pytest.param(with_the_batch_alone_on_an_explicit_mesh, marks=pytest.mark.slow),
+    pytest.param(mapped_by_hand_on_an_explicit_mesh, marks=pytest.mark.slow),
 ]
 
 
@@ -147,8 +146,18 @@ def test_steps_that_each_device_would_make_alone_are_refused(map_devices, accumu
         mapped(*batch)
 
 
-@pytest.mark.parametrize("where", ("all", "batch", "mesh"))
-@pytest.mark.parametrize("keywords", ({}, {"accumulate": 2, "group_size": 3}), ids=str)
+IN_PARTS = {"accumulate": 2, "group_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "where"),
+    [
+        ({}, "all"),
+        (IN_PARTS, "batch"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (({}, "batch"), ({}, "mesh"), (IN_PARTS, "all"))),
+    ],
+    ids=str,
+)
 def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, batch, key, error):
     optimizer = optax.sgd(0.1, momentum=0.9)
 

@@ -30,6 +30,7 @@ def flat(tree):
     return jax.flatten_util.ravel_pytree(eqx.filter(tree, eqx.is_inexact_array))[0]
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_made_and_evaluated_by_vmap(images):
     create = eqx.filter_vmap(lambda key: eqx.nn.make_with_state(levitax.LeViT)(**SMALL, key=key))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -70,6 +71,7 @@ def test_gradients_of_single_examples_add_up_to_that_of_the_batch(make, randomis
     assert error([gradient.sum(0) for gradient in single], batch) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_hessian_is_symmetric(randomise, images, key):
     # Twice differentiable, unlike hard-swish.
     model, state = randomise(*eqx.nn.make_with_state(levitax.LeViT)(**SMALL, activation="silu", key=key))

