@@ -60,6 +60,7 @@ def test_nothing_of_training_is_left(make, randomise):
     assert [projection.scale for projection in projections] == [1.0] * 3
 
 
+@pytest.mark.slow
 def test_weights_have_the_dtype_of_the_computation(make, randomise, images):
     model, state = randomise(*make(dtype="bfloat16", num_classes=5))
     fused = levitax.fuse(model, state)

@@ -244,6 +244,7 @@ def test_wrong_shapes_and_dtypes_are_caught_in_this_suite(make):
         model(jnp.ones((16, 16, 3), jnp.int32), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ("paper", "vit_pytorch"))
 def test_a_model_is_pickled_and_copied_as_the_same_tree(network, key):
     model, state = eqx.nn.make_with_state(levitax.LeViT)(**TINY, network=network, key=key)

@@ -50,6 +50,7 @@ def test_an_ensemble_is_made_and_evaluated_by_vmap(images):
         np.testing.assert_allclose(logits[index], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_examples_add_up_to_that_of_the_batch(make, randomise, images, error):
     model, state = randomise(*make())
     model = eqx.nn.inference_mode(model)
@@ -101,6 +102,7 @@ def test_the_head_is_exchanged_for_other_classes(distillation, make, randomise, 
     np.testing.assert_allclose(logits - logits[0], np.arange(7), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpointed_model_has_the_same_gradients(randomise, images, key, error):
     model, state = randomise(*eqx.nn.make_with_state(levitax.LeViT)(**SMALL, drop_path=0.2, key=key))
     x = images(4, 8, 8, 3)

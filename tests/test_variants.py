@@ -48,6 +48,7 @@ def test_parameters_are_as_many_as_published(name, overrides, expected):
     assert levitax.count_parameters(model) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), FOLDED.items())
 def test_parameters_of_the_fused_model_are_as_many_as_published(name, expected):
     predict = eqx.filter_eval_shape(levitax.fuse, *variant(name))

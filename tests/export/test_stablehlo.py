@@ -18,7 +18,7 @@ np.save(sys.argv[3], run(np.load(sys.argv[2]))["logits"])
 """
 
 
-@pytest.mark.parametrize("batch", [2, None])
+@pytest.mark.parametrize("batch", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_was_written_runs_alone_and_to_the_bit(batch, fused, drawn, tmp_path):
     predict = fused(image_size=(20, 13))
     images = drawn(predict, 2)

@@ -17,7 +17,15 @@ def plain(x, weight, stride):
 
 @pytest.mark.parametrize(
     ("height", "width", "kernel", "stride"),
-    [(8, 8, 3, 2), (9, 8, 3, 2), (7, 6, 5, 2), (9, 11, 5, 3), (8, 5, 3, 1), (10, 7, 1, 2), (7, 9, 3, 4)],
+    [
+        (8, 8, 3, 2),
+        (9, 11, 5, 3),
+        (8, 5, 3, 1),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.slow)
+            for sizes in ((9, 8, 3, 2), (7, 6, 5, 2), (10, 7, 1, 2), (7, 9, 3, 4))
+        ),
+    ],
 )
 def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel, stride, images, key, error):
     x = images(height, width, 3)

@@ -92,6 +92,7 @@ def test_the_papers_network_has_biases_in_its_heads_only(make):
     assert all((bias.table == 0).all() and bias.scale == 1 for bias in nodes(model, AttentionBias))
 
 
+@pytest.mark.slow
 def test_the_vit_pytorch_network_starts_as_there(make):
     model, _ = make(network="vit_pytorch", image_size=128, heads=4)
     tables = np.concatenate([np.asarray(bias.table).ravel() for bias in nodes(model, AttentionBias)])

@@ -87,6 +87,7 @@ def test_without_a_query_it_is_the_mean_and_nothing_is_framed():
     assert not any(panel.patches for panel in figure.axes)
 
 
+@pytest.mark.slow
 def test_the_maps_of_every_block_are_drawn_and_queries_framed_where_they_are(make, randomise, images):
     # Odd, so that the last row and column of queries is that of the last tokens.
     model, state = randomise(*make(image_size=(20, 12)))

@@ -329,9 +329,9 @@ damages = pytest.mark.parametrize(
         (truncate, r"bytes of"),
         (flip_a_bit, "has changed"),
         (delete_a_file, "is missing"),
-        (delete_the_content, "is missing"),
-        (delete_the_list, "cannot be read"),
-        (empty, "cannot be read"),
+        pytest.param(delete_the_content, "is missing", marks=pytest.mark.slow),
+        pytest.param(delete_the_list, "cannot be read", marks=pytest.mark.slow),
+        pytest.param(empty, "cannot be read", marks=pytest.mark.slow),
     ],
 )
 

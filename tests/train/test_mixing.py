@@ -100,6 +100,7 @@ def about(array, mean):
     return abs(array.mean() - mean) < 4 * array.std() / np.sqrt(len(array)) + 1e-12
 
 
+@pytest.mark.slow
 def test_both_kinds_come_half_of_the_time():
     faded, pasted, shares = drawn()
     assert about(faded, 0.5) and about(pasted, 0.5)
@@ -107,6 +108,7 @@ def test_both_kinds_come_half_of_the_time():
     assert about(shares[faded], 0.5) and about((shares[faded] - 0.5) ** 2, 1 / (4 * (2 * 0.8 + 1)))
 
 
+@pytest.mark.slow
 def test_numbers_may_be_traced(x, targets, key):
     numbers = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "probability": 0.7, "switch_probability": 0.4}
     mixed = jax.jit(lambda numbers: mix(x, targets, **numbers, key=key))(numbers)
@@ -126,6 +128,7 @@ def test_mixing_may_be_off(keywords, x, targets, key):
     assert jnp.array_equal(mixed, x) and jnp.array_equal(mixed_targets, targets)
 
 
+@pytest.mark.slow
 def test_an_alpha_of_zero_leaves_a_kind_out():
     # Even if only that one is asked for.
     faded, _, shares = drawn(mixup_alpha=2.0, cutmix_alpha=0.0, switch_probability=1.0)

@@ -53,6 +53,7 @@ def expected(pixels):
     return (np.asarray(pixels, np.float64) / 255 - MEAN) / STD
 
 
+@pytest.mark.slow
 def test_batches_on_an_explicit_mesh(pixels, targets, key):
     changes: dict[str, Any] = {"max_shift": 2.0, "erase_probability": 1.0, "mixup": 0.8, "group_size": 4}
     expected = run(pixels, targets, key, **changes)
@@ -170,6 +171,7 @@ def test_without_a_probability_nothing_is_mixed(pixels, targets, key):
     np.testing.assert_array_equal(same, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "is_cutmix"), [(0.0, False), (1.0, True)])
 def test_the_share_of_cutmix_is_that_of_the_recipe(share, is_cutmix, pixels, targets, key):
     images, _ = run(pixels, targets, key, mixup=1.0, cutmix=1.0, switch_probability=share)

@@ -70,7 +70,7 @@ def by_hand(model_and_state, batch, key):
     return loss, gradient, (eqx.apply_updates(model, updates), state, opt_state)
 
 
-@pytest.mark.parametrize("number", (0, 3))
+@pytest.mark.parametrize("number", (3, pytest.param(0, marks=pytest.mark.slow)))
 def test_a_step_is_one_of_optax_with_a_key_of_its_number(number, train_state, trained, batches, key, error):
     expected = by_hand(trained, batches[0], jax.random.fold_in(key, number))
     loss, gradient, (model, state, opt_state) = expected
@@ -109,6 +109,7 @@ def test_the_batch_stays_usable(train_state, batches):
     assert not any(array.is_deleted() for array in (images, labels, weight))
 
 
+@pytest.mark.slow
 def test_other_data_are_not_compiled_for_again(train_state, batches):
     traces = []
 
@@ -139,6 +140,7 @@ def test_a_rate_is_changed_between_steps_by_a_number(rows, key):
     assert moved[0] == 0 and moved[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_count_in_numbers_of_python(rows, key):
     optimizer = optax.GradientTransformation(lambda params: 0, lambda updates, state, params=None: (updates, state + 1))
     train_state = TrainState(*make_small(Normed, key), optimizer, key=key)
@@ -242,7 +244,7 @@ def test_gradients_of_parts_are_those_of_the_batch(accumulate, rows, key, error)
     assert (ours.step, expected.step) == (1, 1)
 
 
-@pytest.mark.parametrize("accumulate", (2, 3))
+@pytest.mark.parametrize("accumulate", (2, pytest.param(3, marks=pytest.mark.slow)))
 def test_a_part_has_every_so_many_image_and_its_own_statistics(accumulate, rows, key, error):
     made = make_small(Normed, key)
     after, metrics = make_step(accumulate=accumulate)(start(made, key), *rows)
@@ -428,6 +430,7 @@ def test_the_average_follows_its_recursion(rows, key):
     assert any(np.abs(one - other).max() > 0.01 for one, other in zip(ours, current(train_state), strict=True))
 
 
+@pytest.mark.slow
 def test_computing_again_makes_the_same_step(make, trained, batches, key, error):
     model, state = trained
     again, _ = make(**SMALL, remat=True)

@@ -113,7 +113,7 @@ def test_a_backbone_gets_a_whole_head(trained, key):
     assert (arrays["head.distillation.norm.var"] == 1).all()
 
 
-@pytest.mark.parametrize("network", ("paper", "vit_pytorch"))
+@pytest.mark.parametrize("network", ("paper", pytest.param("vit_pytorch", marks=pytest.mark.slow)))
 def test_two_heads_are_merged_into_the_mean_of_their_logits(make, randomise, images, error, network):
     model, state = randomise(*make(network=network, distillation=True, heads=(1, 1)))
     merged, merged_state = adapt(model, state, distillation=False)

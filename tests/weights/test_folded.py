@@ -71,6 +71,7 @@ def folded(trained):
     return fold(state_dict(*trained, layout="timm"), renamed=True)
 
 
+@pytest.mark.slow
 def test_it_computes_what_the_whole_model_does(trained, folded, images, error, tmp_path):
     compute = eqx.filter_jit(lambda predict: jax.vmap(predict)(images(2, 48, 48, 3)))
     predict = levitax.Predictor(*load(folded))

@@ -12,6 +12,7 @@ import levitax
 from levitax.weights import load, save, state_dict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ("levitax", "timm"))
 def test_bfloat16_halves_the_file(make, randomise, tmp_path, layout):
     model, state = randomise(*make(dim=(64, 96)))
