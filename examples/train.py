@@ -3,7 +3,7 @@
     python examples/train.py
 
 This page holds all of training: data, model, loss, optimiser, a step, a loop. It writes
-`runs/digits/model.safetensors` and draws the curves. For your own images, teachers, checkpoints and many devices, use
+`runs/digits/model.safetensors` and two figures. For your own images, teachers, checkpoints and many devices, use
 `levitax train`, or `levitax.train.fit` in a notebook.
 """
 
@@ -18,7 +18,7 @@ import optax
 import levitax
 from levitax import plot
 from levitax.data import open_data, steps_per_epoch, train_batches, TrainTransform
-from levitax.train import decay_mask, evaluate_split, one_hot, random_affine
+from levitax.train import decay_mask, evaluate_split, one_hot, predict_split, random_affine
 
 
 EPOCHS, BATCH = 26, 100
@@ -89,7 +89,9 @@ def main() -> None:
     fused = evaluate_split(predict, data.validation, preprocessing)
     OUT.mkdir(parents=True, exist_ok=True)
     levitax.save(OUT / "model.safetensors", model, state, preprocessing=preprocessing)
-    plot.training_curves(history).savefig(OUT / "curves.png")
+    plot.training_curves(history).savefig(OUT / "curves.png", dpi=120)
+    classified = predict_split(predict, data.validation, preprocessing)
+    plot.predictions(classified, class_names=data.classes).savefig(OUT / "predictions.png", dpi=120)
     print(f"test accuracy {history[-1]['test_accuracy']:.2%}, fused {fused.accuracy:.2%}")
     print(f"saved; next: levitax evaluate --weights {OUT / 'model.safetensors'}")
 

@@ -28,8 +28,9 @@ def test_training_reads_digits_and_fusing_changes_nothing(trained):
     folder, printed = trained
     ((accuracy, fused),) = re.findall(r"test accuracy ([\d.]+)%, fused ([\d.]+)%", printed)
     assert float(accuracy) >= 97.5 and fused == accuracy
-    with Image.open(folder / "curves.png") as image:
-        assert image.width > 400 and image.height > 200
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 400 and image.height > 300
 
 
 def test_other_sizes_cost_less_the_nearer_they_are(trained):

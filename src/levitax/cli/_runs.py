@@ -120,14 +120,8 @@ def run(
     every = max(1, len(data.validation.labels) // 1000)
     some = Subset(data.validation, np.arange(0, len(data.validation.labels), every))
     preprocessing = dataclasses.replace(data.preprocessing, image_size=model.config.image_size)
-    images, labels, logits = [], [], []
-    for batch, rows in predict_split(fuse(fitted.model, fitted.state), some, preprocessing):
-        counts = batch.weights > 0
-        images += [batch.images[counts]]
-        labels += [batch.labels[counts]]
-        logits += [rows[counts]]
-    parts = map(np.concatenate, (images, labels, logits))
-    plot.predictions(*parts, class_names=data.classes).savefig(out / "predictions.png", dpi=120)
+    classified = predict_split(fuse(fitted.model, fitted.state), some, preprocessing)
+    plot.predictions(classified, class_names=data.classes).savefig(out / "predictions.png", dpi=120)
 
 
 def tensorboard(folder: Path) -> Callable[[dict[str, float]], None]:

@@ -1,9 +1,10 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
+from ..data import Batch
 from ._figures import GREY, make_figure, make_grey, make_panels
 
 
@@ -41,36 +42,45 @@ def training_curves(history: Sequence[dict[str, float]]) -> "Figure":
 
 
 def predictions(
-    images: UInt8[np.ndarray, "images height width channels"],
-    labels: Int[np.ndarray, " images"],
-    logits: Float[np.ndarray, "images classes"],
-    *,
-    class_names: Sequence[str],
+    classified: Iterable[tuple[Batch, Float[np.ndarray, "batch classes"]]], *, class_names: Sequence[str]
 ) -> "Figure":
-    """Draws up to forty images with their most likely class, the errors first. Needs `pip install "levitax[plot]"`.
+    """Draws forty images with their most likely class, the errors first. Needs `pip install "levitax[plot]"`.
+
+    ```python
+    classified = levitax.train.predict_split(predict, data.validation, data.preprocessing)
+    figure = plot.predictions(classified, class_names=data.classes)
+    ```
 
     **Arguments:**
 
-    - `images`: `(images, height, width, channels)`, pixels from 0 to 255, one or three channels.
-    - `labels`: `(images,)`, the class of each, from 0.
-    - `logits`: `(images, classes)`.
+    - `classified`: pairs of a [`levitax.data.Batch`][] and the logits `(batch, classes)` of its images. Images with a
+        weight of 0 do not count.
     - `class_names`: the names of the classes.
 
     **Returns:** a Matplotlib figure with a transparent background, readable on light and dark pages.
 
-    **Raises:** `ModuleNotFoundError` without Matplotlib.
+    **Raises:** `ValueError` without images; `ModuleNotFoundError` without Matplotlib.
     """
-    guesses = logits.argmax(-1)
-    wrong = guesses != labels
-    right = np.flatnonzero(~wrong)
-    shown = np.concatenate([np.flatnonzero(wrong), right[:: max(1, len(right) // 24)]])[:40]
+    rows = [
+        (image, int(label), int(guess))
+        for batch, logits in classified
+        for image, label, guess, weight in zip(
+            batch.images, batch.labels, logits.argmax(-1), batch.weights, strict=True
+        )
+        if weight > 0
+    ]
+    if not rows:
+        raise ValueError("`classified` has no images; expected at least one with a weight above 0.")
+    wrong = [row for row in rows if row[1] != row[2]]
+    right = [row for row in rows if row[1] == row[2]]
+    shown = [*wrong, *right[:: max(1, len(right) // 24)]]
     figure, panels = make_panels(4, 10, 0.9, 1.05)
-    for panel, index in zip(panels.flat, shown, strict=False):
-        panel.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
-        guess, label = class_names[int(guesses[index])], class_names[int(labels[index])]
-        title, color = (f"{guess}, not {label}", "C3") if wrong[index] else (guess, "C2")
-        panel.set_title(title, color=color, fontsize=9, parse_math=False)
-    figure.suptitle(f"{(~wrong).mean():.1%} of {len(wrong):,} test images; the errors first", fontsize=10, color=GREY)
+    for panel, (image, label, guess) in zip(panels.flat, shown, strict=False):
+        panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        title = class_names[guess] if guess == label else f"{class_names[guess]}, not {class_names[label]}"
+        panel.set_title(title, color="C2" if guess == label else "C3", fontsize=9, parse_math=False)
+    title = f"{len(right) / len(rows):.1%} of {len(rows):,} test images are right; the errors first"
+    figure.suptitle(title, fontsize=10, color=GREY)
     return figure
 
 
