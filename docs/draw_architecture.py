@@ -1,6 +1,6 @@
 """Draws LeViT-256, from its configuration: `python docs/draw_architecture.py`.
 
-Boxes have colours of their own and all else is grey, readable on light and dark pages.
+Boxes are coloured and everything else is grey, readable on light and dark pages.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax
 import levitax
 
 
-PICTURE = Path(__file__).parent / "pages" / "architecture.svg"
+IMAGE = Path(__file__).parent / "pages" / "architecture.svg"
 
 CONVOLUTION, ATTENTION, MLP, HEAD, GREY = "#3f6fa0", "#a8503c", "#4f7a3a", "#74558f", "#808080"
 
@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 740, 480
 
 
 class Drawing:
-    """Shapes of an SVG file, with the y of the row that is being drawn."""
+    """Collects the shapes of an SVG file. `middle` is the y of the current row."""
 
     def __init__(self):
         self.shapes: list[str] = []
@@ -51,7 +51,7 @@ class Drawing:
 
 
 def main() -> None:
-    PICTURE.write_text(draw())
+    IMAGE.write_text(draw())
 
 
 def draw() -> str:
@@ -76,7 +76,7 @@ def draw() -> str:
 
 
 def draw_stem(drawing: Drawing, x: float, model: levitax.LeViT) -> float:
-    """From the image to the first tokens, from `x` on; returns where it ends, as the others do."""
+    """Draws the image and the stem from `x` on; like `draw_stages`, returns where the drawing ends."""
     height, width = model.config.image_size
     drawing.text(x + 30, -6, "image")
     drawing.text(x + 30, 11, f"{height}x{width}x{model.config.in_channels}", size=11)

@@ -81,8 +81,12 @@ def main() -> None:
             if number % steps == 0:
                 result = evaluate_split(levitax.Predictor(model, state), data.validation, preprocessing)
                 epoch = {"epoch": number // steps, "train_loss": float(jnp.stack(losses).mean())}
-                history.append(epoch | {"test_loss": result.loss, "test_accuracy": result.accuracy})
-                print("epoch {epoch}: loss {train_loss:.4f}, test accuracy {test_accuracy:.2%}".format(**history[-1]))
+                history.append(epoch | {"validation_loss": result.loss, "validation_accuracy": result.accuracy})
+                print(
+                    "epoch {epoch}: loss {train_loss:.4f}, validation accuracy {validation_accuracy:.2%}".format(
+                        **history[-1]
+                    )
+                )
                 losses = []
 
     predict = levitax.fuse(model, state)
@@ -92,7 +96,7 @@ def main() -> None:
     plot.training_curves(history).savefig(OUT / "curves.png", dpi=120)
     classified = predict_split(predict, data.validation, preprocessing)
     plot.predictions(classified, class_names=data.classes).savefig(OUT / "predictions.png", dpi=120)
-    print(f"test accuracy {history[-1]['test_accuracy']:.2%}, fused {fused.accuracy:.2%}")
+    print(f"validation accuracy {history[-1]['validation_accuracy']:.2%}, fused {fused.accuracy:.2%}")
     print(f"saved; next: levitax evaluate --weights {OUT / 'model.safetensors'}")
 
 

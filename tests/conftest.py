@@ -16,16 +16,16 @@ from filelock import FileLock
 import levitax
 
 
-# With it, importing openvino or nncf forks a process that tells their makers, and JAX has threads by then.
+# With telemetry, importing openvino or nncf forks a process after JAX has started its threads.
 sys.modules["openvino_telemetry"] = cast(Any, None)
 
-# With jax 0.10, emitting fusions is half of the time of what is compiled without optimisations. Newer ones have no such
-# choice; `XLA_FLAGS="" pytest` compiles as they do.
+# In jax 0.10, fusion emitters take half of the compile time without optimisations. Newer versions have no such flag;
+# `XLA_FLAGS="" pytest` compiles as they do.
 if jax.__version_info__[:2] == (0, 10):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# A third of the time goes into compiling; what is compared with the references is compiled as for a user.
+# Compiling takes a third of the time. Comparisons with the references compile with all optimisations, as for a user.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -36,7 +36,7 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
-    """The sizes of a model of two small stages with one block each."""
+    """Sizes of a small model: two stages with one block each."""
     return {
         "image_size": 16,
         "num_classes": 5,
@@ -51,7 +51,7 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
-    """Makes a small model and its state; keywords override. Each is drawn once."""
+    """Makes a small model and its state; keywords override the sizes. Equal models are initialised once."""
     made = {}
 
     def make(**overrides):
@@ -59,7 +59,7 @@ def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
         if name not in made:
             made[name] = eqx.nn.make_with_state(levitax.LeViT)(**small | overrides, key=key)
         model, state = made[name]
-        # `state.set` makes the old state unusable; this one is a copy.
+        # A copy: `state.set` makes the old state unusable.
         return model, jax.tree.map(lambda leaf: leaf, state)
 
     return make
@@ -67,12 +67,12 @@ def make(small: dict[str, Any], key: jax.Array) -> Callable[..., Any]:
 
 @pytest.fixture
 def randomise() -> Callable[..., Any]:
-    """Gives normalisations and attention biases random numbers, as training would: in a fresh model, residual branches
-    are zero and much goes unseen."""
+    """Gives normalisations and attention biases random values, as training would. In a fresh model, residual branches
+    are zero and hide errors."""
     rng = np.random.default_rng(0)
 
     def randomise(model, state):
-        state = jax.tree.map(lambda leaf: leaf, state)  # `set` makes the old state unusable; this one is a copy.
+        state = jax.tree.map(lambda leaf: leaf, state)  # A copy: `set` makes the old state unusable.
 
         def draw(low, high, like):
             return jnp.asarray(rng.uniform(low, high, like.shape), jnp.float32)
@@ -97,7 +97,7 @@ def randomise() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Makes the folder of a name, and has a function fill it: once for all processes that tests are run in."""
+    """Returns a folder by name, filled by a function once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -115,7 +115,7 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 
 @pytest.fixture(scope="session")
 def scripts_share_compilations(once) -> Iterator[None]:
-    """What one script compiles is ready for the next, as most of the time of short runs goes into it."""
+    """Shares a compilation cache between scripts, because short runs spend most of their time compiling."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(once("compiled", lambda folder: None)))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -124,7 +124,7 @@ def scripts_share_compilations(once) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def trained(once, scripts_share_compilations) -> tuple[Path, str]:
-    """The folder of a default run of `examples/train.py`, not to be written to, and what it printed."""
+    """The folder of a default run of `examples/train.py`, which is read-only, and the output of the run."""
     script = Path(__file__).parents[1] / "examples" / "train.py"
 
     def train(folder: Path) -> None:
@@ -148,13 +148,13 @@ def images() -> Callable[..., jax.Array]:
 
 @pytest.fixture
 def error() -> Callable[[Any, Any], float]:
-    """Measures the largest error over the largest magnitude, in the worst pair of leaves."""
+    """Returns the largest error over the largest magnitude, of the worst pair of leaves."""
 
     def error(ours, theirs):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         pairs = [(np.asarray(one, np.float64), np.asarray(other, np.float64)) for one, other in _pairs(ours, theirs)]
         assert pairs and all(one.shape == other.shape for one, other in pairs)
-        # Not Python's `max`, which passes NaN over.
+        # Not Python's `max`, which ignores NaN.
         return float(np.max([np.abs(one - other).max() / np.abs(other).max() for one, other in pairs]))
 
     def _pairs(ours, theirs):
@@ -165,7 +165,7 @@ def error() -> Callable[[Any, Any], float]:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switches jaxtyping's run-time checks off, so that messages are those that a user sees."""
+    """Switches off jaxtyping's run-time checks, so that a test gets the messages that a user sees."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

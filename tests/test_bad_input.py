@@ -11,7 +11,7 @@ import pytest
 import levitax
 
 
-# Each message has to tell the value, the rule and the way out; the fragments of a case are some of each.
+# Each message gives the value, the rule and a fix. The fragments of a case sample all three.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
@@ -69,7 +69,7 @@ def test_a_predictor_holds_its_state(make):
 @pytest.mark.parametrize(
     ("images", "kind"), [(SimpleNamespace(shape=(2, 16, 16, 3)), "SimpleNamespace"), ("state", "State")]
 )
-def test_batches_that_are_no_arrays(images, kind, make):
+def test_batches_that_are_not_arrays(images, kind, make):
     model, state = make()
     with fails(TypeError, f"`images` is of type `{kind}`", "expected JAX or NumPy arrays", "(images, state)"):
         levitax.batched(model)(state if images == "state" else images, state)
@@ -101,7 +101,7 @@ def test_a_batch_with_channels_first(make):
 
 
 @pytest.mark.parametrize("dtype", ("uint8", "int32", "bool", "complex64"))
-def test_images_that_are_no_floating_point_numbers(dtype, make):
+def test_images_that_are_not_floating_point(dtype, make):
     model, state = make()
     with fails(TypeError, "`image`", dtype, "expected floating-point", "image.astype(jnp.float32) / 255"):
         model(jnp.ones((16, 16, 3), dtype), state)
@@ -119,7 +119,7 @@ KEYWORDS: list[tuple[dict[str, Any], Any, list[str]]] = [
     ({"subsample_heads": (1, 2, 3)}, ValueError, ["`subsample_heads`", "2: one for each downsampling attention"]),
     ({"image_size": (32, 32, 3)}, ValueError, ["`image_size`", "(32, 32, 3)", "2: one for height and width"]),
     ({"stages": 4}, ValueError, ["`dim`", "length 3", "4: one for each stage"]),
-    # Sizes that are none.
+    # Invalid sizes.
     ({"image_size": 0}, ValueError, ["`image_size` is 0", "integer of at least 1"]),
     ({"dim": (16, -24, 32)}, ValueError, ["`dim` is -24", "integer of at least 1"]),
     ({"depth": 0}, ValueError, ["`depth` is 0", "integer of at least 1"]),
@@ -131,7 +131,7 @@ KEYWORDS: list[tuple[dict[str, Any], Any, list[str]]] = [
     ({"image_size": "224"}, TypeError, ["`image_size` is '224'", "integer of at least 1"]),
     ({"num_classes": None}, TypeError, ["`num_classes` is None", "integer of at least 0"]),
     ({"patch_size": 16.0}, (TypeError, ValueError), ["`patch_size` is 16.0", "16, 8, 4"]),
-    # True is 1 to Python.
+    # True equals 1 in Python.
     ({"depth": True}, TypeError, ["`depth` is True", "integer of at least 1"]),
     ({"heads": (1, True, 2)}, TypeError, ["`heads` is True", "integer of at least 1"]),
     ({"num_classes": False}, TypeError, ["`num_classes` is False", "integer of at least 0"]),
@@ -237,7 +237,7 @@ def model_in_inference(model, state):
 
 
 @pytest.mark.parametrize("state", (None, {}, "state"), ids=repr)
-def test_a_state_that_is_none(state, make):
+def test_values_that_are_not_a_state(state, make):
     model, _ = make()
     with fails(TypeError, "`state`", f"`{type(state).__name__}`", "eqx.nn.make_with_state"):
         model_in_inference(model, state)
@@ -273,7 +273,7 @@ def test_an_unknown_variant(name, near, key):
         ("key_dim", "Expected `image_size`, `num_cl"),
     ),
 )
-def test_a_variant_with_a_keyword_that_is_not_there(keyword, near, key):
+def test_a_variant_with_an_unknown_keyword(keyword, near, key):
     with fails(TypeError, f"There is no `{keyword}`", near):
         levitax.levit_256(key=key, **{keyword: 16})  # type: ignore[reportArgumentType]
 
@@ -315,14 +315,14 @@ def test_images_of_a_wrong_shape_for_a_model_of_one_channel(shape, fragments, ma
 @pytest.mark.parametrize(
     "image", ([[1.0]], "cat.png", None, 3, SimpleNamespace(shape=(16, 16, 3), dtype="torch.float32")), ids=repr
 )
-def test_an_image_that_is_no_array(image, make):
+def test_an_image_that_is_not_an_array(image, make):
     with fails(TypeError, "`image` is of type", type(image).__name__, "`jnp.asarray(image, jnp.float32)`"):
         model, state = make()
         eqx.nn.inference_mode(model)(image, state)
 
 
 @pytest.mark.parametrize("x", (None, 1.0, [[1.0] * 4]), ids=repr)
-def test_layers_given_no_array(x: Any, key):
+def test_layers_given_a_value_that_is_not_an_array(x: Any, key):
     layer, state = eqx.nn.make_with_state(levitax.nn.LinearNorm)(4, 4, key=key)
     with fails(TypeError, "`x` is of type", type(x).__name__, "expected an array with 4 channels"):
         layer(x, state)
@@ -367,7 +367,7 @@ def test_an_activation_by_its_name(key):
             make_layer(activation=name, key=key)
 
 
-def test_what_is_no_model(make):
+def test_values_that_are_not_a_model(make):
     nothing: Any = None
     for call in (lambda: levitax.batched(nothing), lambda: levitax.Predictor(nothing, make()[1])):
         with fails(TypeError, "`model` is of type `NoneType`", "expected a model"):
@@ -382,7 +382,7 @@ def test_images_without_a_batch(images, make):
 
 
 @pytest.mark.parametrize("stage", (2, -3, 1.0, None), ids=repr)
-def test_a_stage_that_is_not_there(stage: Any, make):
+def test_a_stage_that_does_not_exist(stage: Any, make):
     config = make()[0].config
     for method in (config.grid, config.block_sizes):
         with fails((TypeError, ValueError), "`stage` is"):

@@ -11,7 +11,7 @@ BATCH = 6
 
 
 class Noisy(eqx.Module):
-    """A normalisation, noise from the key, and a count in the state."""
+    """A module with a normalisation, noise from the key, and a count in the state."""
 
     norm: levitax.nn.BatchNorm
     calls: eqx.nn.StateIndex[jax.Array]
@@ -36,7 +36,7 @@ def model_and_state():
 
 @pytest.fixture
 def x(images):
-    # Groups of their own kind: statistics of one are not those of another.
+    # Groups that differ, so that their statistics differ.
     return images(BATCH, 4, 3) * jnp.linspace(0.5, 3, BATCH, dtype=jnp.float32)[:, None, None]
 
 
@@ -60,7 +60,7 @@ def test_each_group_is_normalised_as_if_alone(group_size, model_and_state, x, ke
     assert error(outputs, joined) < 1e-6
     mean = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *(model.norm.running(own) for _, own in alone))
     assert error(model.norm.running(new), mean) < 1e-6
-    # One step of the model, and an integer still.
+    # The model counts one call, still as an integer.
     count = new.get(model.calls)
     assert count.dtype == jnp.int32 and count == 1
 
@@ -82,7 +82,7 @@ def test_keys_given_one_for_each_are_those_that_one_key_is_split_into(group_size
     assert len(np.unique(expected[0]["noise"])) == x.size
 
 
-# A raw key is itself an array of two numbers, which could be one for each of two images.
+# A raw key is an array of two numbers, which must not be taken for one key for each of two images.
 @pytest.mark.parametrize("size", (2, BATCH))
 def test_raw_keys_are_keys_too(size, model_and_state, x):
     model, state = model_and_state
@@ -91,7 +91,7 @@ def test_raw_keys_are_keys_too(size, model_and_state, x):
     assert eqx.tree_equal(ours, expected)
 
 
-# Of 6, 3 and 2 groups: the mean of three equal numbers is not always that number.
+# For 6, 3 and 2 groups. The mean of three equal floats is not always that float.
 @pytest.mark.parametrize("group_size", (1, 2, 3))
 def test_groups_make_no_difference_in_inference(group_size, model_and_state, x):
     model, state = model_and_state
@@ -99,7 +99,7 @@ def test_groups_make_no_difference_in_inference(group_size, model_and_state, x):
     expected, _ = run(model, x, state)
     ours, new = run(model, x, state, group_size=group_size)
     assert eqx.tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
-    # To the bit, or they would creep away in the course of a training with frozen normalisations.
+    # Equal to the bit: otherwise they would drift in a training run with frozen normalisations.
     assert eqx.tree_equal(model.norm.running(new), model.norm.running(state))
 
 
@@ -129,7 +129,7 @@ def test_inputs_may_be_any_pytree_of_arrays(model_and_state, x):
     assert eqx.tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_predictor_is_sent_to_vmap(make):
+def test_a_predictor_is_refused_with_a_hint_to_vmap(make):
     with pytest.raises(TypeError, match=r"`Predictor`, which takes no state: for a batch, use `jax.vmap\(predict\)"):
         levitax.batched(levitax.fuse(*make()))
 

@@ -80,8 +80,8 @@ def test_grids_follow_from_the_convolutions(image_size, patch_size, grids):
     assert [config.grid(stage) for stage in range(config.stages)] == grids
 
 
-# For three stages, the channels of queries, keys and values together, and of all heads' values; for the two shrinking
-# attentions, those of keys and values, of queries, of the heads' values, and of the output (levit-facts.md, A.2).
+# For each of three stages: the channels of queries, keys and values together, and those of all heads' values. For each
+# downsampling attention: those of keys and values, of queries, of the heads' values, and of the output.
 WIDTHS = {
     "levit_128s": ([256, 384, 512], [128, 192, 256], [(640, 128, 512, 256), (1280, 256, 1024, 384)]),
     "levit_128": ([256, 512, 768], [128, 256, 384], [(640, 128, 512, 256), (1280, 256, 1024, 384)]),

@@ -1,23 +1,22 @@
-"""Docstrings of public names: there, in one form, and of the shapes and arguments that the signatures have.
+"""Checks that every public name has a docstring in one form, with the arguments and shapes of its signature.
 
-The form, where each part that is there comes in this order:
+The parts of a docstring, all optional, in this order:
 
 - `**Arguments:**`, a list of the names in the signature, in order: "- `images`: `(batch, height, width, channels)`,
-  normalised." The call of a layer may leave out `state` and `key`, which `levitax.nn` describes. Classes without an
-  `__init__` of their own have it in the class docstring, for their fields; what the library gives back has
-  `**Attributes:**` instead. In place of names, a sentence before the list may refer to another one: "those of
-  [`levitax.LeViT`][]", but not for arrays. No list is needed for one argument, if it is named.
-- `**Returns:**`, wherever there is such a list and a result.
-- `**Raises:**`, which names exceptions.
+  normalised." The call of a layer may leave out `state` and `key`, which `levitax.nn` describes. Classes that do not
+  define `__init__` list their fields in the class docstring. Classes that the library returns have `**Attributes:**`
+  instead. Except for arrays, a sentence before the list may refer to another one: "those of [`levitax.LeViT`][]". One
+  argument needs no list if the text names it.
+- `**Returns:**`, required with such a list if there is a result.
+- `**Raises:**`, which must name exceptions.
 
 The shape of an array is that of its annotation, as code: `(height, width, channels)`, `(classes,)`, `()` for a scalar,
-and `(..., channels)` where the annotation says `*tokens channels`; none where it says `...` alone. It stands in the
-list or behind `**Returns:**`, or where there is no list, anywhere. What is stated there are those shapes, each once and
-in the order of the annotations, and no other. Every array is annotated with a shape; random keys do not count as
-arrays. A class with an `__init__` of its own lists those of its fields that are arrays, and others as it likes, under
-`**Attributes:**`.
+and `(..., channels)` for the annotation `*tokens channels`. The annotation `...` has no shape. Shapes are in the list
+or after `**Returns:**`, or anywhere if there is no list. The docstring has exactly the shapes of the annotations, each
+once and in their order. Every array is annotated with a shape; random keys do not count as arrays. A class that
+defines `__init__` lists its fields that are arrays under `**Attributes:**`, and may list others.
 
-Aliases and constants have theirs below them.
+The docstrings of aliases and constants are below them.
 """
 
 import ast
@@ -50,7 +49,7 @@ KEYS = [str(kind) for kind in typing.get_args(PRNGKeyArray)]
 
 
 class Documented(NamedTuple):
-    """One docstring, and the annotations of what it is about."""
+    """A docstring, and the annotations of its function or class."""
 
     name: str
     text: str
@@ -59,12 +58,12 @@ class Documented(NamedTuple):
     is_class: bool = False
 
     def parts(self) -> dict[str, str]:
-        """The text under each heading, and before them, under ''."""
+        """Returns the text under each heading; the text before them is under ''."""
         found = re.split(HEADING, self.text, flags=re.MULTILINE)
         return {"": found[0], **dict(zip(found[1::2], found[2::2], strict=True))}
 
     def items(self, heading: str = "Arguments") -> dict[tuple[str, ...], str]:
-        """The entries of a list, each of which may be about several names."""
+        """Returns the entries of a list. An entry may describe several names."""
         text = self.parts().get(heading, "")
         entries = re.findall(r"^- ((?:`\w+`(?:, )?)+): (.*(?:\n(?:    .*|\n(?=    ))?)*)", text, re.MULTILINE)
         return {tuple(re.findall(r"`(\w+)`", names)): about for names, about in entries}
@@ -74,20 +73,20 @@ class Documented(NamedTuple):
 
 
 def shapes(annotation: Any) -> list[str]:
-    """The shapes in an annotation, each once, as a docstring writes them; '?' for an array that is without one."""
+    """Returns the shapes in an annotation, each once, as a docstring writes them; '?' for an array without one."""
     if str(annotation) in KEYS:
         return []
     if hasattr(annotation, "dim_str"):
         axes = ["..." if axis.startswith("*") else axis for axis in annotation.dim_str.split()]
         if axes == ["..."]:
-            return []  # Any shape, as of what works element by element.
+            return []  # Any shape, for an elementwise function.
         return [f"({', '.join(axes)}{',' * (len(axes) == 1)})"]
     if hasattr(annotation, "leaftype"):
         return shapes(annotation.leaftype)
     if annotation in (Array, np.ndarray):
         return ["?"]
     if annotation in (optax.ScalarOrSchedule, optax.OptState):
-        return []  # An array is among them, of which optax does not say more.
+        return []  # One of optax's types, which includes an array without a shape.
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
         return once(shape for part in typing.get_args(annotation) for shape in shapes(part))
     return []
@@ -131,14 +130,14 @@ def of_class(name: str, cls: type) -> Iterator[Documented]:
         assert function is not None
         described = of_function(f"{name}.{member}", function, cls)
         if member == "__init__":
-            # `object.__init__` lends its docstring, and so there is one always.
+            # There is always a docstring, because that of `object.__init__` is inherited.
             described = described._replace(result=NOTHING, text=described.text if described.arguments else "-")
         yield described if not is_property else described._replace(arguments={})
 
 
 @functools.cache
 def documented() -> dict[str, Documented]:
-    """All of them but aliases and constants, by name: `levitax.load` too, which is `levitax.weights.load`."""
+    """Returns all docstrings but those of aliases and constants, by name; `levitax.load` is one, too."""
     found = {}
     for module in MODULES:
         for name in sorted(public_names(module)):
@@ -155,12 +154,12 @@ def documented() -> dict[str, Documented]:
 
 
 def of_link(name: str) -> Documented:
-    """What a link is to: of a class, the docstring that has its arguments."""
+    """Returns the docstring that a link leads to; for a class, the one with its arguments."""
     return documented().get(f"{name}.__init__") or documented()[name]
 
 
 def names_of(entry: Documented) -> list[str]:
-    """The names that are described, in the list or where its first sentence refers to."""
+    """Returns the names in the list, and those of the docstrings that the text before it refers to."""
     before = entry.parts().get("Arguments", "").partition("\n- ")[0]
     return entry.listed() + [name for link in re.findall(LINK, before) for name in names_of(of_link(link))]
 
@@ -176,10 +175,10 @@ def faults_of_form(entry: Documented) -> Iterator[str]:
     if headings != sorted(set(headings), key=ORDER.index):
         yield f"has the headings {headings}"
     if re.search(r"^\s*(Raises|Returns) `|(?<=[.] )(Raises|Returns) ", entry.text, re.MULTILINE):
-        yield "tells without heading what it raises or returns"
+        yield "mentions errors or results without a heading"
     result = entry.result not in (NOTHING, None)
     if "Arguments" in headings and result and not entry.is_class and "Returns" not in headings:
-        yield "does not tell what it returns"
+        yield "does not describe its result"
 
 
 def faults_of_arguments(entry: Documented) -> Iterator[str]:
@@ -200,15 +199,15 @@ def faults_of_arguments(entry: Documented) -> Iterator[str]:
 
 
 def faults_of_shapes(entry: Documented) -> Iterator[str]:
-    own = {names: about for heading in ("Arguments", "Attributes") for names, about in entry.items(heading).items()}
-    # That of all that is not in a list, which has to be somewhere.
+    entries = {names: about for heading in ("Arguments", "Attributes") for names, about in entry.items(heading).items()}
+    # Annotations without an entry in a list; their shapes may be anywhere.
     left = dict(entry.arguments)
-    for names, about in own.items():
+    for names, about in entries.items():
         expected = once(shape for name in names for shape in shapes(left.pop(name, None)))
         if expected and stated(about) != expected:
             yield f"has {stated(about)} for {names}, annotated {expected}"
     rest = once(shape for annotation in (*left.values(), entry.result) for shape in shapes(annotation))
-    text = entry.parts().get("Returns", "") if own or "Arguments" in entry.parts() else entry.text
+    text = entry.parts().get("Returns", "") if entries or "Arguments" in entry.parts() else entry.text
     if rest and stated(text) != rest:
         yield f"has {stated(text)} for its result, annotated {rest}"
     around = entry.parts()[""] + entry.parts().get("Raises", "")
@@ -246,7 +245,7 @@ def test_links_are_to_public_names():
 
 
 def test_aliases_and_constants_have_a_docstring_below():
-    # Before the sources, as this imports the modules.
+    # Computed before the sources, because it imports the modules.
     names = {f"{module}.{name}" for module in MODULES for name in public_names(module)} - documented().keys()
     sources = [inspect.getsource(module) for name, module in sys.modules.items() if name.startswith("levitax")]
     described = set()

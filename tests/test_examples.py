@@ -26,7 +26,7 @@ def run(script: str, *arguments: object) -> str:
 
 def test_training_reads_digits_and_fusing_changes_nothing(trained):
     folder, printed = trained
-    ((accuracy, fused),) = re.findall(r"test accuracy ([\d.]+)%, fused ([\d.]+)%", printed)
+    ((accuracy, fused),) = re.findall(r"validation accuracy ([\d.]+)%, fused ([\d.]+)%", printed)
     assert float(accuracy) >= 97.5 and fused == accuracy
     for name in ("curves.png", "predictions.png"):
         with Image.open(folder / name) as image:
@@ -36,7 +36,7 @@ def test_training_reads_digits_and_fusing_changes_nothing(trained):
 def test_other_sizes_cost_less_the_nearer_they_are(trained):
     folder, printed = trained
     table = run("other_sizes.py", folder / "model.safetensors", "--sizes", 24, 28)
-    accuracy = f"{float(re.findall(r'test accuracy ([0-9.]+)%, fused', printed)[0]):.1f}%"
+    accuracy = f"{float(re.findall(r'validation accuracy ([0-9.]+)%, fused', printed)[0]):.1f}%"
     assert re.search(rf"28 +7x7 +{accuracy} +{accuracy}", table)
     resized, back = map(float, re.findall(r"([\d.]+)%", table.splitlines()[1]))
     assert 80 < resized < 100 and back > 96

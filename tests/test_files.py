@@ -31,7 +31,7 @@ def test_a_url_is_refused(value):
 
 
 @pytest.mark.parametrize("value", (None, 3, b"a.onnx", ["a.onnx"]), ids=repr)
-def test_what_is_no_path_is_refused_by_its_type(value: Any):
+def test_values_that_are_not_paths_are_refused_by_type(value: Any):
     with pytest.raises(TypeError, match=rf"`path` is of type `{type(value).__name__}`; expected a path"):
         as_path("path", value)
 

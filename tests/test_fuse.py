@@ -8,12 +8,12 @@ import pytest
 import levitax
 
 
-# Largest error over largest magnitude.
+# Limit for the largest error over the largest magnitude.
 TOLERANCE = 1e-5
 
 
 def both(model, state, x):
-    """The outputs of the folded model, and of the model as it is."""
+    """Returns the outputs of the fused model and of the original model."""
 
     @eqx.filter_jit
     def run(model, state, x):
@@ -68,7 +68,7 @@ def test_weights_have_the_dtype_of_the_computation(make, randomise, images):
     maps, rest = eqx.partition(fused, is_map, is_leaf=is_map)
     dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)}
     assert dtypes(maps) == {jnp.dtype("bfloat16")} and dtypes(rest) == {jnp.dtype("float32")}
-    # Each call would have rounded them in the same way.
+    # Without fusing, every call rounds the weights in the same way.
     wide = jax.tree.map(lambda leaf: leaf.astype("float32") if eqx.is_array(leaf) else leaf, fused)
     x = images(3, *model.config.image_size, 3)
     run = eqx.filter_jit(lambda predict: jax.vmap(predict)(x))
@@ -95,7 +95,7 @@ def test_features_and_attention_maps_stay_the_same(make, randomise, images, erro
 
 
 class Classifier(eqx.Module):
-    """A module of a user: a LeViT, a normalisation that no map stands beside, and a map that is not ours."""
+    """A module of a user: a LeViT, a normalisation without a linear layer next to it, and an Equinox linear layer."""
 
     backbone: Any
     norm: levitax.nn.BatchNorm
@@ -130,7 +130,7 @@ def test_a_users_module_is_folded_around_its_levit(backbone, randomise, images, 
 
 
 class Counting(eqx.Module):
-    """A module of a user with a state of its own."""
+    """A module of a user with additional state."""
 
     levit: Any
     calls: eqx.nn.StateIndex
@@ -198,11 +198,11 @@ def test_an_ensemble_is_fused_in_one_call(make, randomise, images, error):
     assert error(fused, exact) < TOLERANCE
 
 
-def test_compiling_a_predictor_by_jax_alone_tells_the_way_out(make, images):
+def test_compiling_a_predictor_with_jax_jit_says_what_to_use(make, images):
     predict = levitax.fuse(*make())
     with pytest.raises(TypeError, match=r"use `eqx.filter_jit\(predict\)`, or `jax.jit\(jax.vmap\(predict\)\)`"):
         jax.jit(predict)(images(16, 16, 3))
-    # Both of which are as told, and so is a predictor inside another module.
+    # Both calls in the message work, and so does a predictor inside another module.
     batch = images(2, 16, 16, 3)
     logits = jax.jit(jax.vmap(predict))(batch)
     assert jnp.allclose(eqx.filter_jit(predict)(batch[0]), logits[0], atol=1e-6)

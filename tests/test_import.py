@@ -32,7 +32,7 @@ def test_importing_needs_no_optional_package():
     assert result.stdout.split() == []
 
 
-def test_parts_are_imported_when_they_are_asked_for():
+def test_submodules_are_imported_on_first_use():
     code = "import levitax; print(levitax.train.adamw.__name__, levitax.export.to_onnx.__name__, levitax.plot.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["adamw", "to_onnx", "levitax.plot"]

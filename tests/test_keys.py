@@ -1,4 +1,4 @@
-"""Keys that are none, wherever one is taken."""
+"""Wrong keys, for every function that takes one."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ from levitax.train import mix, prepare, random_affine, random_erase, RECIPES, Tr
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-# What is passed, the kind of error, and a part of its message.
+# The value, the type of the error, and a part of its message.
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a seed": (0, TypeError, "`key` is 0; expected a JAX random key, such as `jax.random.key(0)`"),
     "another seed": (42, TypeError, "`key` is 42; expected a JAX random key, such as `jax.random.key(42)`"),
@@ -68,13 +68,13 @@ TAKES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("value", "kind", "message"), WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_what_is_no_key_is_refused(take, value, kind, message, small):
+def test_values_that_are_not_keys_are_refused(take, value, kind, message, small):
     with pytest.raises(kind, match=re.escape(message)):
         take(value, small)
 
 
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_none_is_no_key_where_one_is_needed(take, small):
+def test_none_is_refused_where_a_key_is_needed(take, small):
     with pytest.raises(TypeError, match=r"`key` is None; expected a JAX random key, such as `jax\.random\.key\(0\)`"):
         take(None, small)
 
@@ -85,7 +85,7 @@ def model_and_state(make):
 
 
 @pytest.mark.parametrize(("value", "kind", "message"), WRONG.values(), ids=WRONG)
-def test_also_in_calls(value, kind, message, model_and_state):
+def test_values_that_are_not_keys_are_refused_in_calls(value, kind, message, model_and_state):
     model, state = model_and_state
     inference, block = eqx.nn.inference_mode(model), model.stages[0].blocks[0]
     tokens = jnp.zeros((16, 16))

@@ -67,7 +67,7 @@ def test_training_gives_one_result_for_each_head_and_inference_one(distillation,
     assert logits.shape == (2, 5)
 
 
-def test_the_mean_of_the_last_map_is_what_the_head_gets(make, randomise, images):
+def test_the_head_gets_the_mean_of_the_last_map(make, randomise, images):
     model, state = randomise(*make())
     backbone, image = eqx.tree_at(lambda model: model.head, model, None), images(16, 16, 3)
 
@@ -123,7 +123,7 @@ def loss(model, state, x, key):
 
 
 def kept(model, *arguments):
-    """What is kept for the backward pass."""
+    """Returns the values that JAX stores for the backward pass."""
     residuals = eqx.filter_eval_shape(
         lambda model: eqx.filter_vjp(lambda model: loss(model, *arguments), model)[1], model
     )
@@ -142,7 +142,7 @@ def test_rematerialisation_keeps_less_and_changes_no_number(make, randomise, ima
     assert 0 < size(remat) < size(model) / 2
     value_and_grad = eqx.filter_value_and_grad(loss)
     ours, theirs = (eqx.filter_jit(value_and_grad)(model, *arguments) for model in (remat, model))
-    # As one vector: in front of a normalisation, the gradient of a bias is zero but for rounding.
+    # Compared as one vector: before a normalisation, the gradient of a bias is zero except for rounding.
     assert error(*(jax.flatten_util.ravel_pytree(jax.tree.leaves(result))[0] for result in (ours, theirs))) < 1e-5
 
 
@@ -151,7 +151,7 @@ def test_no_attention_weights_and_no_normalised_values_are_kept(make, images, ke
     tokens, batch = math.prod(model.config.grid(0)), 4
     shapes = [leaf.shape for leaf in kept(model, state, images(batch, 32, 32, 3), key)]
     assert (batch, 3, tokens, tokens) not in shapes
-    # Of the hidden channels of an MLP only the product, from which normalised values and activations are made again.
+    # From the hidden layer of an MLP, only the product is stored. Normalised values and activations are recomputed.
     assert shapes.count((batch, tokens, 32)) == model.config.depth[0]
 
 
@@ -192,7 +192,7 @@ def test_randomness_follows_the_key_in_training_and_is_off_in_inference(rates, m
 
 def test_drop_path_draws_for_each_image_of_the_batch(make, randomise, images):
     model, state = randomise(*make(drop_path=0.5, stages=1, dim=16, heads=1, image_size=8))
-    # With batch statistics, what is dropped for one image would reach all others.
+    # With batch statistics, dropping a branch of one image would affect all others.
     model = eqx.nn.inference_mode(model)
     drops = lambda model: [block.drop_path.inference for stage in model.stages for block in stage.blocks]
     model = eqx.tree_at(drops, model, replace_fn=lambda _: False)
@@ -211,8 +211,8 @@ def test_a_batch_in_inference_is_its_images_one_by_one(make, randomise, images, 
     assert eqx.tree_equal(new, state)
 
 
-def test_other_biases_count_at_once(make, randomise, images):
-    """Others gather them once for inference, and are left with those of old weights."""
+def test_changed_attention_biases_take_effect_at_once(make, randomise, images):
+    """Other implementations cache gathered biases for inference, and then use those of old weights."""
     model, state = randomise(*make())
     image = images(16, 16, 3)
     biases = lambda model: [block.attention.bias for stage in model.stages for block in stage.blocks]
@@ -234,7 +234,7 @@ def test_training_moves_every_running_statistic(make, randomise, images):
         assert not np.allclose(before.mean, after.mean) and not np.allclose(before.var, after.var)
 
 
-# That the suite checks shapes at all is worth a test: the switch is one word in pyproject.toml.
+# Checks that the suite checks shapes at all: one word in pyproject.toml switches it on.
 def test_wrong_shapes_and_dtypes_are_caught_in_this_suite(make):
     mlp, state = eqx.nn.make_with_state(levitax.nn.MLP)(4, 8, key=jax.random.key(0))
     with pytest.raises(jaxtyping.TypeCheckError):

@@ -1,4 +1,4 @@
-"""JAX's 64-bit mode and strict promotion of dtypes, in which every other test runs too."""
+"""Training in JAX's 64-bit mode and with strict dtype promotion. CI runs all other tests in these modes too."""
 
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from levitax.data import Preprocessing
 from levitax.train import make_step, one_hot, prepare, Recipe, TrainState
 
 
-# All that is random in a training, each of it likely.
+# All random parts of training, each with a high probability.
 RECIPE = replace(
     Recipe(),
     epochs=2,
@@ -27,7 +27,7 @@ RECIPE = replace(
     warmup_epochs=1,
     learning_rate=1.0,
     warmup_learning_rate=1e-2,
-    # Where a gradient is rounding alone, AdamW would otherwise take its sign.
+    # With a small eps, AdamW would follow the sign of gradients that are only rounding errors.
     eps=1e-2,
     group_size=4,
     ema_decay=0.9,
@@ -36,7 +36,7 @@ RECIPE = replace(
 
 @pytest.fixture
 def set_modes():
-    """Sets the width of numbers and the promotion of dtypes, for one test."""
+    """Sets 64-bit mode and dtype promotion for one test."""
     names = ("jax_enable_x64", "jax_numpy_dtype_promotion")
     before = [getattr(jax.config, name) for name in names]
 
@@ -49,7 +49,7 @@ def set_modes():
 
 
 def trained(make):
-    """The images and targets of three steps of training, and what the steps make of a model."""
+    """Returns the images and targets of three training steps, and the model after them."""
     model, state = make(image_size=8, stages=1, dim=16, heads=1, drop_path=0.5, activation="silu")
     optimizer = RECIPE.optimizer(2)
     train_state = TrainState(model, state, optimizer, ema_decay=RECIPE.ema_decay, key=jax.random.key(0))

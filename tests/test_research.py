@@ -1,4 +1,4 @@
-"""Runs the scripts of the research guides. They print the lines on their pages, and find the same effects."""
+"""Checks that the scripts of the research guides print the lines on their pages and find the same effects."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Training on several devices by other means than `levitax.train.make_mesh`, and where the devices are eight."""
+"""Training on several devices without `levitax.train.make_mesh`, and on eight devices."""
 
 import os
 import subprocess
@@ -17,14 +17,14 @@ import levitax
 from levitax.train import cross_entropy, make_step, replicate, shard_batch, TrainState
 
 
-# In these modes the types of arrays say on which devices they lie, also where there is only one.
+# In explicit mode, the types of arrays contain their sharding, also on a single device.
 EXPLICIT = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
 AUTO = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
 WHOLE, SPREAD = PartitionSpec(), PartitionSpec("data")
 
 
 class Normed(eqx.Module):
-    """A normalisation and a linear map."""
+    """A normalisation and a linear layer."""
 
     norm: levitax.nn.BatchNorm
     linear: eqx.nn.Linear
@@ -55,7 +55,7 @@ def mapped_by_hand(model):
 
 
 def loss_and_gradient(model, state, batch, over_batch=levitax.batched):
-    """Also what one's own step computes: loss, new statistics, gradient."""
+    """Returns loss, new statistics and gradient, as a training step of a user computes them."""
 
     def compute_loss(model):
         logits, new = over_batch(model)(batch[0], state)
@@ -124,7 +124,7 @@ def test_other_ways_to_train_on_devices_compute_the_same(mode, made, batch, erro
     assert error(jax.tree.leaves(ours), jax.tree.leaves(expected)) < 1e-6
 
 
-def test_a_shard_map_that_checks_types_is_sent_to_a_mesh(made, batch):
+def test_a_shard_map_that_checks_types_is_refused_with_a_hint_to_a_mesh(made, batch):
     run = lambda batch: only_arrays(loss_and_gradient(made[0], made[1], batch))
     checked = jax.shard_map(run, mesh=AUTO, in_specs=(SPREAD,), out_specs=WHOLE)
     with pytest.raises(ValueError, match=r"cannot sum over the batch axis 'batch' .*`levitax\.train\.make_mesh`"):
@@ -158,7 +158,7 @@ IN_PARTS = {"accumulate": 2, "group_size": 3}
     ],
     ids=str,
 )
-def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, batch, key, error):
+def test_steps_on_an_explicit_mesh_equal_those_on_other_meshes(keywords, where, made, batch, key, error):
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def losses_and_arrays(spread, **mesh):
@@ -177,7 +177,7 @@ def test_steps_on_an_explicit_mesh_are_those_of_others(keywords, where, made, ba
     assert error(losses_and_arrays(spread=True, mesh=EXPLICIT), expected) < 1e-6
 
 
-# Devices are counted when JAX starts, so it starts anew.
+# JAX sets the number of devices when it starts, so this runs in a new process.
 CODE = """
 import equinox as eqx, jax, jax.numpy as jnp, levitax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -191,7 +191,7 @@ model, state = eqx.nn.make_with_state(levitax.LeViT)(
     key=jax.random.key(0),
 )
 images = 2 + jax.random.normal(jax.random.key(1), (16, 16, 16, 3))
-# Each device has images of its own kind: statistics of a part are not those of the whole.
+# The images differ between devices, so the statistics of a part differ from those of the batch.
 images = images * jnp.linspace(0.5, 3, 16)[:, None, None, None]
 step = eqx.filter_jit(lambda model, state, images: levitax.batched(model)(images, state))
 
@@ -199,7 +199,7 @@ step = eqx.filter_jit(lambda model, state, images: levitax.batched(model)(images
 def statistics(state):
     is_norm = lambda node: isinstance(node, levitax.nn.BatchNorm)
     norms = filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm))
-    # Together: behind a normalisation, the mean is zero but for rounding, and the variance gives the measure.
+    # Stacked: after a normalisation, the mean is zero except for rounding, so the variance sets the scale.
     return [jnp.stack(norm.running(jax.device_get(state))) for norm in norms]
 
 
@@ -242,7 +242,7 @@ model, state = eqx.nn.make_with_state(Normed)("batch")
 outputs, new = levitax.batched(model)(images.reshape(16, 256, 3), state)
 mean, var = new.get(model.norm.statistics)
 whole, part = over(("batch", "data")), over("batch")
-# With their axis named, all devices have the statistics of all images; without, each has those of its own.
+# With a named axis, all devices have the statistics of all images. Without, each has those of its own images.
 print(error(whole, (outputs, jnp.stack([mean] * 8), jnp.stack([var] * 8))), error(whole[1], part[1]))
 """
 

@@ -1,4 +1,4 @@
-"""The site: built strictly, without a broken link, and opened by a browser without an error."""
+"""Builds the site strictly, follows its links, and opens its pages in a browser."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def site(once) -> Path:
-    """The folder of a site that was built from a copy."""
+    """The folder of the site, built from a copy."""
 
     def build(folder: Path) -> None:
         shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("site", ".cache"))
@@ -36,7 +36,7 @@ def site(once) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page refers to, and the places in it that can be referred to."""
+    """Collects the links and the anchors of a page."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -73,7 +73,7 @@ def test_every_link_inside_the_site_leads_somewhere(site):
 
 @pytest.fixture(scope="module")
 def address(site) -> Iterator[str]:
-    """Of a server of the site on this machine."""
+    """The address of a local server of the site."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format, *args) -> None: ...
@@ -86,7 +86,7 @@ def address(site) -> Iterator[str]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_opens_every_page_without_an_error(site, address, tmp_path):
-    told = {}
+    errors = {}
     for path in sorted(site.rglob("index.html")):
         name = path.parent.relative_to(site).as_posix()
         command = [
@@ -97,6 +97,6 @@ def test_a_browser_opens_every_page_without_an_error(site, address, tmp_path):
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0 and "</article>" in result.stdout, result.stderr
-        told[name] = [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
-    assert len(told) > 25
-    assert not any(told.values()), told
+        errors[name] = [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
+    assert len(errors) > 25
+    assert not any(errors.values()), errors

@@ -1,4 +1,4 @@
-"""A model is a PyTree like any other: what JAX and Equinox do to PyTrees works on it."""
+"""Transformations of JAX and Equinox work on models, because models are PyTrees."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ import levitax
 from levitax.train import cross_entropy
 
 
-# One stage, where more would only take longer to compile.
+# One stage, to compile faster.
 SMALL: dict[str, Any] = {
     "image_size": 8,
     "stages": 1,
@@ -68,13 +68,13 @@ def test_gradients_of_single_examples_add_up_to_that_of_the_batch(make, randomis
 
     single, batch = both(model)
     assert all(gradient.shape[0] == 3 for gradient in single)
-    # The table of tolerances has 1e-4 for gradients.
+    # 1e-4 is the tolerance for gradients in `tests/parity/cases.py`.
     assert error([gradient.sum(0) for gradient in single], batch) < 1e-4
 
 
 @pytest.mark.slow
 def test_the_hessian_is_symmetric(randomise, images, key):
-    # Twice differentiable, unlike hard-swish.
+    # SiLU is twice differentiable, unlike hard-swish.
     model, state = randomise(*eqx.nn.make_with_state(levitax.LeViT)(**SMALL, activation="silu", key=key))
     x, labels = images(4, 8, 8, 3), jnp.array([0, 1, 2, 3])
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
@@ -113,12 +113,12 @@ def test_a_checkpointed_model_has_the_same_gradients(randomise, images, key, err
 
     run = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))
     ours, theirs = (run(model, wrap) for wrap in (eqx.filter_checkpoint, lambda model: model))
-    # As one vector: in front of a normalisation, the gradient of a bias is zero but for rounding.
+    # Compared as one vector: before a normalisation, the gradient of a bias is zero except for rounding.
     assert error(flat(ours), flat(theirs)) < 1e-5
 
 
 class Pair(eqx.Module):
-    """A user's module: two LeViTs, of which one sees the image upside down, and a map of the user's."""
+    """A module of a user: two LeViTs, one of which gets the image upside down, and a linear layer."""
 
     upright: levitax.LeViT
     flipped: levitax.LeViT
@@ -136,7 +136,7 @@ class Pair(eqx.Module):
         return self.linear(jnp.concatenate(jax.tree.leaves([one, other]))), state
 
 
-def test_levits_inside_a_users_module_train_and_keep_statistics_of_their_own(images, key, error):
+def test_levits_inside_a_users_module_train_and_keep_separate_statistics(images, key, error):
     model, state = eqx.nn.make_with_state(Pair)(key=key)
     x, labels = images(8, 8, 8, 3), jnp.arange(8) % 5
 
@@ -153,7 +153,7 @@ def test_levits_inside_a_users_module_train_and_keep_statistics_of_their_own(ima
     _, _, second = step(after, new)
     assert second < first
 
-    # Each has the statistics that it would have alone.
+    # Each LeViT has the same statistics as alone.
     first_norm = lambda levit: levit.stem.convolutions[0].norm
     upright, flipped = (first_norm(levit).running(new) for levit in (model.upright, model.flipped))
     assert not np.allclose(upright.mean, flipped.mean)

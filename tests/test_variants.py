@@ -9,7 +9,7 @@ import pytest
 import levitax
 
 
-# Two heads, one head, no head, and folded with both heads merged: reference/levit-facts.md, section A.10.
+# With two heads, one head and no head, and fused with both heads merged.
 COUNTS = {
     "levit_128s": (7_777_058, 7_391_290, 7_005_522, 7_371_466),
     "levit_128": (9_213_936, 8_828_168, 8_442_400, 8_803_864),
@@ -33,7 +33,7 @@ FOLDED = {name: counts[-1] for name, counts in COUNTS.items() if counts[-1] is n
 
 
 def shapes(make, *args, **keywords):
-    """What `make` would return, without computing it."""
+    """Returns the shapes and dtypes of the result of `make`, without computing it."""
     return eqx.filter_eval_shape(make, *args, **keywords, key=jax.random.key(0))
 
 
@@ -55,7 +55,7 @@ def test_parameters_of_the_fused_model_are_as_many_as_published(name, expected):
     assert levitax.count_parameters(predict) == expected
 
 
-def test_running_statistics_count_for_nothing_before_they_are_split_off(small, key):
+def test_running_statistics_are_not_counted_before_they_are_split_off(small, key):
     assert levitax.count_parameters(levitax.nn.BatchNorm(8)) == 16
     model, state = eqx.nn.make_with_state(levitax.LeViT)(**small, key=key)
     expected = levitax.count_parameters(model)
@@ -93,9 +93,9 @@ def test_every_variant_has_a_function_of_its_name(name):
 
 
 @pytest.mark.parametrize("name", levitax.VARIANTS)
-def test_docstrings_tell_the_number_of_parameters(name):
-    told = re.search(r"([\d.]+) M parameters", getattr(levitax, name).__doc__)
-    assert told is not None and float(told[1]) == round(levitax.count_parameters(variant(name)[0]) / 1e6, 1)
+def test_docstrings_give_the_number_of_parameters(name):
+    number = re.search(r"([\d.]+) M parameters", getattr(levitax, name).__doc__)
+    assert number is not None and float(number[1]) == round(levitax.count_parameters(variant(name)[0]) / 1e6, 1)
 
 
 @pytest.mark.parametrize("spelling", ("LeViT-256", "levit-256", "LEVIT_256"))

@@ -1,4 +1,4 @@
-"""Images that say which they are, for data sets that are made in a test."""
+"""Numbered images for the data sets of tests."""
 
 import io
 from pathlib import Path
@@ -10,14 +10,14 @@ from levitax.data import Split
 
 
 def png(number: int) -> bytes:
-    """An image of one colour, 8 rows by 6 columns."""
+    """Returns a PNG file of one colour, which encodes `number`, 8 rows by 6 columns."""
     file = io.BytesIO()
     Image.fromarray(np.full((8, 6, 3), (number, 2 * number, 100), np.uint8)).save(file, "png")
     return file.getvalue()
 
 
 def numbers(split: Split) -> list[int]:
-    """Which image each is."""
+    """Returns the number of each image."""
     return [int(split.read(index)[0, 0, 0]) for index in range(len(split.labels))]
 
 

@@ -1,4 +1,4 @@
-"""Files of images whose samples and tags are as a test wants them, and not as Pillow would write them."""
+"""Image files with the samples and tags of a test, including those that Pillow would not write."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ def tiff(
     subsampling=(),
     more=(),
 ):
-    """A TIFF file with the samples `(height, width, channels)` as they are, and `more` entries in its directory."""
+    """Returns a TIFF file with unchanged samples `(height, width, channels)` and `more` entries in its directory."""
     samples = samples.astype(dtype)
     height, width, channels = samples.shape
     bits = bits or 8 * samples.dtype.itemsize
@@ -68,7 +68,7 @@ def tiff(
 
 
 def png(samples, bits, colour_type, *, transparent=()):
-    """A PNG file with the samples `(height, width, channels)` as they are."""
+    """Returns a PNG file with unchanged samples `(height, width, channels)`."""
     height, width, _ = samples.shape
     wide = samples.astype(">u2").view(np.uint8).reshape(*samples.shape, 2)
     rows = np.packbits(np.unpackbits(wide, axis=-1)[..., -bits:].reshape(height, -1), axis=1)

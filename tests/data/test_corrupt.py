@@ -1,4 +1,4 @@
-"""Corrupt files in every format that Pillow writes: an image of the documented kind, or an `OSError` with the name."""
+"""Corrupt files in every format that Pillow writes give an image as documented, or an `OSError` with the name."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 from levitax.data import read_image
 
 
-# What makes Pillow use another of its encoders, by format.
+# Options that select Pillow's other encoders, by format.
 OPTIONS = {
     "BLP": [{}, {"blp_version": "BLP1"}],
     "DDS": [{}, *({"pixel_format": name} for name in ("DXT1", "DXT3", "DXT5", "BC2", "BC3", "BC5"))],
@@ -28,13 +28,13 @@ OPTIONS = {
 }
 
 
-# Compressions of TIFF that take some modes only. Where they fail, Pillow before 13 frees memory twice.
+# TIFF compressions that accept some modes only. In other modes, Pillow before 13 frees memory twice.
 MODES = {"jpeg": ("L", "RGB", "CMYK", "YCbCr"), "group3": ("1",), "group4": ("1",)}
 
 
 @pytest.fixture(scope="module")
 def sound():
-    """A file of each format, mode and option that Pillow writes here and reads again."""
+    """A file of each format, mode and option that Pillow writes and reads on this machine."""
     Image.init()
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(256, size=(8, 6, 4), dtype=np.uint8)).resize((40, 32))
@@ -92,7 +92,7 @@ def blank(data, rng):
 
 
 def extreme(data, rng):
-    """Numbers at the border of what their bytes can hold, where the size and the offsets are."""
+    """Replaces sizes and offsets by the extremes of their integer type."""
     start, size = int(rng.integers(min(len(data), 120))), int(rng.choice([1, 2, 4]))
     largest = 2 ** (8 * size) - 1
     number = [0, 1, largest // 2, largest // 2 + 1, largest][rng.integers(5)]
@@ -103,7 +103,7 @@ WAYS = (cut, flip, scatter, splice, repeat, blank, extreme)
 
 
 def test_formats(sound):
-    """So that the tests below are known to be of something."""
+    """Checks that the tests below cover enough formats."""
     assert {
         "BLP",
         "BMP",

@@ -11,7 +11,7 @@ def data():
 
 
 def rows(images, labels):
-    """The pixels, 0 to 255, and the label of each image."""
+    """Returns the pixels, 0 to 255, and the label of each image."""
     pixels = 255 * (0.1307 + 0.3081 * images.reshape(len(images), -1).astype(np.float64))
     np.testing.assert_allclose(pixels, pixels.round(), atol=1e-3)
     return [tuple(row) for row in np.column_stack([pixels.round(), labels]).astype(int).tolist()]

@@ -1,4 +1,4 @@
-"""Sound images with odd or corrupt EXIF are read, and upright if the orientation can be read."""
+"""Images with odd or corrupt EXIF are read, and turned upright if their orientation can be read."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ from .stored import tiff
 
 PIXELS = np.random.default_rng(0).integers(256, size=(8, 12, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
 
-# In the order of the orientations, what a viewer does.
+# How a viewer turns the image, in the order of the orientations.
 TURNS = (
     lambda x: x,
     lambda x: x[:, ::-1],
@@ -40,13 +40,13 @@ def turned(orientation=6, kind="H", order="<"):
 
 
 def block(*entries, order="<", count=None, start=8):
-    """An EXIF block with the entries as they are."""
+    """Returns an EXIF block with unchanged entries."""
     header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", start)
     number = struct.pack(f"{order}H", len(entries) if count is None else count)
     return b"Exif\0\0" + header + number + b"".join(entries) + bytes(4)
 
 
-# Beside a sound orientation: Pillow fails or warns at each, when it opens, loads, turns or closes some format.
+# Entries next to a valid orientation. Pillow fails or warns at each when it opens, loads, turns or closes a file.
 ODD = {
     "an odd type": [entry(UNIT, 99, 1, b"\2")],
     "a resolution of one byte": [entry(UNIT, 3, 1, b"\2"), entry(RESOLUTION, 7, 1, b"H")],
@@ -64,7 +64,7 @@ ODD = {
     "XMP of numbers": [entry(700, 4, 1, b"\1\1\1\1")],
 }
 
-# Without an orientation from 1 to 8.
+# Blocks without an orientation from 1 to 8.
 BROKEN = {
     "nothing": b"Exif\0\0",
     "zeros": b"Exif\0\0" + bytes(40),
@@ -86,19 +86,19 @@ def saved(form, **options):
 
 
 def jpeg(exif, *, first=b""):
-    """Without a resolution elsewhere, for which Pillow asks EXIF when it opens a file."""
+    """Returns a JPEG file without a resolution outside EXIF, so that Pillow reads EXIF when it opens the file."""
     data = saved("JPEG", quality=100, subsampling=0)
     jfif = 4 + int.from_bytes(data[4:6])
     return data[:2] + first + b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + data[jfif:]
 
 
 def several_jpeg(exif):
-    """With what looks like the list of several images."""
+    """Returns a JPEG file with a segment that looks like a list of several images."""
     return jpeg(exif, first=b"\xff\xe2\x00\x20MPF\0" + exif[6:32].ljust(26, b"\0"))
 
 
 def photoshop_jpeg(exif):
-    """With a block that ends early."""
+    """Returns a JPEG file with a Photoshop block that ends early."""
     return jpeg(exif, first=b"\xff\xed\x00\x16Photoshop 3.0\x008BIM\x03\xed")
 
 
@@ -140,7 +140,7 @@ def test_orientations_of_tiff(orientation, order, deflated):
     options = {"order": order, "deflated": deflated, "more": [turned(orientation, order=order)]}
     expected = TURNS[orientation - 1](PIXELS)
     assert same(read(tiff(PIXELS, np.uint8, photometric=2, **options)), expected)
-    # Those that Pillow does not bring to 8 bits.
+    # Samples that Pillow does not convert to 8 bits.
     assert same(read(tiff(PIXELS[..., :1] * np.uint16(257), np.uint16, **options)), expected[..., :1].repeat(3, -1))
 
 
@@ -151,7 +151,7 @@ def test_orientation_of_big_tiff():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientations_of_avif(orientation):
-    # Its own, which EXIF must not add to.
+    # AVIF stores its own orientation, to which EXIF must not add.
     number = 20
     exif = block(turned(orientation), *[entry(0x0130 + at, 3, 1, b"") for at in range(number)])
     data = saved("AVIF", exif=exif, quality=100, subsampling="4:4:4")
@@ -171,7 +171,7 @@ def test_odd_tags(odd):
 
 @pytest.mark.parametrize("odd", [odd for odd in ODD if "resolution" not in odd])
 def test_odd_tags_of_tiff(odd):
-    # Pillow needs the resolution, and refuses a file without reason to.
+    # Pillow needs the resolution, and refuses a valid file with an odd one.
     assert same(read(tiff(PIXELS, np.uint8, photometric=2, more=[turned(), *ODD[odd]])), TURNS[5](PIXELS))
 
 
@@ -182,7 +182,7 @@ def test_broken_blocks(broken):
 
 
 def test_corrupt_blocks():
-    """Any bytes there are: an image is read, and turned in one of the ways."""
+    """An image with any bytes as EXIF is read, and turned in one of the eight ways."""
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[ORIENTATION], exif[0x010F], exif[RESOLUTION] = 6, "a maker of cameras", 72.0
@@ -202,7 +202,7 @@ def test_orientation_in_xmp(text):
     for form in ("JPEG", "WEBP"):
         options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True}
         assert same(read(saved(form, xmp=xmp, **options)), TURNS[7](PIXELS))
-        # That of EXIF counts if there are both.
+        # If both give an orientation, EXIF's counts.
         assert same(read(saved(form, xmp=xmp, exif=block(turned(3)), **options)), TURNS[2](PIXELS))
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", xmp.decode())

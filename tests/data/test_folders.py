@@ -17,7 +17,7 @@ from .making import names, numbers, png
 
 @pytest.fixture
 def folder(tmp_path):
-    """Makes files in a folder, each image of its own colour; what ends in / becomes a folder."""
+    """Makes files in a folder, each image in its own colour. A name that ends in / becomes a folder."""
 
     def folder(*files):
         for number, file in enumerate(files):
@@ -31,11 +31,11 @@ def folder(tmp_path):
 
 
 def contents(split: Split, classes: tuple[str, ...]) -> dict[int, str]:
-    """The class of each image."""
+    """Returns the class of each image."""
     return dict(zip(numbers(split), [classes[label] for label in split.labels], strict=True))
 
 
-# What is loaded.
+# Loaded images.
 
 
 @pytest.mark.parametrize("name", ("val", "validation", "valid", "dev", "test", "VAL", "Test"))
@@ -81,7 +81,7 @@ def test_a_relative_path_survives_a_change_of_folder(folder, monkeypatch):
     assert numbers(train) == [0]
 
 
-def test_what_is_called_validation_comes_before_what_is_called_test(folder):
+def test_a_validation_folder_is_preferred_to_a_test_folder(folder):
     data = open_data(folder("train/cat/0.png", "test/cat/1.png", "val/cat/2.png"))
     assert (names(data.train), names(data.validation)) == (["0.png"], ["2.png"])
 
@@ -191,7 +191,7 @@ def test_tiny_imagenet(folder):
     assert data.classes == ("n01", "n02")
     assert contents(data.train, data.classes) == {0: "n02", 1: "n01", 2: "n01"}
     assert contents(data.validation, data.classes) == {5: "n02", 6: "n01", 7: "n02"}
-    # What table and folder do not share is listed.
+    # The warning lists rows without an image and images without a row.
     (where / "val" / "val_annotations.txt").write_text("\n".join([*rows[1:], "val_9.JPEG\tn01"]))
     with pytest.warns(UserWarning) as caught:
         data = open_data(where)
@@ -202,7 +202,7 @@ def test_tiny_imagenet(folder):
 
 
 @pytest.mark.parametrize("row", ("val_0.JPEG n01", "val_0.JPEG", "val_1.JPEG\tn02"))
-def test_a_row_of_tiny_imagenet_that_says_no_class(folder, row):
+def test_a_row_of_tiny_imagenet_without_a_class(folder, row):
     where = folder(
         "train/n01/images/0.JPEG", "train/n02/images/0.JPEG", "val/images/val_0.JPEG", "val/images/val_1.JPEG"
     )
@@ -217,7 +217,7 @@ def test_images_are_read_in_grey_or_in_colour(folder, channels):
     assert data.preprocessing.channels == channels
     assert data.validation.read(0).shape == (8, 6, channels)
     if channels == 1:
-        # The mean over the colours.
+        # Averaged over the colours.
         np.testing.assert_allclose(data.preprocessing.mean, [np.mean(IMAGENET_MEAN)])
         np.testing.assert_allclose(data.preprocessing.std, [np.mean(IMAGENET_STD)])
 
@@ -240,11 +240,11 @@ def test_a_split_goes_to_workers_in_few_bytes(folder):
     assert len(pickle.dumps(train)) < 40 * len(train.labels)
 
 
-# What is left out, and said.
+# Files that a warning lists as not loaded.
 
 
 def left_out(message: str) -> dict[str, str]:
-    """The reason of each path that a warning names."""
+    """Returns the reason for each path in a warning."""
     found = {}
     for reason, paths in re.findall(r"(?:: |; )([^;:]+?) \(((?:`[^`]*`,? ?)+(?:and \d+ more)?)\)", message):
         found |= dict.fromkeys(re.findall("`([^`]*)`", paths), reason)
@@ -252,7 +252,7 @@ def left_out(message: str) -> dict[str, str]:
 
 
 def open_with_warnings(where, **keywords):
-    """The data set, and of each split that a warning is about what is left out."""
+    """Returns the data set, and the paths that warnings list as not loaded, by split."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = open_data(where, **keywords)
@@ -260,7 +260,7 @@ def open_with_warnings(where, **keywords):
     return data, {re.match("Not loaded from `(.*?)`", message)[1]: left_out(message) for message in messages}  # pyright: ignore[reportOptionalSubscript]
 
 
-def test_all_that_is_not_loaded_is_listed(folder, tmp_path):
+def test_every_path_that_is_not_loaded_is_listed(folder, tmp_path):
     where = folder(
         *("train/cat/0.png", "train/cat/1.heic", "train/cat/notes.txt", "train/cat/.2.png", "train/cat/.more/3.png"),
         *(
@@ -303,14 +303,14 @@ def test_all_that_is_not_loaded_is_listed(folder, tmp_path):
 
 def test_a_file_without_a_suffix_is_no_image(folder, monkeypatch):
     where = folder("train/cat/0.png", "train/cat/1", "val/cat/2.png")
-    # As Pillow does when a SPIDER image has been saved to memory.
+    # Pillow does this when it saves a SPIDER image to memory.
     monkeypatch.setitem(Image.registered_extensions(), "", "PNG")
     data, listed = open_with_warnings(where)
     assert numbers(data.train) == [0]
     assert listed == {str(where / "train"): {"cat/1": "suffix of an unsupported format"}}
 
 
-def test_of_many_the_first_are_listed_and_each_suffix(folder):
+def test_a_long_list_shows_the_first_paths_and_every_suffix(folder):
     where = folder("train/cat/0.png", "val/cat/1.png")
     for number in range(1000):
         (where / "train" / "cat" / f"{number:03}.heic").touch()
@@ -355,12 +355,12 @@ def test_parquet_files_next_to_class_folders(folder):
     where = folder("train/cat/0.png", "val/cat/1.png", "metadata.parquet", "train/train.parquet")
     with pytest.warns(UserWarning) as caught:
         assert open_data(where).classes == ("cat",)
-    inside, beside = (str(warning.message) for warning in caught)
-    assert "(`train.parquet`)" in inside and "'metadata.parquet', because the images are in class folders" in beside
+    inside, outside = (str(warning.message) for warning in caught)
+    assert "(`train.parquet`)" in inside and "'metadata.parquet', because the images are in class folders" in outside
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_found_is_what_is_on_disk_or_listed(tmp_path, seed):
+def test_every_file_on_disk_is_loaded_or_listed(tmp_path, seed):
     rng = np.random.default_rng(seed)
     train = plant(tmp_path, rng)
     data, listed = open_with_warnings(tmp_path)
@@ -371,14 +371,14 @@ def test_found_is_what_is_on_disk_or_listed(tmp_path, seed):
     assert found == {shown(train / path): path.parts[0] for path in expected}
     expected_left_out = {shown(path): reason for path, reason in reasons.items()}
     assert listed.items() <= expected_left_out.items()
-    # More than twenty of a kind are counted.
+    # Beyond twenty of a kind, the warning only counts.
     assert len(listed) == sum(min(count, 20) for count in Counter(reasons.values()).values())
-    # Whatever is read is one of these.
+    # Every image that is loaded can be read.
     assert all(data.train.read(index).shape == (8, 6, 3) for index in range(len(data.train.labels)))
 
 
 def plant(where: Path, rng: np.random.Generator) -> Path:
-    """Grows a random tree of two classes and more: links, loops, depths, odd names, formats, hidden and empty files."""
+    """Makes a random tree of two or more classes with links, loops, deep folders, odd names, hidden and empty files."""
     stems = ["0", "a b", "ü", "x.tar", os.fsdecode(b"\xff\xfe"), "new\nline", "[*]", "train", ".hidden", "-", "犬"]
     suffixes = [".png", ".PNG", ".jpg", ".Jpeg", ".webp", ".bmp", ".heic", ".txt", "", ".zip", ".pdf", ".png.part"]
     train = where / "train"
@@ -410,7 +410,7 @@ def plant(where: Path, rng: np.random.Generator) -> Path:
 
 
 def look(train: Path) -> tuple[set[Path], dict[Path, str]]:
-    """The images below a folder, and the reason of all that is not one, found without what is tested."""
+    """Returns the images below a folder, and the reason for every other path, independently of the code under test."""
     images, reasons, pending = set(), {}, [(train, [train])]
     while pending:
         folder, above = pending.pop()
@@ -442,7 +442,7 @@ def shown(path: Path) -> str:
     return text.replace("\n", r"\n")
 
 
-# What is refused.
+# Refused folders.
 
 
 @pytest.mark.parametrize(

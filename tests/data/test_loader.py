@@ -19,15 +19,15 @@ from PIL import Image
 from levitax.data import Arrays, eval_batches, read_image, Shard, Split, steps_per_epoch, train_batches, Transform
 
 
-class Damaged(NamedTuple):
-    """Pictures of which some cannot be read. On the level of the module, as workers take it, and the transforms."""
+class Corrupt(NamedTuple):
+    """Images of which some cannot be read. At module level, like the transforms, so that workers can unpickle it."""
 
     images: np.ndarray
     labels: np.ndarray
-    damaged: tuple[int, ...]
+    corrupt: tuple[int, ...]
 
     def read(self, index: int) -> np.ndarray:
-        if index in self.damaged:
+        if index in self.corrupt:
             raise OSError("broken off")
         return self.images[index]
 
@@ -35,22 +35,22 @@ class Damaged(NamedTuple):
         return f"file-{index}.png"
 
 
-class Beside:
-    """Draws noise, beside the picture."""
+class AppendNoise:
+    """Appends random noise to the right of the image."""
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.concatenate([image, rng.integers(256, size=image.shape, dtype=np.uint8)], 1)
 
 
-class Alone:
-    """The picture as it is."""
+class Unchanged:
+    """Returns the image unchanged."""
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image
 
 
 class Failing(NamedTuple):
-    """A mistake of the user's own."""
+    """Raises an error, like a transform of a user with a bug."""
 
     error: BaseException
 
@@ -59,7 +59,7 @@ class Failing(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """The image after a function."""
+    """Applies a function to the image."""
 
     change: Callable[[np.ndarray], Any]
 
@@ -67,38 +67,38 @@ class Changed(NamedTuple):
         return self.change(image)
 
 
-def pictures(number=13):
-    """Pictures that say which they are, of three classes."""
+def numbered_images(number=13):
+    """Returns images whose pixels are their number, in three classes."""
     images = np.arange(number, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 3, 1), np.uint8)
     return Arrays(images, np.arange(number) % 3)
 
 
-def broken(*damaged, number=13):
-    return Damaged(*pictures(number), damaged)
+def broken(*corrupt, number=13):
+    return Corrupt(*numbered_images(number), corrupt)
 
 
 def train(split=None, transform=None, **keywords):
-    """All batches to train on: 9 of them, in 3 epochs."""
+    """Returns all training batches: 9 in 3 epochs."""
     options: dict[str, Any] = {"batch_size": 4, "steps": 9, "seed": 0} | keywords
-    with train_batches(split or pictures(), transform or Beside(), **options) as batches:
+    with train_batches(split or numbered_images(), transform or AppendNoise(), **options) as batches:
         return list(batches)
 
 
 def evaluate(split=None, transform=None, **keywords):
-    """All batches to evaluate on: 4 of them, with 3 places left over."""
+    """Returns all evaluation batches: 4, with 3 rows of padding."""
     options: dict[str, Any] = {"batch_size": 4} | keywords
-    with eval_batches(split or pictures(), transform or Beside(), **options) as batches:
+    with eval_batches(split or numbered_images(), transform or AppendNoise(), **options) as batches:
         return list(batches)
 
 
 def same(ours, theirs):
-    """The same batches, number for number."""
+    """Whether the batches are equal, number for number."""
     pairs = [pair for batches in zip(ours, theirs, strict=True) for pair in zip(*batches, strict=True)]
     return all(one.dtype == other.dtype and np.array_equal(one, other) for one, other in pairs)
 
 
 def joined(shards):
-    """The batches of several processes, put together."""
+    """Concatenates the batches of several processes."""
     return [type(parts[0])(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
 
 
@@ -106,7 +106,7 @@ def indices(batches):
     return np.array([batch.indices for batch in batches])
 
 
-def test_batches_are_of_pictures_with_their_labels_and_numbers():
+def test_batches_have_images_with_their_labels_and_indices():
     batches = train() + evaluate()
     for batch in batches:
         assert batch.images.shape == (4, 4, 6, 1) and batch.images.dtype == np.uint8
@@ -117,12 +117,12 @@ def test_batches_are_of_pictures_with_their_labels_and_numbers():
     assert all((batch.weights == 1).all() for batch in batches[:9])
 
 
-def test_what_reads_and_transforms_has_the_documented_shape():
-    assert isinstance(pictures(), Split) and isinstance(broken(), Split)
-    assert isinstance(Beside(), Transform)
+def test_splits_and_transforms_match_the_documented_protocols():
+    assert isinstance(numbered_images(), Split) and isinstance(broken(), Split)
+    assert isinstance(AppendNoise(), Transform)
 
 
-# What a batch depends on.
+# The order and the random draws.
 
 
 @pytest.mark.parametrize("repeats", (1, 3))
@@ -131,12 +131,12 @@ def test_a_batch_depends_on_its_number_alone(start, repeats):
     whole = train(repeats=repeats)
     assert len(whole) == 9
     assert same(train(repeats=repeats, start=start), whole[start:])
-    # Nor on how many come after it.
+    # It does not depend on the number of batches after it either.
     assert same(train(repeats=repeats, start=start, steps=start + 1), whole[start : start + 1])
 
 
 @pytest.mark.parametrize(("start", "steps"), [(0, 0), (9, 9), (12, 9)])
-def test_past_the_end_there_is_nothing(start, steps):
+def test_there_are_no_batches_past_the_end(start, steps):
     assert train(start=start, steps=steps) == []
 
 
@@ -144,20 +144,20 @@ def test_the_seed_decides_order_and_draws():
     first, again, other = train(), train(), train(seed=1)
     assert same(again, first)
     assert not np.array_equal(indices(other), indices(first))
-    # Of the same picture in the same place too.
+    # The draws differ for the same image in the same place too.
     whole = {"batch_size": 1, "steps": 4}
-    alike = [train(pictures(1), **whole, seed=seed) for seed in (0, 1)]
+    alike = [train(numbered_images(1), **whole, seed=seed) for seed in (0, 1)]
     assert np.array_equal(indices(alike[0]), indices(alike[1])) and not same(*alike)
 
 
-def test_every_picture_is_augmented_anew_each_time():
+def test_every_image_is_augmented_anew_each_time():
     noise = {image[:, 3:].tobytes() for batch in train(steps=15) for image in batch.images}
     assert len(noise) == 60
 
 
 def test_orders_do_not_depend_on_labels_or_transforms():
-    ones = Arrays(pictures().images, np.ones(13, int))
-    assert np.array_equal(indices(train(ones, Alone())), indices(train()))
+    ones = Arrays(numbered_images().images, np.ones(13, int))
+    assert np.array_equal(indices(train(ones, Unchanged())), indices(train()))
 
 
 # Epochs.
@@ -165,13 +165,13 @@ def test_orders_do_not_depend_on_labels_or_transforms():
 
 @pytest.mark.parametrize(("number", "batch_size", "steps"), [(13, 4, 3), (12, 4, 3), (4, 4, 1), (13, 1, 13)])
 def test_an_epoch_has_the_full_batches(number, batch_size, steps):
-    assert steps_per_epoch(pictures(number), batch_size) == steps
+    assert steps_per_epoch(numbered_images(number), batch_size) == steps
 
 
 @pytest.mark.parametrize(("number", "batch_size"), [(13, 4), (12, 4), (13, 1), (1000, 100)])
-def test_pictures_are_distinct_in_an_epoch_and_shuffled_anew_in_the_next(number, batch_size):
-    steps = steps_per_epoch(pictures(number), batch_size)
-    batches = train(pictures(number), Alone(), batch_size=batch_size, steps=4 * steps)
+def test_images_are_distinct_in_an_epoch_and_reshuffled_in_the_next(number, batch_size):
+    steps = steps_per_epoch(numbered_images(number), batch_size)
+    batches = train(numbered_images(number), Unchanged(), batch_size=batch_size, steps=4 * steps)
     orders = [tuple(order) for order in indices(batches).reshape(4, -1).tolist()]
     assert all(len(set(order)) == steps * batch_size for order in orders)
     assert all(set(order) <= set(range(number)) for order in orders)
@@ -179,17 +179,17 @@ def test_pictures_are_distinct_in_an_epoch_and_shuffled_anew_in_the_next(number,
 
 
 def test_every_order_is_equally_likely():
-    # Whole epochs of 200 pictures; a few pictures take grain much longer.
-    orders = indices(train(pictures(200), Alone(), batch_size=200, steps=20))
+    # Whole epochs of 200 images; with few images, grain takes much longer.
+    orders = indices(train(numbered_images(200), Unchanged(), batch_size=200, steps=20))
     quarters = np.zeros((4, 4), int)
     np.add.at(quarters, (np.broadcast_to(np.arange(200) // 50, orders.shape), orders // 50), 1)
-    # 250 of each quarter come in each, give or take 12.
+    # Each quarter of an epoch has 250 images of each quarter of the split, give or take 12.
     assert np.abs(quarters - 250).max() < 60
-    # Neighbours stay so 20 times, give or take 4.
+    # Neighbours stay neighbours 20 times, give or take 4.
     assert abs((np.diff(orders) == 1).sum() - 20) < 18
 
 
-def test_what_an_epoch_leaves_out_changes():
+def test_epochs_leave_out_different_images():
     orders = indices(train(steps=30)).reshape(10, 12)
     assert len({(set(range(13)) - set(order)).pop() for order in orders.tolist()}) > 3
 
@@ -199,17 +199,17 @@ def test_what_an_epoch_leaves_out_changes():
 
 @pytest.mark.parametrize(("number", "batch_size", "repeats"), [(13, 6, 3), (13, 12, 3), (20, 8, 2), (13, 3, 3)])
 def test_copies_are_in_one_batch_and_spread_over_it(number, batch_size, repeats):
-    for batch in train(pictures(number), batch_size=batch_size, repeats=repeats):
+    for batch in train(numbered_images(number), batch_size=batch_size, repeats=repeats):
         copies = batch.indices.reshape(repeats, batch_size // repeats)
         assert (copies == copies[0]).all() and len(set(copies[0].tolist())) == batch_size // repeats
-        # Each augmented otherwise.
+        # Each copy is augmented differently.
         assert len({image[:, 3:].tobytes() for image in batch.images}) == batch_size
 
 
 @pytest.mark.parametrize(("number", "batch_size", "repeats"), [(13, 6, 3), (12, 4, 3), (60, 4, 3), (60, 10, 2)])
-def test_an_epoch_sees_fewer_pictures_each_as_often(number, batch_size, repeats):
-    steps = steps_per_epoch(pictures(number), batch_size)
-    batches = train(pictures(number), batch_size=batch_size, repeats=repeats, steps=2 * steps)
+def test_an_epoch_has_fewer_images_and_repeats_each_equally_often(number, batch_size, repeats):
+    steps = steps_per_epoch(numbered_images(number), batch_size)
+    batches = train(numbered_images(number), batch_size=batch_size, repeats=repeats, steps=2 * steps)
     seen = [np.unique(order, return_counts=True) for order in indices(batches).reshape(2, -1)]
     assert all((counts == repeats).all() for _, counts in seen)
     assert not np.array_equal(*(indices(batches)[[0, steps]]))
@@ -222,21 +222,21 @@ def test_an_epoch_sees_fewer_pictures_each_as_often(number, batch_size, repeats)
 @pytest.mark.parametrize("count", (2, 4))
 def test_the_shards_of_a_batch_to_train_on_put_together_are_the_batch(count, repeats):
     keywords = {"batch_size": 8, "repeats": repeats, "start": 1, "steps": 5}
-    shards = [train(pictures(20), shard=Shard(index, count), **keywords) for index in range(count)]
+    shards = [train(numbered_images(20), shard=Shard(index, count), **keywords) for index in range(count)]
     assert {len(batch.labels) for batches in shards for batch in batches} == {8 // count}
-    assert same(joined(shards), train(pictures(20), **keywords))
+    assert same(joined(shards), train(numbered_images(20), **keywords))
 
 
 @pytest.mark.parametrize("number", (13, 16, 17))
 @pytest.mark.parametrize("count", (2, 4))
 def test_the_shards_of_a_batch_to_evaluate_on_put_together_are_the_batch(count, number):
-    shards = [evaluate(pictures(number), batch_size=8, shard=Shard(index, count)) for index in range(count)]
-    # All processes take as many steps, even where there is nothing left for some.
+    shards = [evaluate(numbered_images(number), batch_size=8, shard=Shard(index, count)) for index in range(count)]
+    # All processes take the same number of steps, even if some have no images left.
     assert {len(batches) for batches in shards} == {-(-number // 8)}
-    assert same(joined(shards), evaluate(pictures(number), batch_size=8))
+    assert same(joined(shards), evaluate(numbered_images(number), batch_size=8))
 
 
-def test_a_shard_reads_its_own_pictures_only():
+def test_a_shard_reads_its_own_images_only():
     read = []
 
     class Noted(NamedTuple):
@@ -250,7 +250,7 @@ def test_a_shard_reads_its_own_pictures_only():
         def name(self, index: int) -> str:
             return str(index)
 
-    evaluate(Noted(*pictures(16)), batch_size=8, shard=Shard(1, 2))
+    evaluate(Noted(*numbered_images(16)), batch_size=8, shard=Shard(1, 2))
     assert sorted(read) == [4, 5, 6, 7, 12, 13, 14, 15]
 
 
@@ -259,8 +259,8 @@ def test_a_shard_reads_its_own_pictures_only():
 
 @pytest.mark.parametrize("batch_size", (1, 4, 13, 30))
 @pytest.mark.parametrize("number", (1, 12, 13))
-def test_every_picture_is_evaluated_once_and_in_order(number, batch_size):
-    batches = evaluate(pictures(number), batch_size=batch_size)
+def test_every_image_is_evaluated_once_and_in_order(number, batch_size):
+    batches = evaluate(numbered_images(number), batch_size=batch_size)
     assert {batch.images.shape for batch in batches} == {(batch_size, 4, 6, 1)}
     weights = np.concatenate([batch.weights for batch in batches])
     assert weights.tolist() == [1] * number + [0] * (-number % batch_size)
@@ -281,7 +281,7 @@ def test_in_training_the_next_image_replaces_a_corrupt_one(corrupt, instead, rep
     with pytest.warns(UserWarning, match=message) as caught:
         batches = train(broken(corrupt), steps=15, repeats=repeats)
     expected = indices(train(steps=15, repeats=repeats))
-    # Once, however often it comes.
+    # One warning, although the image is drawn several times.
     assert len(caught) == 1 and (expected == corrupt).sum() > 1
     expected[expected == corrupt] = instead
     assert np.array_equal(indices(batches), expected)
@@ -305,7 +305,7 @@ def test_in_evaluation_a_corrupt_image_has_no_weight(corrupt):
 
 
 def test_warnings_point_at_the_loop():
-    with pytest.warns(UserWarning, match="Skipped") as caught, eval_batches(broken(5), Alone(), batch_size=4) as it:
+    with pytest.warns(UserWarning, match="Skipped") as caught, eval_batches(broken(5), Unchanged(), batch_size=4) as it:
         list(it)
     assert caught[0].filename == __file__
 
@@ -338,14 +338,14 @@ def test_a_split_of_corrupt_images_is_refused_without_miscounting_them(read):
         read(broken(*range(13)))
 
 
-def test_what_only_fills_up_is_not_taken_for_corrupt():
+def test_padding_is_not_counted_as_corrupt():
     with pytest.warns(UserWarning) as caught:
         evaluate(broken(0), max_corrupt=1)
     assert len(caught) == 1
 
 
 class Files(NamedTuple):
-    """Files of images."""
+    """A split of image files."""
 
     paths: tuple[str, ...]
     labels: np.ndarray
@@ -358,7 +358,7 @@ class Files(NamedTuple):
 
 
 def files(folder):
-    """One is sound, one is cut off, one has too many pixels, one is not there."""
+    """Makes four paths: a valid file, a truncated one, one with too many pixels, and one that does not exist."""
     paths = [str(folder / f"{name}.png") for name in ("sound", "cut", "large", "missing")]
     for path, shape in zip(paths[:3], ((16, 16), (16, 16), (20, 30)), strict=True):
         Image.fromarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)).save(path)
@@ -376,26 +376,26 @@ REASONS = (
 
 @pytest.mark.parametrize("workers", (0, pytest.param(2, marks=pytest.mark.slow)))
 def test_warnings_name_the_file_once_and_keep_the_reason(tmp_path, monkeypatch, workers):
-    # Workers have the limit of this process.
+    # Workers use the limit of this process.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
     with pytest.warns(UserWarning) as caught:
-        batches = evaluate(files(tmp_path), Alone(), batch_size=2, workers=workers)
+        batches = evaluate(files(tmp_path), Unchanged(), batch_size=2, workers=workers)
     assert np.concatenate([batch.weights for batch in batches]).tolist() == [1, 0, 0, 0]
     for warning, reason, path in zip(caught, REASONS, files(tmp_path).paths[1:], strict=True):
         assert re.search(reason, str(warning.message)) and str(warning.message).count(path) == 1
     with pytest.warns(UserWarning) as caught:
-        train(files(tmp_path), Alone(), batch_size=4, repeats=2, steps=10, workers=workers)
+        train(files(tmp_path), Unchanged(), batch_size=4, repeats=2, steps=10, workers=workers)
     assert len(caught) == 3
 
 
-# What is refused.
+# Refused arguments and transforms.
 
 
 @pytest.mark.parametrize("batch_size", (14, 100))
 def test_a_batch_larger_than_the_split(batch_size):
     message = f"`batch_size` is {batch_size}, but there are only 13 images to train on, less than one batch"
     with pytest.raises(ValueError, match=message):
-        steps_per_epoch(pictures(), batch_size)
+        steps_per_epoch(numbered_images(), batch_size)
     with pytest.raises(ValueError, match=message):
         train(batch_size=batch_size)
 
@@ -407,7 +407,7 @@ def test_a_batch_that_the_processes_do_not_divide(read):
 
 
 @pytest.mark.parametrize("read", (train, evaluate))
-def test_no_pictures_at_a_time(read):
+def test_a_batch_size_of_zero(read):
     with pytest.raises(ValueError, match="batch_size"):
         read(batch_size=0)
 
@@ -427,7 +427,7 @@ def test_a_transform_cannot_end_the_iteration(read):
 
 
 def test_mistakes_in_a_split_name_the_image():
-    class Wrong(Damaged):
+    class Wrong(Corrupt):
         def read(self, index: int) -> np.ndarray:
             return self.images[index + 13]
 
@@ -459,16 +459,16 @@ def test_a_transform_that_gives_images_of_several_shapes():
 
 
 def test_leaving_before_the_first_batch():
-    with train_batches(pictures(), Alone(), batch_size=4, steps=9, seed=0, workers=2):
+    with train_batches(numbered_images(), Unchanged(), batch_size=4, steps=9, seed=0, workers=2):
         assert multiprocessing.active_children() == []
 
 
-# In other processes.
+# Workers.
 
 
 @contextlib.contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Fails where it would hang."""
+    """Fails a test that hangs."""
 
     def give_up(*_):
         raise TimeoutError(f"not done after {seconds} s")
@@ -493,9 +493,9 @@ def test_workers_give_the_same_batches(workers):
 
 @pytest.mark.slow
 def test_batches_of_workers_stay_as_they_are():
-    # They are copied out of the memory that is shared with the workers.
+    # The loader copies batches out of the memory that it shares with the workers.
     with at_most(180):
-        with train_batches(pictures(), Beside(), batch_size=4, steps=40, seed=0, workers=1) as batches:
+        with train_batches(numbered_images(), AppendNoise(), batch_size=4, steps=40, seed=0, workers=1) as batches:
             kept = [(batch, batch.images.copy()) for batch in batches]
     assert all(np.array_equal(batch.images, copy) for batch, copy in kept)
     assert all(batch.images.flags.writeable for batch, _ in kept)
@@ -514,14 +514,14 @@ def test_corrupt_images_in_workers():
 
 
 class Awkward(Exception):
-    """Cannot be made again from its arguments."""
+    """An error that cannot be rebuilt from its arguments."""
 
     def __init__(self, number: int, text: str):
         super().__init__(f"{text} number {number}")
 
 
 class Locked(Exception):
-    """Cannot be pickled."""
+    """An error that cannot be pickled."""
 
     def __init__(self):
         super().__init__("a lock")
@@ -552,15 +552,15 @@ def fail_locked(image):
 def test_mistakes_in_workers(transform, kind, message):
     with at_most(180), pytest.raises(kind, match=message) as caught:
         evaluate(broken(), transform, workers=1)
-    told = "".join(traceback.format_exception_only(caught.value))
-    assert "died" in message or kind is SystemExit or "While transforming `file-0.png`" in told
+    raised = "".join(traceback.format_exception_only(caught.value))
+    assert "died" in message or kind is SystemExit or "While transforming `file-0.png`" in raised
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
 def test_leaving_early_stops_the_workers():
     with at_most(180):
-        with train_batches(pictures(), Beside(), batch_size=4, steps=100_000, seed=0, workers=2) as batches:
+        with train_batches(numbered_images(), AppendNoise(), batch_size=4, steps=100_000, seed=0, workers=2) as batches:
             next(batches)
             children = multiprocessing.active_children()
             assert len(children) == 2
@@ -574,7 +574,7 @@ def test_a_worker_that_dies_is_reported():
     with (
         at_most(180),
         pytest.raises(RuntimeError, match=r"A worker process died with exit code -9.*fewer `workers`"),
-        train_batches(pictures(), Beside(), batch_size=4, steps=100_000_000, seed=0, workers=2) as batches,
+        train_batches(numbered_images(), AppendNoise(), batch_size=4, steps=100_000_000, seed=0, workers=2) as batches,
     ):
         for number, _ in enumerate(batches):
             if number == 3:
@@ -596,7 +596,7 @@ class Own:
     def __call__(self, image, rng):
         return Preprocessing(image_size=8, crop_ratio=1.0, mean=(0.5,), std=(0.5,)).resize(image)
 
-# More than fits in a pipe.
+# A batch that does not fit in a pipe.
 split = Arrays(np.zeros((9000, 8, 8, 1), np.uint8), np.arange(9000) % 3)
 with eval_batches(split, Own(), batch_size=3000, workers=2) as batches:
     print(sum(batch.weights.sum() for batch in batches), "read")
@@ -634,7 +634,7 @@ def test_a_worker_that_dies_at_its_start_is_reported(tmp_path, source, top):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ("guarded", "argument", "interactive"))
 def test_workers_read_for_scripts(tmp_path, source):
-    """With a transform of the script's own, and also where there is nothing to import."""
+    """Workers run transforms that a script defines, also if the script is no module to import."""
     script, typed = SCRIPT.format(top=""), None
     if source == "guarded":
         (tmp_path / "script.py").write_text(f"if __name__ == '__main__':\n{indented(script)}\n")
@@ -649,7 +649,7 @@ def test_workers_read_for_scripts(tmp_path, source):
 
 
 @pytest.mark.slow
-def test_workers_that_nobody_ends_end_with_the_script(tmp_path):
+def test_workers_of_an_unclosed_loader_end_with_the_script(tmp_path):
     script = SCRIPT.format(top="").replace("with eval_batches(", "batches = eval_batches(").split(" as batches:")[0]
     script = (
         f"if __name__ == '__main__':\n{indented(script)}.__enter__()\n    print(next(batches).weights.sum(), 'read')\n"

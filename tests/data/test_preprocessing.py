@@ -14,7 +14,7 @@ import pytest
 from levitax.data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Transform
 
 
-# Leaves pixels as they are, but for the division by 255.
+# Divides pixels by 255 and changes nothing else.
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
@@ -40,7 +40,7 @@ def test_the_whole_image_is_kept_at_a_ratio_of_one(image):
     pixels = image(20, 30, 3)
     whole = lambda size: Preprocessing(image_size=size, crop_ratio=1.0).resize(pixels)
     assert np.array_equal(whole((20, 30)), pixels)
-    # Of a wide image, the centre.
+    # A wide image is cropped to its centre.
     assert np.array_equal(whole(20), pixels[:, 5:25])
     assert np.array_equal(whole((10, 30)), pixels[5:15])
 
@@ -61,7 +61,7 @@ def test_any_shape_is_brought_to_any_size(size, shape, crop_ratio):
 
 
 def test_an_odd_margin_is_cropped_as_the_source_of_the_weights_does():
-    # torchvision rounds halves to even, transformers down.
+    # torchvision rounds halves to even, transformers rounds down.
     pixels = np.broadcast_to(np.arange(13, dtype=np.uint8)[:, None, None], (13, 10, 3))
     first = lambda offset: int(Preprocessing(image_size=10, crop_ratio=1.0, crop_offset=offset).resize(pixels)[0, 0, 0])
     assert (first("round"), first("floor")) == (2, 1)
@@ -86,7 +86,7 @@ def test_a_path_an_open_file_and_an_array_are_prepared_alike(image, tmp_path):
 
 
 def test_a_pil_image_is_prepared_like_the_file_it_is_from(image):
-    # Turned upright, over white, from 16 bits: the work of `read_image`.
+    # Turned upright, composited over white and converted from 16 bits, as by `read_image`.
     pillow = PIL.Image.fromarray(np.dstack([image(30, 40, 3), np.zeros((30, 40), np.uint8)]))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -119,7 +119,7 @@ def test_batches_are_normalised_in_numpy_and_under_jit(image, dtype):
     np.testing.assert_allclose(compiled, expected, atol=1e-6)
 
 
-def test_it_is_a_value(image):
+def test_a_preprocessing_compares_hashes_and_pickles_by_value(image):
     preprocessing = Preprocessing(image_size=24, mean=[0.1], std=(0.2,), class_names=["a", "é"])
     assert preprocessing.image_size == (24, 24) and preprocessing.mean == (0.1,) and preprocessing.std == (0.2,)
     assert preprocessing == Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict())))
@@ -158,20 +158,20 @@ def test_bad_fields(keywords, kind, message, unchecked):
 
 
 @pytest.mark.parametrize("array", (np.asarray, jnp.asarray), ids=("numpy", "jax"))
-def test_values_that_are_no_pixels(array, image, unchecked):
+def test_values_that_are_not_pixels(array, image, unchecked):
     normalise, pixels = Preprocessing().normalise, image(9, 8, 3)
     with pytest.warns(UserWarning, match="values from 0.* to .*; expected pixels from 0 to 255.*divided by 255"):
         normalise(array(pixels / np.float32(255)))
     for other in (normalise(array(pixels)), 257 * array(pixels, np.int32), array(pixels, np.float32) * np.nan):
         with pytest.warns(UserWarning, match="`images` have values from .* to .*; expected pixels from 0 to 255"):
             normalise(other)
-    # Sound ones: floats up to 255, and images that are black but for a level.
+    # Accepted: floats up to 255, and images that are black except for one level.
     normalise(array(pixels, np.float32))
     normalise(array(pixels // 255, np.float32))
 
 
 @pytest.mark.parametrize("shape", ((9, 9), (9, 9, 4), (9, 9, 1), (1, 9, 9, 3)))
-def test_arrays_that_are_no_image(shape, unchecked):
+def test_arrays_that_are_not_an_image(shape, unchecked):
     with pytest.raises(ValueError, match=r"`image` has shape .*; expected \(height, width, 3\)"):
         Preprocessing()(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match=r"dtype float64; expected"):

@@ -13,41 +13,41 @@ FILL = {"RGB": (124, 116, 104), "L": 115}
 
 
 @pytest.fixture
-def picture():
-    """Makes a smooth picture with some noise, 20 rows by 30 columns."""
+def make_image():
+    """Makes a smooth image with some noise, 20 rows by 30 columns."""
 
-    def picture(mode):
+    def make_image(mode):
         rows, columns = np.mgrid[:20, :30]
         pixels = np.stack([6 * rows + 3 * columns, 200 - 5 * rows, 40 + 5 * columns], -1)
         pixels = pixels + np.random.default_rng(0).integers(30, size=pixels.shape)
         return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
 
-    return picture
+    return make_image
 
 
 @pytest.fixture
-def draw(picture, monkeypatch):
-    """Names and strengths of the operations that are done to each of many pictures. What they do is compared with timm
-    elsewhere."""
+def draw(make_image, monkeypatch):
+    """Returns the names and strengths of the operations applied to each of `count` images. `tests/parity` compares the
+    operations with timm's."""
     done = []
 
     def recorded(name):
-        def operation(pil, picture, strength, fill):
+        def operation(pil, image, strength, fill):
             done.append((name, strength))
-            return picture
+            return image
 
         return operation
 
     for name in OPERATIONS:
         monkeypatch.setitem(OPERATIONS, name, recorded(name))
 
-    def draw(pictures, **keywords):
-        rng, image, by_picture = np.random.default_rng(0), picture("L"), []
-        for _ in range(pictures):
+    def draw(count, **keywords):
+        rng, image, by_image = np.random.default_rng(0), make_image("L"), []
+        for _ in range(count):
             done.clear()
             rand_augment(image, rng, **keywords, fill=0)
-            by_picture.append(tuple(done))
-        return by_picture
+            by_image.append(tuple(done))
+        return by_image
 
     return draw
 
@@ -69,7 +69,7 @@ def test_fifteen_operations_are_equally_likely(draw):
     assert all(abs(count / (3000 / 15) - 1) < 0.3 for count in counts.values())
 
 
-def test_an_operation_may_come_twice(draw):
+def test_an_operation_may_be_drawn_twice(draw):
     pairs = [operations for operations in draw(5000) if len(operations) == 2]
     twice = np.mean([first == second for (first, _), (second, _) in pairs])
     assert abs(twice - 1 / 15) < 0.02
@@ -105,28 +105,28 @@ def test_both_directions_are_equally_likely(draw):
 
 
 @pytest.mark.parametrize("mode", FILL)
-def test_pictures_are_changed_and_keep_their_kind(picture, mode):
-    original = picture(mode)
+def test_images_are_changed_and_keep_their_mode_and_size(make_image, mode):
+    original = make_image(mode)
     rng = np.random.default_rng(0)
     results = [rand_augment(original, rng, fill=FILL[mode]) for _ in range(200)]
     assert {(result.mode, result.size) for result in results} == {(mode, (30, 20))}
-    assert np.array_equal(original, picture(mode))
-    # A quarter are left alone, and some operations change nothing here.
+    assert np.array_equal(original, make_image(mode))
+    # A quarter of the images stay as they are, and some operations do not change this image.
     different = np.mean([not np.array_equal(result, original) for result in results])
     assert 0.6 < different <= 0.8
 
 
 @pytest.mark.parametrize("mode", FILL)
-def test_the_generator_decides_alone(picture, mode):
-    augment = lambda seed: np.asarray(rand_augment(picture(mode), np.random.default_rng(seed), fill=FILL[mode]))
+def test_the_generator_decides_alone(make_image, mode):
+    augment = lambda seed: np.asarray(rand_augment(make_image(mode), np.random.default_rng(seed), fill=FILL[mode]))
     assert all(np.array_equal(augment(seed), augment(seed)) for seed in range(20))
     assert len({augment(seed).tobytes() for seed in range(20)}) > 10
 
 
 @pytest.mark.parametrize("strength", (-0.9, 0.0, 0.6, 1.0))
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_grey_pictures_become_what_they_would_in_colour(picture, name, strength):
-    grey = picture("L")
+def test_grey_images_are_changed_as_in_colour(make_image, name, strength):
+    grey = make_image("L")
     alone = apply(name, grey, strength, 115)
     colour = apply(name, grey.convert("RGB"), strength, (115, 115, 115))
     assert alone.mode == "L" and alone.size == grey.size
@@ -136,7 +136,7 @@ def test_grey_pictures_become_what_they_would_in_colour(picture, name, strength)
 
 @pytest.mark.parametrize("mode", FILL)
 @pytest.mark.parametrize("name", ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"))
-def test_the_fill_comes_in_from_outside(name, mode):
+def test_pixels_from_outside_have_the_fill_colour(name, mode):
     black = Image.new(mode, (40, 40))
     pixels = np.asarray(apply(name, black, 1.0, FILL[mode])).reshape(1600, -1)
     assert (pixels == FILL[mode]).all(1).any() and (pixels == 0).all(1).any()

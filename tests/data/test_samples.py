@@ -1,4 +1,4 @@
-"""The same scene in every way that samples are stored, against the scene in 8 bits."""
+"""Compares one scene, stored in every sample format, with the scene in 8 bits."""
 
 import io
 
@@ -25,7 +25,7 @@ def over_white(samples):
 
 
 def wider(samples, bits):
-    """Samples of 8 bits in another number of them."""
+    """Scales 8-bit samples to another number of bits."""
     return (samples * ((2**bits - 1) / 255)).round()
 
 
@@ -51,7 +51,7 @@ def deflated(request):
 
 @pytest.fixture
 def stored(order, deflated):
-    """Writes a TIFF file in all orders of bytes, compressed or not."""
+    """Writes a TIFF file in either byte order, compressed or not."""
     return lambda *samples, **options: tiff(*samples, order=order, deflated=deflated, **options)
 
 
@@ -112,7 +112,7 @@ def test_floats(order, photometric):
 
 
 @pytest.mark.parametrize("dtype", (np.int16, np.int32, np.float32))
-def test_what_pillow_swaps_twice_is_refused(dtype):
+def test_samples_whose_bytes_pillow_swaps_twice_are_refused(dtype):
     with pytest.raises(OSError, match="Pillow misreads TIFF files with compressed big-endian signed or float"):
         read(tiff(GREY / 255, dtype, order=">", deflated=True))
 
@@ -189,7 +189,7 @@ def test_separate_planes_are_right_or_refused(stored, deflated, dtype):
 
 
 def test_lab(stored):
-    # Neither of them far from grey, as 8 bits are coarse elsewhere.
+    # Colours near grey, because 8 bits are coarse elsewhere.
     muted = (COLOURS + 3 * 128) / 4
     linear = np.where(muted > 0.04045 * 255, ((muted / 255 + 0.055) / 1.055) ** 2.4, muted / 255 / 12.92)
     to_xyz = np.array([[0.4360, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]])
@@ -211,7 +211,7 @@ def test_ycbcr_and_palettes(stored, deflated):
     else:
         with pytest.raises(OSError, match="image file is truncated"):
             read(data)
-    # Without a tag, colours have half the rows and columns.
+    # Without a subsampling tag, colours have half the rows and columns.
     with pytest.raises(OSError, match="Pillow misreads TIFF files with uncompressed YCbCr"):
         read(tiff(ycbcr, np.uint8, photometric=6))
     palette = image.quantize(16)
@@ -253,7 +253,7 @@ def test_colours_as_pillow_writes_them(form, modes):
             image.putalpha(alpha)
             expected = over_white(expected)
         options = {"sizes": [(30, 20)]} if form == "ICO" else {}
-        # JPEG2000 and YCbCr round.
+        # JPEG2000 and YCbCr round the samples.
         assert np.abs(read(saved(image, form, **options)) - expected).max() <= 3, mode
 
 
@@ -265,7 +265,7 @@ def test_grey_of_png(bits):
     few = wider(GREY, bits)
     expected = few * 255 / (2**bits - 1)
     assert np.abs(read(png(few, bits, 0), 1) - expected).max() <= 1
-    # One of the greys is transparent, and no other.
+    # Exactly one grey level is transparent.
     seen = few[10, 10, 0]
     pixels = read(png(few, bits, 0, transparent=[int(seen)]), 1)
     assert np.abs(pixels - np.where(few == seen, 255, expected)).max() <= 1

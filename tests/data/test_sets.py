@@ -24,14 +24,14 @@ from .making import png
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch):
-    """The hub is out of reach."""
+def offline(monkeypatch):
+    """Makes the Hugging Face hub unreachable."""
     for module in (datasets.config, huggingface_hub.constants):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
 
 
 def test_digits():
-    # Grey in any case.
+    # Grey, whatever `channels` is.
     data = open_data("digits", channels=3)
     assert data.preprocessing.channels == 1 and data.classes == tuple("0123456789")
     pixels = []
@@ -68,7 +68,7 @@ def test_a_url(url, tmp_path, monkeypatch):
     for where in (url, Path(url)):
         with pytest.raises(ValueError, match=r"`where` is .*, a URL; expected a path on this machine"):
             open_data(where)
-        # Also where another program has made a folder of it.
+        # The URL is also refused if another program has made a folder of that name.
         Path(url).mkdir(parents=True, exist_ok=True)
 
 
@@ -77,7 +77,7 @@ def test_an_empty_path():
         open_data("")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_does_not_exist(tmp_path):
     for where in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "no/such/folder"):
         with pytest.raises(FileNotFoundError, match=f"There is no folder `{where}`; expected one with `train/` and"):
             open_data(where)
@@ -96,13 +96,13 @@ def test_an_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("where", ("nobody/nothing", "nothing", Path("nobody/nothing")))
-def test_what_is_no_folder_and_not_on_the_hub(where):
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub(where):
     with pytest.raises(
         FileNotFoundError, match=f"`{where}` is not a folder, and cannot be loaded from the Hugging Face hub: "
     ) as refusal:
         open_data(where)
     assert "Check the name, the network and your access." in str(refusal.value)
-    # It did not even ask.
+    # It did not even send a request.
     assert "OfflineModeIsEnabled" in str(refusal.value)
 
 
@@ -149,7 +149,7 @@ def test_wrong_labels(labels, kind, message, unchecked):
     preprocessing = Preprocessing(class_names=("a", "b"))
     for batches in (
         lambda: eval_batches(Relabelled(sound, labels), lambda image, rng: image, batch_size=1),
-        # Not the class that the number counts from the end.
+        # A negative label is refused, not counted from the end.
         lambda: DataSet(sound, split, preprocessing).in_order_of(("b", "a")),
         lambda: train_batches(split, lambda image, rng: image, batch_size=1, steps=1, seed=0),
         lambda: eval_batches(split, lambda image, rng: image, batch_size=1),

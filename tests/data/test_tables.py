@@ -18,8 +18,8 @@ CLASSES = datasets.ClassLabel(names=["cat", "dog", "owl"])
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path_factory, monkeypatch):
-    """Tables are kept apart from the user's, and the hub is out of reach."""
+def offline(tmp_path_factory, monkeypatch):
+    """Uses a temporary cache and makes the Hugging Face hub unreachable."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     for module in (datasets.config, huggingface_hub.constants):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
@@ -39,11 +39,11 @@ def parquet(tmp_path):
     return parquet
 
 
-def table(*labels, kind: Any = CLASSES, image="image", label="label", pictures=None):
-    """Pictures numbered from 0, with labels of a kind."""
-    pictures = pictures or [{"bytes": png(number), "path": f"{number}.png"} for number in range(len(labels))]
+def table(*labels, kind: Any = CLASSES, image="image", label="label", images=None):
+    """Returns a table of images numbered from 0, with labels of the feature type `kind`."""
+    images = images or [{"bytes": png(number), "path": f"{number}.png"} for number in range(len(labels))]
     features = datasets.Features({image: datasets.Image(), label: kind})
-    return datasets.Dataset.from_dict({image: pictures, label: list(labels)}, features=features)
+    return datasets.Dataset.from_dict({image: images, label: list(labels)}, features=features)
 
 
 @pytest.mark.parametrize("name", ("validation", "test"))
@@ -87,7 +87,7 @@ def test_a_number_that_is_too_large(parquet):
         open_data(parquet(train=table(0, 2**32, kind=kind), validation=table(0, kind=kind)))
 
 
-def test_validation_with_a_class_that_training_has_no_images_of(parquet):
+def test_validation_with_a_class_without_training_images(parquet):
     where = parquet(train=table(0, 1), validation=table(2, 0))
     with pytest.warns(UserWarning, match=f"`{where}` has classes with validation images but .* training images: 'owl'"):
         assert open_data(where).classes == ("cat", "dog", "owl")
@@ -117,10 +117,10 @@ def test_parquet_files_that_others_wrote(parquet):
     assert data.train.name(1) == "image 1"
 
 
-@pytest.mark.parametrize("picture", (None, {"bytes": b"", "path": None}, {"bytes": b"", "path": "gone.png"}))
-def test_a_picture_that_is_not_in_the_table_is_damaged(parquet, picture):
+@pytest.mark.parametrize("image", (None, {"bytes": b"", "path": None}, {"bytes": b"", "path": "gone.png"}))
+def test_an_image_missing_from_the_table_is_corrupt(parquet, image):
     whole = {"bytes": png(1), "path": "whole.png"}
-    data = open_data(parquet(train=table(0, 1, pictures=[whole, picture]), validation=table(0)))
+    data = open_data(parquet(train=table(0, 1, images=[whole, image]), validation=table(0)))
     assert data.train.read(0)[0, 0, 0] == 1
     with pytest.raises(OSError):
         data.train.read(1)
@@ -129,7 +129,7 @@ def test_a_picture_that_is_not_in_the_table_is_damaged(parquet, picture):
 
 def test_a_corrupt_image_is_named(parquet):
     images = [{"bytes": png(0)[:50], "path": "cut.png"}, {"bytes": b"text", "path": None}]
-    train = open_data(parquet(train=table(0, 1, pictures=images), validation=table(0))).train
+    train = open_data(parquet(train=table(0, 1, images=images), validation=table(0))).train
     for index, name in enumerate(("cut.png", "image 1")):
         with pytest.raises(OSError, match=f"^`{name}` of the table: "):
             train.read(index)
@@ -158,7 +158,7 @@ def test_negative_labels_without_names(parquet):
 
 
 def test_labels_beyond_the_classes(parquet):
-    # As others may write them.
+    # Other programs can write such a table.
     rows = pa.table({"image": [{"bytes": png(1), "path": "x.png"}] * 2, "label": [0, 7]})
     rows = rows.replace_schema_metadata(table(0).features.arrow_schema.metadata)
     where = parquet(train=rows, validation=table(0))
@@ -208,7 +208,7 @@ def test_tables_without_images_or_labels(parquet, columns, missing):
 
 
 @pytest.mark.parametrize("name", ("train", "validation", "test"))
-def test_tables_of_one_part(parquet, name):
+def test_tables_of_one_split(parquet, name):
     where = parquet(**{name: table(0)})
     with pytest.raises(ValueError, match=f"`{where}` has '{name}'; expected 'train' and one of 'validation', 'valid',"):
         open_data(where)
@@ -221,7 +221,7 @@ def test_tables_without_rows(parquet, name):
         open_data(where)
 
 
-def test_of_several_columns_of_labels_the_one_of_that_name_is_taken(parquet):
+def test_of_several_label_columns_the_one_called_label_is_used(parquet):
     kinds = {"gender": datasets.ClassLabel(names=["f", "m"]), "age": datasets.ClassLabel(names=["old", "young"])}
     rows = table(0, 1, 2)
     for name, kind in kinds.items():
@@ -234,11 +234,11 @@ def test_of_several_columns_of_labels_the_one_of_that_name_is_taken(parquet):
         open_data(parquet(train=rows, validation=rows))
 
 
-# Which column has the images.
+# The column of images.
 
 
 def masked(**columns):
-    """A table with these columns of images, each of its own colour, and labels."""
+    """Returns a table with labels and these columns of images, each in its own colour."""
     images = {name: [{"bytes": png(number), "path": None}] * 2 for number, name in enumerate(columns)}
     features = datasets.Features(columns | {"label": CLASSES})
     return datasets.Dataset.from_dict(images | {"label": [0, 1]}, features=features)
@@ -262,7 +262,7 @@ def test_the_column_of_images_is_known_by_its_name(parquet, columns, number):
     assert numbers(open_data(parquet(train=masked(**columns), validation=masked(**columns))).train) == [number] * 2
 
 
-def test_bytes_are_images_where_their_column_is_called_so(parquet):
+def test_bytes_are_images_if_their_column_has_the_name_of_one(parquet):
     rows = pa.table({"mask": [b"0"] * 2, "image": [png(5)] * 2, "label": [0, 1]})
     assert numbers(open_data(parquet(train=rows, validation=rows)).train) == [5, 5]
 
@@ -281,13 +281,13 @@ def test_several_columns_called_label(parquet):
         open_data(parquet(train=rows, validation=rows))
 
 
-def test_lists_of_images_are_no_images(parquet):
+def test_lists_of_images_are_not_images(parquet):
     rows = table(0, 1).remove_columns("image").add_column("images", [["a"], ["b"]])
     with pytest.raises(ValueError, match="has the columns 'label', 'images'; expected a column of images"):
         open_data(parquet(train=rows, validation=rows))
 
 
-# Which files.
+# The files of a split.
 
 
 @pytest.fixture
@@ -458,5 +458,5 @@ def test_local_files_print_nothing(write, capfd):
     capfd.readouterr()
     open_data(where)
     assert capfd.readouterr() == ("", "")
-    # The bars of others are as before.
+    # Progress bars stay enabled for other code.
     assert not datasets.are_progress_bars_disabled()

@@ -14,13 +14,13 @@ PLAIN = {"crop_scale": None, "flip_probability": 0.0, "rand_augment": 0.0}
 
 
 @pytest.fixture
-def picture():
-    """Makes a picture of noise, grey or in colours."""
+def make_image():
+    """Makes an image of noise, in grey or in colour."""
 
-    def picture(*shape):
+    def make_image(*shape):
         return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
-    return picture
+    return make_image
 
 
 def rng(seed=0):
@@ -28,7 +28,7 @@ def rng(seed=0):
 
 
 def resized(pixels, size):
-    """By Pillow, to (height, width)."""
+    """Resizes with Pillow to (height, width)."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)).reshape(*size, -1)
 
@@ -43,18 +43,18 @@ def crops(height, width, scale, number=2000):
 
 @pytest.mark.parametrize(("height", "width"), [(300, 300), (240, 400), (400, 210)])
 @pytest.mark.parametrize("scale", ((0.08, 1.0), (0.08, 0.3), (0.25, 0.35)))
-def test_crops_are_within_the_picture_and_the_limits(height, width, scale):
+def test_crops_are_within_the_image_and_the_limits(height, width, scale):
     top, left, rows, columns = crops(height, width, scale)
     assert (top >= 0).all() and (left >= 0).all() and (rows > 0).all() and (columns > 0).all()
     assert (top + rows <= height).all() and (left + columns <= width).all()
-    # The sides are whole pixels.
+    # Sides are rounded to whole pixels.
     ratio, share = columns / rows, rows * columns / (height * width)
     assert 0.73 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.37
     assert share.max() < 1.02 * scale[1] and 0.98 * scale[0] < share.min() < 1.15 * scale[0]
 
 
 def test_areas_and_shapes_are_drawn_evenly():
-    # Every one of these fits.
+    # Every draw fits.
     _, _, rows, columns = crops(1000, 1000, (0.1, 0.5))
     share, ratio = rows * columns / 1e6, np.log(columns / rows) / math.log(4 / 3)
     for drawn in ((share - 0.1) / 0.4, (ratio + 1) / 2):
@@ -78,12 +78,12 @@ def test_places_are_drawn_evenly():
         (30, 3000, (0, 1480, 30, 40)),
         (3000, 30, (1480, 0, 40, 30)),
         (11, 3000, (0, 1492, 11, 15)),
-        # As wide as allowed, and of its area nothing else fits.
+        # As wide as allowed; no other shape of this area fits.
         (1000, 1330, (0, 0, 1000, 1330)),
         (1, 1, (0, 0, 1, 1)),
     ],
 )
-def test_where_no_draw_fits_it_is_the_middle(height, width, expected, seed):
+def test_if_no_draw_fits_the_centre_is_cropped(height, width, expected, seed):
     assert random_crop(height, width, (1.0, 1.0), rng(seed)) == expected
 
 
@@ -94,30 +94,30 @@ def test_a_crop_is_of_integers_and_drawn_by_the_generator_alone():
     assert len({random_crop(200, 300, (0.08, 1.0), rng(seed)) for seed in range(20)}) == 20
 
 
-# What is trained on.
+# The whole transform.
 
 
 @pytest.mark.parametrize("channels", (1, 3))
 @pytest.mark.parametrize("size", ((32, 32), (24, 40), (40, 24)))
 @pytest.mark.parametrize("shape", ((50, 70), (24, 40), (1, 90), (1, 1)))
-def test_any_shape_is_brought_to_any_size(picture, shape, size, channels):
+def test_any_shape_is_brought_to_any_size(make_image, shape, size, channels):
     transform = TrainTransform(image_size=size)
     for seed in range(5):
-        pixels = transform(picture(*shape, channels), rng(seed))
+        pixels = transform(make_image(*shape, channels), rng(seed))
         assert pixels.shape == (*size, channels) and pixels.dtype == np.uint8
 
 
 @pytest.mark.parametrize("channels", (1, 3))
-def test_with_everything_off_pictures_are_only_resized(picture, channels):
-    pixels = picture(50, 70, channels)
+def test_with_everything_off_images_are_only_resized(make_image, channels):
+    pixels = make_image(50, 70, channels)
     assert np.array_equal(TrainTransform(image_size=(50, 70), **PLAIN)(pixels, rng()), pixels)
     smaller = TrainTransform(image_size=(24, 40), **PLAIN)(pixels, rng())
     assert np.array_equal(smaller, resized(pixels, (24, 40)))
 
 
 @pytest.mark.parametrize("channels", (1, 3))
-def test_the_crop_is_what_is_resized(picture, channels):
-    pixels = picture(50, 70, channels)
+def test_the_crop_is_resized(make_image, channels):
+    pixels = make_image(50, 70, channels)
     transform = TrainTransform(image_size=(24, 40), **{**PLAIN, "crop_scale": (0.2, 0.6)})
     for seed in range(10):
         top, left, rows, columns = random_crop(50, 70, (0.2, 0.6), rng(seed))
@@ -126,16 +126,16 @@ def test_the_crop_is_what_is_resized(picture, channels):
 
 
 @pytest.mark.parametrize("size", ((20, 30), (16, 10)))
-def test_pictures_are_mirrored_left_and_right(picture, size):
-    pixels = picture(20, 30, 3)
+def test_images_are_mirrored_left_and_right(make_image, size):
+    pixels = make_image(20, 30, 3)
     mirrored = TrainTransform(image_size=size, **{**PLAIN, "flip_probability": 1.0})(pixels, rng())
     assert np.array_equal(mirrored[:, ::-1], TrainTransform(image_size=size, **PLAIN)(pixels, rng()))
 
 
 @pytest.mark.parametrize("probability", (0.2, 0.5))
 @pytest.mark.parametrize("size", ((4, 4), (6, 6)))
-def test_pictures_are_mirrored_with_the_probability_asked_for(picture, size, probability):
-    pixels, generator = picture(4, 4, 1), rng()
+def test_images_are_mirrored_with_the_given_probability(make_image, size, probability):
+    pixels, generator = make_image(4, 4, 1), rng()
     transform = TrainTransform(image_size=size, **{**PLAIN, "flip_probability": probability})
     upright = TrainTransform(image_size=size, **PLAIN)(pixels, rng())
     mirrored = [not np.array_equal(transform(pixels, generator), upright) for _ in range(2000)]
@@ -149,7 +149,7 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize("channels", (1, 3))
-def test_the_mean_colour_comes_in_from_outside(channels):
+def test_pixels_from_outside_have_the_mean_colour(channels):
     transform = TrainTransform(image_size=(20, 20), **{**PLAIN, "rand_augment": 9.0})
     generator = rng()
     corners = Counter(tuple(transform(np.zeros((20, 20, channels), np.uint8), generator)[0, 0]) for _ in range(300))
@@ -157,19 +157,19 @@ def test_the_mean_colour_comes_in_from_outside(channels):
     assert corners[tuple(mean if channels == 3 else [np.round(mean.mean())])] > 30
 
 
-def test_a_picture_in_memory_is_not_written_to(picture):
-    pixels = picture(20, 20, 3)
+def test_an_image_in_memory_is_not_written_to(make_image):
+    pixels = make_image(20, 20, 3)
     pixels.setflags(write=False)
     generator = rng()
     for crop_scale in (None, (0.08, 1.0)):
         for magnitude in (0.0, 9.0):
             transform = TrainTransform(image_size=(20, 20), crop_scale=crop_scale, rand_augment=magnitude)
             assert {transform(pixels, generator).shape for _ in range(20)} == {(20, 20, 3)}
-    assert np.array_equal(pixels, picture(20, 20, 3))
+    assert np.array_equal(pixels, make_image(20, 20, 3))
 
 
-def test_the_generator_decides_alone(picture):
-    transform, pixels = TrainTransform(image_size=(24, 40)), picture(50, 70, 3)
+def test_the_generator_decides_alone(make_image):
+    transform, pixels = TrainTransform(image_size=(24, 40)), make_image(50, 70, 3)
     assert all(np.array_equal(transform(pixels, rng(seed)), transform(pixels, rng(seed))) for seed in range(10))
     assert len({transform(pixels, rng(seed)).tobytes() for seed in range(10)}) == 10
 
@@ -182,10 +182,10 @@ def test_the_generator_decides_alone(picture):
     ),
     ids=("train", "whole"),
 )
-def test_transforms_pickle(picture, transform):
+def test_transforms_pickle(make_image, transform):
     again = pickle.loads(pickle.dumps(transform))
     assert again == transform and isinstance(transform, Transform)
-    assert np.array_equal(again(picture(50, 70, 3), rng()), transform(picture(50, 70, 3), rng()))
+    assert np.array_equal(again(make_image(50, 70, 3), rng()), transform(make_image(50, 70, 3), rng()))
 
 
 def test_one_number_is_both_sizes():

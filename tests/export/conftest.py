@@ -11,13 +11,13 @@ import levitax
 
 @pytest.fixture
 def fused(make, randomise) -> Callable[..., levitax.Predictor[levitax.LeViT]]:
-    """Makes a small fused model, with all of its weights seen; keywords override."""
+    """Makes a small fused model in which every weight affects the output; keywords override the sizes."""
     return lambda **overrides: levitax.fuse(*randomise(*make(**overrides)))
 
 
 @pytest.fixture
 def drawn() -> Callable[..., np.ndarray]:
-    """Draws a batch of images for a model, channels last: normalised ones, or pixels."""
+    """Draws a batch of images for a model, channels last: normalised images or pixels."""
 
     def drawn(predict, batch, dtype=np.float32):
         shape = (batch, *predict.model.config.image_size, predict.model.config.in_channels)
@@ -31,13 +31,13 @@ def drawn() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def expected() -> Callable[..., np.ndarray]:
-    """The logits of the model here."""
+    """Returns the logits that the model has in JAX."""
     return lambda predict, images: np.asarray(jax.jit(jax.vmap(predict))(images))
 
 
 @pytest.fixture
 def in_onnx_runtime() -> Callable[..., dict[str, Any]]:
-    """Runs an ONNX file; the outputs by name."""
+    """Runs an ONNX file and returns its outputs by name."""
 
     def run(path: Path, images: Any) -> dict[str, Any]:
         import onnxruntime
@@ -51,7 +51,7 @@ def in_onnx_runtime() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def in_openvino() -> Callable[..., dict[str, Any]]:
-    """Runs an OpenVINO or ONNX file; the outputs by name."""
+    """Runs an OpenVINO or ONNX file and returns its outputs by name."""
 
     def run(path: Path, images: Any, precision: str = "f32") -> dict[str, Any]:
         import openvino

@@ -1,4 +1,4 @@
-"""Functions as graphs: whatever order axes are stored in, the numbers are those of JAX."""
+"""Exported graphs compute the numbers of JAX, whatever order they store axes in."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 class Steps(eqx.Module):
-    """Functions of an array, one after the other, as a model. After each, the mean square is 1."""
+    """A model that applies functions one after the other and rescales each result to a mean square of 1."""
 
     steps: list[Callable[[Any], Any]]
 
@@ -59,7 +59,7 @@ def split(rng, shape):
 
 
 def regrouped(rng, shape):
-    """(6, 4) to (8, 3), and what else fits."""
+    """Reshapes (6, 4) to (8, 3), for example."""
     size = math.prod(shape)
     first = int(rng.choice([factor for factor in range(1, size + 1) if size % factor == 0]))
     return lambda x: x.reshape(first, -1)
@@ -144,7 +144,7 @@ def drawn_steps(seed: int) -> list[Callable[[Any], Any]]:
     return steps
 
 
-# One image (6, 4, 3) in. Numbers that no other test has, and what once went wrong.
+# Functions of one image (6, 4, 3): operations of no other test, and cases that once failed.
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -209,7 +209,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "a map for each position": lambda x: jnp.einsum("tc,tcn->tn", x.reshape(24, 3), normal(24, 3, 5)),
     "weight from the left": lambda x: normal(5, 6) @ x.transpose(2, 0, 1),
     "a constant with batches": lambda x: jnp.einsum("tnc,tc->tn", normal(24, 5, 3), x.reshape(24, 3)),
-    # Not `x[::2, ::3]`, a gather before jax 0.9.1.
+    # Not `x[::2, ::3]`, which is a gather before jax 0.9.1.
     "strides": lambda x: strided(x, 0, 0) @ normal(3, 4) + strided(x, 1, 1) @ normal(3, 4),
     "convolution in groups": lambda x: convolution(x, normal(3, 3, 1, 6), feature_group_count=3) + normal(1, 1, 6),
     "dilated convolution": lambda x: convolution(x, normal(3, 3, 3, 4), rhs_dilation=(2, 1)),
@@ -249,7 +249,7 @@ def test_random_functions(seed):
 
 
 class Named(eqx.Module):
-    """Arrays with names that the graph uses too."""
+    """A module whose arrays have names that the graph uses too."""
 
     t: Any
     t_1: Any
@@ -262,7 +262,7 @@ class Named(eqx.Module):
         return (x + self.t) * jnp.tanh(x * self.t) * jnp.tanh(x * self.t_1) + jnp.tanh(x * self.tanh_1), state
 
 
-def test_names_are_given_once(in_onnx_runtime, error, tmp_path):
+def test_names_in_the_graph_are_unique(in_onnx_runtime, error, tmp_path):
     module = Named(*jax.random.normal(jax.random.key(0), (5, 72), jnp.float32))
     predict = levitax.fuse(module, eqx.nn.State(module))
     images = normal(3, 6, 4, 3)

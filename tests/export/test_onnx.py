@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 def preprocessing(**changes):
-    """That of a small model."""
+    """Returns the preprocessing of a small model."""
     return data.Preprocessing(**{"image_size": 16, **changes})
 
 
@@ -44,11 +44,11 @@ def test_onnx_runtime_computes_what_jax_does(keywords, batch, fused, drawn, expe
     assert error(in_onnx_runtime(path, images), {"logits": expected(predict, images)}) < TOLERANCE
 
 
-def test_the_graph_is_what_one_would_write_by_hand(fused, tmp_path):
+def test_the_graph_has_no_more_operations_than_a_handwritten_one(fused, tmp_path):
     model = onnx.load(export.to_onnx(fused(heads=(2, 3)), tmp_path / "levit.onnx"))
     counts = Counter(node.op_type for node in model.graph.node)
-    # Two convolutions, then three blocks of at most six linear layers, as 1x1 convolutions that hold their biases; no
-    # gather, slice or division.
+    # Two convolutions, then three blocks of at most six linear layers, which are 1x1 convolutions with biases. There
+    # is no gather, slice or division.
     assert counts.keys() <= {
         *("Conv", "HardSwish", "MatMul", "Add", "Softmax", "Transpose", "Reshape", "ReduceMean", "Gemm")
     }
@@ -70,7 +70,7 @@ def test_weights_keep_their_names(fused, tmp_path):
     for layer in ("mlp.expand", "mlp.contract", "attention.project_out"):
         weight = shapes[f"{block}.{layer}.weight"]
         assert shapes[f"{block}.{layer}.bias"] == weight[:1]
-    # Queries, keys and values.
+    # The weights of queries, keys and values.
     parts = [shapes[f"{block}.attention.project_in.linear.weight{end}"] for end in ("_1", "_2", "_3")]
     assert parts[0] == parts[1] and parts[2][0] == 2 * parts[0][0]
 
@@ -104,7 +104,7 @@ def test_pixels_are_normalised_in_the_graph(fused, drawn, expected, in_onnx_runt
     assert error(in_onnx_runtime(path, pixels), {"logits": logits}) < TOLERANCE
 
 
-def test_grey_pixels_and_statistics_of_ones_own(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
+def test_grey_pixels_and_custom_statistics(fused, drawn, expected, in_onnx_runtime, error, tmp_path):
     predict = fused(in_channels=1)
     pixels = drawn(predict, 2, np.uint8)
     preprocessing = data.Preprocessing(image_size=16, mean=(0.1,), std=(0.3,))
@@ -134,8 +134,8 @@ def test_a_backbone_has_one_output(fused, drawn, expected, in_onnx_runtime, erro
     assert error(in_onnx_runtime(path, images), {"output": expected(predict, images)}) < TOLERANCE
 
 
-class Own(eqx.Module):
-    """A module with a LeViT inside, and operations that LeViT has not."""
+class Custom(eqx.Module):
+    """A module of a user, with a LeViT inside and operations that LeViT does not use."""
 
     backbone: levitax.LeViT
     token: jax.Array
@@ -152,12 +152,14 @@ class Own(eqx.Module):
 
 
 @pytest.mark.parametrize("batch", [2, None])
-def test_a_module_of_ones_own(batch, make, randomise, drawn, key, in_onnx_runtime, error, tmp_path):
+def test_a_module_of_a_user(batch, make, randomise, drawn, key, in_onnx_runtime, error, tmp_path):
     backbone, state = randomise(*make())
-    own = Own(backbone, jax.random.normal(key, (24,), jnp.float32), eqx.nn.Linear(24, 6, dtype=jnp.float32, key=key))
-    predict = levitax.fuse(own, state)
+    custom = Custom(
+        backbone, jax.random.normal(key, (24,), jnp.float32), eqx.nn.Linear(24, 6, dtype=jnp.float32, key=key)
+    )
+    predict = levitax.fuse(custom, state)
     images = drawn(levitax.fuse(backbone, state), 2)
-    path = export.to_onnx(predict, tmp_path / "own.onnx", batch=batch, image_size=16)
+    path = export.to_onnx(predict, tmp_path / "custom.onnx", batch=batch, image_size=16)
     best, kept = jax.jit(lambda x: tuple(jax.vmap(predict)(x).values()))(images)
     results = in_onnx_runtime(path, images)
     assert error(results, {"output_0": best, "output_1": kept}) < TOLERANCE
@@ -174,7 +176,7 @@ def test_an_operation_that_cannot_be_written(make, randomise, tmp_path, unchecke
     backbone, state = randomise(*make())
     predict = levitax.fuse(Sorting(backbone), state)
     with pytest.raises(NotImplementedError, match=r"`sort`.*to_stablehlo"):
-        export.to_onnx(predict, tmp_path / "own.onnx", image_size=16)
+        export.to_onnx(predict, tmp_path / "custom.onnx", image_size=16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,7 +194,7 @@ def test_a_module_that_returns_no_real_arrays(outputs, named, tmp_path, unchecke
     predict = levitax.Predictor(*eqx.nn.make_with_state(Returning)(outputs))
     for write in (export.to_onnx, export.to_stablehlo):
         with pytest.raises(TypeError, match=f"The module returned {named} for an image; expected one or more arrays"):
-            write(predict, tmp_path / "own", image_size=4)
+            write(predict, tmp_path / "custom", image_size=4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,15 +257,15 @@ def test_options_that_do_not_fit(options, message, fused, unchecked, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_takes_a_classifier(fused, make, unchecked, tmp_path):
+def test_options_that_need_a_classifier(fused, make, unchecked, tmp_path):
     with pytest.raises(ValueError, match="no classes"):
         export.to_onnx(fused(num_classes=0), tmp_path / "levit.onnx", probabilities=True)
     model, state = make()
-    own = levitax.fuse(eqx.nn.Sequential([model]), state)
+    custom = levitax.fuse(eqx.nn.Sequential([model]), state)
     with pytest.raises(ValueError, match=r"`image_size` is missing.*`Sequential`"):
-        export.to_onnx(own, tmp_path / "levit.onnx")
+        export.to_onnx(custom, tmp_path / "levit.onnx")
     with pytest.raises(ValueError, match="`features` is True, which needs"):
-        export.to_onnx(own, tmp_path / "levit.onnx", image_size=16, features=True)
+        export.to_onnx(custom, tmp_path / "levit.onnx", image_size=16, features=True)
 
 
 def test_a_path_that_cannot_be_written(fused, tmp_path):
@@ -272,7 +274,7 @@ def test_a_path_that_cannot_be_written(fused, tmp_path):
         export.to_onnx(fused(), path)
 
 
-def test_what_was_there_stays_if_writing_fails(fused, tmp_path, monkeypatch):
+def test_the_old_file_stays_if_writing_fails(fused, tmp_path, monkeypatch):
     path = tmp_path / "levit.onnx"
     path.write_bytes(b"before")
 

@@ -28,7 +28,7 @@ def test_openvino_computes_what_jax_does(batch, fused, drawn, expected, in_openv
 
 @pytest.fixture
 def eight_bits(fused, drawn, tmp_path):
-    """A small model, 16 images, and the model as a file in 8 bits, calibrated on these images and 48 others."""
+    """A small model, 16 images, and the 8-bit file of the model, calibrated on these images and 48 others."""
     predict = fused()
     images = drawn(predict, 64)
     path = export.to_openvino_int8(predict, tmp_path / "levit.xml", images, batch=16)
@@ -40,12 +40,12 @@ def test_eight_bits(eight_bits, expected, in_openvino, error):
     results = in_openvino(path, images)["logits"]
     assert 1e-4 < error(results, expected(predict, images)) < 0.05
     in_float32 = _in_float32(openvino.Core().read_model(path))
-    # The rest is rounding of values that lie halfway between two of the 256.
+    # The remaining error is from rounding values halfway between two of the 256 levels.
     assert error(results, in_openvino(in_float32, images)["logits"]) < 0.005
 
 
 def _in_float32(model):
-    """Replaces what OpenVINO computes in 8 bits by the same arithmetic in float32."""
+    """Replaces 8-bit operations of OpenVINO with the same arithmetic in float32."""
     operations = openvino.opset13
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -64,7 +64,7 @@ def _in_float32(model):
     return model
 
 
-# Operations that move numbers and compute none.
+# Operations that move numbers without computing.
 _VIEWS = ("Reshape", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
 
 
@@ -77,7 +77,7 @@ def _is_quantised(value) -> bool:
 
 @pytest.mark.slow
 def test_products_of_eight_bits_cannot_saturate(eight_bits):
-    """Without VNNI, processors add two products of an unsigned and a signed byte as a signed number of 16 bits."""
+    """Without VNNI, processors add two products of an unsigned and a signed byte in a signed 16-bit integer."""
     with_weights, without_weights = 0, 0
     for node in openvino.Core().read_model(eight_bits[-1]).get_ops():
         if node.get_type_name() not in ("Convolution", "MatMul"):
@@ -91,7 +91,7 @@ def test_products_of_eight_bits_cannot_saturate(eight_bits):
         else:
             assert not _is_quantised(activation) and not _is_quantised(other)
             without_weights += 1
-    # Stem, two blocks, downsampling and head; and two products in each of the three attentions.
+    # With weights: stem, two blocks, downsampling and head. Without: two products in each of the three attentions.
     assert (with_weights, without_weights) == (2 + 2 * 4 + 5 + 1, 3 * 2)
 
 
@@ -135,7 +135,7 @@ def test_without_the_extra(missing, fused, drawn, tmp_path, monkeypatch):
         export.to_openvino_int8(predict, tmp_path / "levit.xml", drawn(predict, 32))
 
 
-# In a process of its own, as the telemetry is switched off in this one.
+# In a separate process, because the telemetry is switched off in this one.
 QUIET = """
 import sys, warnings
 warnings.simplefilter("error", RuntimeWarning)
@@ -150,5 +150,5 @@ assert "openvino_telemetry" not in sys.modules
 
 
 @pytest.mark.slow
-def test_no_process_is_forked_beside_the_threads_of_jax(tmp_path):
+def test_no_process_is_forked_after_jax_has_started_threads(tmp_path):
     subprocess.run([sys.executable, "-c", QUIET], cwd=tmp_path, check=True, capture_output=True)

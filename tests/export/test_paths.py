@@ -6,7 +6,7 @@ import pytest
 from levitax import export
 
 
-# What each is written by, and the ending of its name.
+# The function that writes each format, and the suffix of its files.
 WRITERS: dict[str, tuple[Any, str]] = {
     "onnx": (export.to_onnx, "onnx"),
     "openvino": (export.to_openvino, "xml"),
@@ -34,6 +34,6 @@ def test_a_url_is_refused_before_the_work(write, ending, scheme, tmp_path, monke
 
 
 @pytest.mark.parametrize(("write", "ending"), WRITERS.values(), ids=WRITERS)
-def test_what_is_no_path(write, ending, unchecked):
+def test_values_that_are_not_paths(write, ending, unchecked):
     with pytest.raises(TypeError, match="`path` is of type `NoneType`; expected a path"):
         write(None, None)

@@ -19,7 +19,7 @@ np.save(sys.argv[3], run(np.load(sys.argv[2]))["logits"])
 
 
 @pytest.mark.parametrize("batch", [None, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_was_written_runs_alone_and_to_the_bit(batch, fused, drawn, tmp_path):
+def test_an_exported_file_runs_without_levitax_and_is_exact_to_the_bit(batch, fused, drawn, tmp_path):
     predict = fused(image_size=(20, 13))
     images = drawn(predict, 2)
     path = export.to_stablehlo(predict, tmp_path / "levit.stablehlo", batch=batch)
@@ -31,7 +31,7 @@ def test_what_was_written_runs_alone_and_to_the_bit(batch, fused, drawn, tmp_pat
 
 
 def optimised(predict, images):
-    """The logits as a user has them: tests compile without most optimisations."""
+    """Returns the logits with all optimisations, as for a user; tests compile without most of them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
@@ -45,7 +45,7 @@ def test_other_platforms(fused, unchecked, tmp_path):
     assert jax.export.deserialize(bytearray(path.read_bytes())).platforms == ("cuda",)
 
 
-def test_platforms_that_there_are_not(fused, unchecked, tmp_path):
+def test_platforms_that_do_not_exist(fused, unchecked, tmp_path):
     with pytest.raises(ValueError, match=r"`platform` is 'cpuu'; expected one of .* Did you mean 'cpu'"):
         export.to_stablehlo(fused(), tmp_path / "levit.stablehlo", platforms=["cpuu"])
     with pytest.raises(TypeError, match=r'`platforms` is "cuda"; expected a sequence of names: `\("cuda",\)`'):

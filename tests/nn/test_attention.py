@@ -44,7 +44,7 @@ def test_attention_equals_loops_over_heads_queries_and_tokens(stride, grid, rand
     x = np.random.default_rng(0).normal(size=(rows * columns, 10)).astype(np.float32)
     table = np.asarray(attention.bias.table, np.float64)
 
-    # For each head, the channels are query, key and value together.
+    # The channels of each head are its query, key and value, in this order.
     positions = [(y, x) for y in range(0, rows, stride) for x in range(0, columns, stride)]
     if stride == 1:
         channels = linear_norm(attention.project_in.linear, state, x).reshape(-1, 2, 14)
@@ -99,7 +99,7 @@ def test_a_stride_of_two_halves_the_grid_and_rounds_up(grid, queries, randomise)
     ("keywords", "zero"),
     [({}, True), ({"stride": 2}, False), ({"zero_init": False}, False), ({"stride": 2, "zero_init": True}, True)],
 )
-def test_it_starts_at_zero_where_a_residual_goes_around_it(keywords, zero, key):
+def test_it_starts_at_zero_by_default_except_with_a_stride(keywords, zero, key):
     attention, state = eqx.nn.make_with_state(Attention)(
         10, (3, 4), heads=2, key_dim=4, value_dim=6, **keywords, key=key
     )
@@ -114,7 +114,7 @@ def test_dropout_follows_the_key_and_is_off_in_inference(randomise, key):
     x = jax.random.normal(key, (12, 10))
     first, again, other = (training(x, state, key=jax.random.key(seed))[0] for seed in (0, 0, 1))
     assert (first == again).all() and not (first == other).all()
-    # Both are dropped: half of the output, and in the rest, some of the weights.
+    # Dropout acts on half of the output, and on some of the attention weights.
     assert 0.2 < (first == 0).mean() < 0.8
     exact = inference(x, state)[0]
     kept = first != 0

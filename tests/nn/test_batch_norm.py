@@ -16,19 +16,19 @@ MOMENTUM, EPS = 0.1, 1e-5
 
 
 def make(channels=3, *, weight=(0.5, -1.0, 2.0), bias=(0.1, 0.0, -3.0), **keywords):
-    """A layer with a weight and a bias of its own, and its state."""
+    """Makes a layer with the given weight and bias, and its state."""
     layer, state = eqx.nn.make_with_state(BatchNorm)(channels, **keywords)
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (jnp.float32(weight), jnp.float32(bias))), state
 
 
 def draw(*shape, offset=0.0, seed=0):
-    """Channels of different spread about `offset`."""
+    """Draws channels of different spread about `offset`."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=shape) * np.array([0.5, 1.0, 3.0]) + offset).astype(np.float32)
 
 
 def in_pytorch(layer, x, mean, var):
-    """`torch.nn.BatchNorm1d` in float64, for `x` of shape (..., channels): output, running mean and variance."""
+    """Runs `torch.nn.BatchNorm1d` in float64 on `x` `(..., channels)`; returns output, running mean and variance."""
     x, weight, bias = (np.asarray(array, np.float64) for array in (x, layer.weight, layer.bias))
     x = x.reshape(-1, x.shape[-1])
     y = (x - x.mean(0)) / np.sqrt(x.var(0) + EPS) * weight + bias
@@ -37,13 +37,13 @@ def in_pytorch(layer, x, mean, var):
     return y, mean, var
 
 
-# In units of the smallest spread, the means are up to 2, 20 and 2,000.
+# The means are up to 2, 20 and 2,000 times the smallest spread.
 @pytest.mark.parametrize("offset", (0.0, 1.0, 10.0, 1000.0))
 def test_training_follows_pytorch_for_several_steps(offset):
     layer, state = make()
     mean, var = np.zeros(3), np.ones(3)
     step = jax.jit(levitax.batched(layer))
-    # A float32 mean cannot be closer to the true one than half its last bit.
+    # A float32 mean can be off by half its last bit.
     tolerance = 1e-5 + np.finfo(np.float32).eps * offset / 0.5
     for seed in range(4):
         x = draw(6, 7, 3, offset=offset, seed=seed)
@@ -57,7 +57,7 @@ def test_training_follows_pytorch_for_several_steps(offset):
 
 ROWS, COLUMNS, CHANNELS = 7, 8, 3
 
-# Sets values of a batch of maps that are unlike all others, given a random generator.
+# Functions that set outliers in a batch of maps, given a random generator.
 OUTLIERS = {
     "the first token": lambda x, far, rng: x[:, 0, 0].fill(far),
     "the first token of one image": lambda x, far, rng: x[rng.integers(len(x)), 0, 0].fill(far),
@@ -93,7 +93,7 @@ def test_statistics_are_exact_wherever_outliers_stand(where, dtype):
         close(np.asarray(y, np.float64).reshape(-1, CHANNELS), expected, atol=(1e-5 + rounded) * abs(expected).max())
         running = layer.running(new)
         close(running.mean, mean, atol=1e-6 * abs(exact).max())
-        # The running variance moves there from 1, whose last digit it keeps.
+        # The running variance starts at 1, so its absolute error is that of the last digit of 1.
         unbiased = exact.var(0, ddof=1)
         close(running.var, unbiased, atol=2e-7 + 1e-5 * unbiased.max())
 
@@ -101,8 +101,8 @@ def test_statistics_are_exact_wherever_outliers_stand(where, dtype):
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 @pytest.mark.parametrize("value", (1000.0, 1001.7, -7e4, 0.1))
 def test_a_constant_channel_becomes_the_bias(value, dtype):
-    # What is left of a mean that is rounded differently in two places is multiplied by 1 / sqrt(eps), 316. Some sizes
-    # of loops were right, others not.
+    # If a mean is rounded differently in two places, the difference is multiplied by 1 / sqrt(eps), 316. This once
+    # happened for some shapes only.
     for shape in ((8, 3136, 16), (3, 49, 5), (7, 1, 16)):
         layer, state = eqx.nn.make_with_state(BatchNorm)(shape[-1])
         y, _ = jax.jit(levitax.batched(layer))(jnp.full(shape, value, dtype), state)
@@ -129,7 +129,7 @@ def test_it_starts_as_in_pytorch(zero_init):
 
 def test_bfloat16_goes_in_and_out_and_statistics_stay_float32(error):
     layer, state = make()
-    # A mean that eight bits cannot hold: summed in bfloat16, the statistics would be far off.
+    # bfloat16 cannot represent this mean: statistics summed in bfloat16 would be far off.
     x = jnp.asarray(draw(64, 16, 3, offset=3.3), jnp.bfloat16)
     y, new = levitax.batched(layer)(x, state)
     exact, expected = levitax.batched(layer)(x.astype(jnp.float32), state)
@@ -170,7 +170,7 @@ def test_a_single_value_has_no_variance():
 
 @pytest.fixture
 def trained():
-    """A layer in inference whose statistics are not those of any batch."""
+    """A layer in inference mode, with statistics unlike those of any batch."""
     layer, state = make(inference=True)
     return layer, state.set(layer.statistics, RunningStatistics(jnp.float32([0.3, -1, 2]), jnp.float32([0.1, 2, 5])))
 

@@ -34,7 +34,7 @@ def test_the_derivatives_are_those_of_a_plain_convolution(height, width, kernel,
         for index, shape in enumerate([(5, 3, kernel, kernel), x.shape, (5, 3, kernel, kernel)])
     )
 
-    # As arguments: XLA before jax 0.8.2 folds a program of constants to a wrong second derivative of `plain`.
+    # Inputs are arguments, because XLA before jax 0.8.2 folds constants to a wrong second derivative of `plain`.
     @partial(jax.jit, static_argnums=0)
     def derivatives(convolution, x, weight, tangents):
         loss = lambda x, weight: jnp.sin(convolution(x, weight, stride)).sum()
@@ -66,7 +66,7 @@ def test_many_channels_of_bfloat16_are_convolved_in_it(images, key, error):
 
 
 @pytest.mark.parametrize(("channels", "is_product"), [(63, False), (64, True)])
-def test_on_the_cpu_that_is_a_product(channels, is_product):
+def test_convolutions_with_many_channels_are_products_on_the_cpu(channels, is_product):
     x, weight = jnp.ones((9, 8, channels), jnp.bfloat16), jnp.ones((5, channels, 3, 3), jnp.bfloat16)
     lowered = (
         jax.jit(lambda x, weight: convolve(x, weight, 2)).trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()

@@ -29,12 +29,12 @@ def stateful(layer, *args, **keywords):
 
 
 def is_uniform(array, bound):
-    """Within the bound, reaching it, and spread as evenly."""
+    """Whether the values are spread evenly within the bound and reach it."""
     array = np.asarray(array)
     return 0.998 * bound < np.abs(array).max() <= bound and abs(array.std() / (bound / math.sqrt(3)) - 1) < 0.02
 
 
-# Initialisation: levit-facts.md, section A.5.
+# Initialisation.
 
 
 def test_linear_maps_start_uniform_as_in_pytorch(key):
@@ -106,11 +106,11 @@ def test_the_vit_pytorch_network_starts_as_there(make):
         assert all((layer.bias != 0).any() for layer in nodes(part, (LinearNorm, ConvNorm, NormLinear)))
 
 
-# What each layer computes.
+# The computation of each layer.
 
 
 def convolve(x, weight, bias, stride):
-    """Padded by one pixel on every side, as PyTorch's `padding=1`."""
+    """Convolves by loops, with one pixel of padding on every side, as PyTorch's `padding=1`."""
     height, width, _ = x.shape
     x = np.pad(x.astype(np.float64), ((1, 1), (1, 1), (0, 0)))
     y = np.zeros((-(-height // stride), -(-width // stride), len(weight)))
@@ -203,7 +203,7 @@ def test_drop_path_drops_all_or_nothing_and_keeps_the_expectation(rate):
     assert abs(dropped.mean() - rate) < four_sigma
 
 
-def test_drop_path_hands_everything_through_in_inference_and_at_rate_zero(key):
+def test_drop_path_changes_nothing_in_inference_and_at_rate_zero(key):
     x = jnp.array([1.0, -2.0])
     for layer in (DropPath(0.5, inference=True), eqx.nn.inference_mode(DropPath(0.5)), DropPath(0.0)):
         assert (layer(x) == x).all() and (layer(x, key=key) == x).all()
@@ -219,7 +219,7 @@ def block(randomise, stride=1, rate=0.0):
 
 
 @pytest.mark.parametrize("stride", (1, 2))
-def test_a_block_goes_around_its_parts_but_not_around_a_shrinking_attention(stride, randomise, key):
+def test_a_block_has_residual_connections_except_around_a_shrinking_attention(stride, randomise, key):
     layer, state = eqx.nn.inference_mode(block(randomise, stride))
     x = jax.random.normal(key, (12, 8))
     y, _ = layer.attention(x, state)
@@ -228,7 +228,7 @@ def test_a_block_goes_around_its_parts_but_not_around_a_shrinking_attention(stri
     np.testing.assert_allclose(layer(x, state)[0], expected, rtol=1e-6)
 
 
-# At this rate nothing survives.
+# At this rate every residual branch is dropped.
 @pytest.mark.parametrize("stride", (1, 2))
 def test_a_block_drops_its_residual_branches_and_never_a_shrinking_attention(stride, randomise, key):
     layer, state = block(randomise, stride, rate=1 - 1e-7)

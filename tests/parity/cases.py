@@ -1,20 +1,20 @@
-"""What is compared, and how closely."""
+"""The cases and tolerances of the comparisons."""
 
 from typing import Any, NamedTuple
 
 import levitax
 
 
-# Largest error over largest magnitude, tensor by tensor. Never loosened.
+# Limits for the largest error over the largest magnitude of each tensor. Never loosen them.
 FORWARD = 1e-5
 BACKWARD = 1e-4
 STATISTICS = 1e-4
-# Ours against the reference's float32, over the reference's bfloat16 against it.
+# The bfloat16 error of levitax over the bfloat16 error of the reference, both against the reference's float32.
 BFLOAT16_RATIO = 1.0
 
 PUBLISHED = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 
-# The example of vit-pytorch's README, and of the Flax port after it; its dropout is off where numbers are compared.
+# The example in the README of vit-pytorch and of its Flax port. Dropout is off where numbers are compared.
 VIT_PYTORCH_EXAMPLE: dict[str, Any] = {
     "num_classes": 1000,
     "stages": 3,
@@ -27,14 +27,14 @@ VIT_PYTORCH_EXAMPLE: dict[str, Any] = {
 
 
 class Size(NamedTuple):
-    """Pixels of the images, and those that the reference must be told to arrive at the same grid.
+    """The size of the images, and the size to give the reference so that it has the same grid.
 
-    The references round the grid down, though their convolutions round it up.
+    The references round the grid down, although their convolutions round it up.
     """
 
     height: int
     width: int
-    told: tuple[int, int]
+    requested: tuple[int, int]
 
 
 SQUARE = Size(224, 224, (224, 224))
@@ -47,9 +47,9 @@ SMOOTHING = 0.1
 
 
 TIMM_GRADIENTS: dict[str, Any] = {**levitax.VARIANTS["levit_128s"], "image_size": (128, 160), "num_classes": 100}
-# The derivative of hard-swish jumps at -3 and 3. A rounding error that carries one activation across is a change of one
-# in a thousand in some gradients of the last stage, and over ten steps PyTorch's own float32 parts from its float64 by
-# up to 2e-1. With SiLU it stays within 9e-6, so that is where many steps are compared.
+# The derivative of hard-swish jumps at -3 and 3. A rounding error that moves one activation across a jump changes some
+# gradients of the last stage by 1e-3. Over ten steps, the float32 and float64 results of PyTorch differ by up to 2e-1.
+# With SiLU they differ by at most 9e-6, so comparisons of many steps use SiLU.
 TIMM_TRAINING: dict[str, Any] = {**TIMM_GRADIENTS, "activation": "silu"}
 VIT_PYTORCH_TRAINING: dict[str, Any] = {
     "network": "vit_pytorch",
@@ -66,7 +66,7 @@ VIT_PYTORCH_TRAINING: dict[str, Any] = {
 
 
 def evaluation_cases() -> list[tuple[str, str, Size]]:
-    """A name, a variant and a size for each comparison with timm in inference."""
+    """Returns a name, a variant and a size for each comparison with timm in inference."""
     sizes = [("square", variant, SQUARE) for variant in levitax.VARIANTS]
     sizes += [("rectangle", variant, RECTANGLE) for variant in levitax.VARIANTS]
     sizes += [("odd", "levit_192", ODD)]
@@ -75,7 +75,7 @@ def evaluation_cases() -> list[tuple[str, str, Size]]:
 
 def check_forward(errors: dict[str, Any]) -> None:
     """Asserts that maps and logits are close enough."""
-    # One by one: the `max` of a list with NaN in it may be any of the others.
+    # One by one, because the `max` of a list with NaN may be another element.
     for name, error in errors.items():
         assert error <= FORWARD, (name, error)
 

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def optimised() -> Iterator[None]:
-    """Compiles as for a user; the other tests spend less time on it."""
+    """Compiles with all optimisations, as for a user. The other tests compile faster without them."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,11 +1,11 @@
-"""Records what timm, transformers and vit-pytorch compute, in `goldens/` beside this script.
+"""Records the outputs of timm, transformers and vit-pytorch in `goldens/`, next to this script.
 
-From the root of the repository, in an environment of its own (torchvision pulls gigabytes):
+Run it from the root of the repository, in a separate environment (torchvision pulls gigabytes):
 
     pip install torch torchvision timm transformers vit-pytorch && pip install -e .[train]
     python -m tests.parity.make_goldens [PART OF A NAME]
 
-The authors' names of the arrays live on in timm 0.6.13, and mmpretrain needs nothing but its files:
+timm 0.6.13 still uses the authors' names of the arrays, and mmpretrain needs only its files:
 
     pip install --no-deps -t /tmp/old timm==0.6.13 mmpretrain
     PYTHONPATH=/tmp/old:. python -m tests.parity.make_goldens written-official
@@ -29,7 +29,7 @@ SAMPLES_PER_WEIGHT = 32
 
 
 def record_timm(name: str, variant: str, size: cases.Size) -> None:
-    """Inference of a variant with both heads and with one."""
+    """Records inference of a variant with both heads and with one."""
     images = numbers.images(2, size.height, size.width)
     both = references.timm(variant, size, distilled=True)
     references.fill(both)
@@ -43,13 +43,13 @@ def record_timm(name: str, variant: str, size: cases.Size) -> None:
 
 
 def record_training(name: str, reference, keywords: dict[str, Any]) -> None:
-    """First gradients, and parameters, statistics, losses and logits after some steps."""
+    """Records the first gradients, and parameters, statistics, losses and logits after some steps."""
     references.fill(reference)
     height, width = keywords["image_size"]
     images = numbers.images(cases.TRAINING_BATCH, height, width)
     labels = numbers.labels(cases.TRAINING_BATCH, keywords["num_classes"])
     gradients, final, results = references.train(reference, images, labels)
-    # A gradient has no statistics; zeros stand in for them.
+    # There are no gradients of statistics; zeros replace them.
     zeros = {name: np.zeros_like(array) for name, array in final.items()}
     gradients = ours.by_path(zeros | gradients, **keywords)
     record = {f"gradient:{path}": array for path, array in gradients.items() if not path.endswith((".mean", ".var"))}
@@ -58,7 +58,7 @@ def record_training(name: str, reference, keywords: dict[str, Any]) -> None:
 
 
 def record_written(layout: LayoutName, make_reference: Callable[[str], Any], variants: Iterable[str]) -> None:
-    """What we write in a layout, as it was when the reference took it, strictly, and computed these logits from it."""
+    """Records the arrays that levitax writes in a layout, and the logits of the reference that loaded them strictly."""
     record = {}
     for variant in variants:
         print(f"written-{layout}-{variant}", flush=True)
@@ -74,7 +74,7 @@ def record_written(layout: LayoutName, make_reference: Callable[[str], Any], var
 
 
 def record_recipe() -> None:
-    """Clipping, schedules, mixing, distillation, augmentation, and twenty steps of it all."""
+    """Records clipping, schedules, mixing, distillation, augmentation, and twenty steps of the whole recipe."""
     small = recipe_references.clipped() | recipe_references.schedules() | recipe_references.mixed()
     small |= recipe_references.distilled() | recipe_references.augmented()
     records.save("recipe", small)

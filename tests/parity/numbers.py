@@ -1,8 +1,8 @@
 """Weights, statistics and images for comparisons, from a generator that any language can repeat.
 
-The numbers of a tensor follow from its name alone: element i of the tensor called `name` is
+The numbers of a tensor depend on its name alone: element i of the tensor called `name` is
 `splitmix64(fnv1a64(name) + (i + 1) * 0x9E3779B97F4A7C15) >> 40`, over 2**24, in [0, 1).
-A fresh LeViT starts with residual branches that are zero, on which any two implementations agree; these do not.
+The residual branches of a fresh LeViT are zero, so any two implementations agree on it. These numbers show differences.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 
-# The weights of the normalisations that end a residual branch, in timm, transformers and vit-pytorch. At 1 the
-# gradients grow so steeply towards the stem that PyTorch's own float32 is 4e-4 off its float64.
+# The weights of the normalisations that end a residual branch, in timm, transformers and vit-pytorch. If they are 1,
+# gradients grow so steeply towards the stem that PyTorch's float32 differs from its float64 by 4e-4.
 RESIDUAL_ENDS = re.compile(
     r"\.attn\.proj\.ln\.bn\.weight$|\.ln2\.bn\.weight$"
     r"|\.module\.(projection|linear_down)\.batch_norm\.weight$"
@@ -24,7 +24,7 @@ RESIDUAL_ENDS = re.compile(
 
 
 def uniform(name: str, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """float32 numbers in [low, high) that depend on `name` and the position only."""
+    """Returns float32 numbers in [low, high) that depend only on `name` and the position."""
     seed = 0xCBF29CE484222325
     for byte in name.encode():
         seed = (seed ^ byte) * 0x100000001B3 % 2**64
@@ -38,7 +38,7 @@ def uniform(name: str, shape: tuple[int, ...], low: float = -1.0, high: float = 
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of a PyTorch parameter or buffer, spread so that activations keep their size through the network."""
+    """Returns a PyTorch parameter or buffer, scaled so that activations keep their size through the network."""
     if name.endswith("running_mean"):
         return uniform(name, shape, -0.5, 0.5)
     if name.endswith("running_var"):
@@ -54,20 +54,20 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return uniform(name, shape, 0.15, 0.45)
     if len(shape) == 1:
         return uniform(name, shape, 0.5, 1.5)
-    # At a gain of 1 the residuals of a deep network pile up until the softmaxes saturate, and rounding errors grow a
-    # hundredfold in any implementation; at 0.5 nothing of the image arrives at the end.
+    # At a gain of 1, the residuals of a deep network add up until softmax saturates, and rounding errors grow a
+    # hundredfold in any implementation. At 0.5, the output does not depend on the image.
     gain = 0.8 if math.prod(shape[2:]) == 1 else 1.0
     bound = gain * math.sqrt(3 / math.prod(shape[1:]))
     return uniform(name, shape, -bound, bound)
 
 
 def images(batch: int, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A batch of images, channels last: patches of 32 pixels in a colour of their own, and noise."""
+    """Returns a batch of images, channels last: patches of 32 pixels in different colours, and noise."""
     rows, columns = np.arange(height) // 32, np.arange(width) // 32
     patches = uniform("patches", (batch, rows[-1] + 1, columns[-1] + 1, channels), -2, 2)
     return patches[:, rows][:, :, columns] + uniform("noise", (batch, height, width, channels))
 
 
 def labels(batch: int, classes: int) -> np.ndarray:
-    """A label for each image."""
+    """Returns a label for each image."""
     return np.floor(uniform("labels", (batch,), 0.0, classes)).astype(np.int32)

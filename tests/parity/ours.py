@@ -1,4 +1,4 @@
-"""What levitax computes, in the form of `references.py`."""
+"""The computations of levitax, with the interface of `references.py`."""
 
 from typing import Any
 
@@ -20,31 +20,31 @@ KEY = jax.random.key(0)
 
 
 def generate(layout: LayoutName, **keywords) -> Arrays:
-    """The numbers that belong to the names which the reference gives to the arrays of a model."""
+    """Returns arrays under the reference's names, with the numbers of these names."""
     model, state = _zeros(**keywords)
     arrays = levitax.weights.state_dict(model, state, layout=layout)
     return {name: numbers.tensor(name, array.shape) for name, array in arrays.items() if array.dtype == np.float32}
 
 
 def load(arrays: Arrays, **keywords) -> tuple[Any, eqx.nn.State]:
-    """A model with the reference's weights and statistics."""
+    """Makes a model with the reference's weights and statistics."""
     model, state = _zeros(**keywords)
     return levitax.weights.load_into(model, state, arrays)
 
 
 def make(layout: LayoutName, **keywords) -> tuple[Any, eqx.nn.State]:
-    """A model with the numbers that belong to the reference's names."""
+    """Makes a model with the numbers of the reference's names."""
     return load(generate(layout, **keywords), **keywords)
 
 
 def write(layout: LayoutName, variant: str) -> Arrays:
-    """A variant with two heads and the numbers of timm's names, as we write it in a layout."""
+    """Returns a variant with two heads and the numbers of timm's names, as levitax writes it in a layout."""
     model, state = make("timm", **{**levitax.VARIANTS[variant], "distillation": True})
     return levitax.weights.state_dict(model, state, layout=layout)
 
 
 def by_path(arrays: Arrays, **keywords) -> Arrays:
-    """The reference's arrays under our paths."""
+    """Returns the reference's arrays under the paths of levitax."""
     model, state = load(arrays, **keywords)
     return levitax.weights.state_dict(model, state, layout="levitax")
 
@@ -67,7 +67,7 @@ def _evaluate(model, state, images):
 
 
 def evaluate(model, state, images: np.ndarray) -> Arrays:
-    """The map at the end of each stage, flat over the tokens, and the logits, in inference."""
+    """Returns the map at the end of each stage, flat over the tokens, and the logits, in inference."""
     maps, logits = _evaluate(eqx.nn.inference_mode(model), state, jnp.asarray(images))
     record = {f"stage{index}": value.reshape(len(images), -1, value.shape[-1]) for index, value in enumerate(maps)}
     return {name: np.asarray(value) for name, value in {**record, "logits": logits}.items()}

@@ -11,7 +11,7 @@ from .numbers import Arrays
 
 
 def clipped() -> Arrays:
-    """Gradients after timm's adaptive clipping."""
+    """Returns the gradients after timm's adaptive clipping."""
     from timm.utils.agc import adaptive_clip_grad
 
     parameters, gradients = recipe_cases.parameters_and_gradients()
@@ -23,7 +23,7 @@ def clipped() -> Arrays:
 
 
 def schedules() -> Arrays:
-    """The learning rate of each epoch as the official script sets it: by timm's schedule, after the epoch."""
+    """Returns the learning rate of each epoch as the official script sets it: by timm's schedule, after the epoch."""
     from timm.scheduler import CosineLRScheduler
 
     values = {}
@@ -42,7 +42,7 @@ def schedules() -> Arrays:
 
 
 def mixed() -> Arrays:
-    """Images and smoothed targets after timm's mixing, with given draws in place of random ones."""
+    """Returns images and smoothed targets after timm's mixing, with fixed numbers in place of random draws."""
     from timm.data import Mixup
 
     values = {}
@@ -54,7 +54,7 @@ def mixed() -> Arrays:
             randint=mock.Mock(side_effect=centre),
         )
         mixup = Mixup(0.8, 1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=10)
-        # The draw of whether to mix at all comes before that of how.
+        # timm first draws whether to mix, then how.
         draws.rand.side_effect = [0.0, draws.rand.return_value]
         with mock.patch("numpy.random", draws):
             mixed, targets = mixup(references._nchw(images), torch.from_numpy(labels).long())
@@ -76,7 +76,7 @@ def distillation_loss(heads, labels, teacher, *, kind: str, alpha: float, temper
 
 
 def distilled() -> Arrays:
-    """Losses with a teacher, and their gradients in the logits of both heads."""
+    """Returns losses with a teacher, and their gradients with respect to the logits of both heads."""
     values = {}
     for kind, alpha, temperature in (("hard", 0.5, 1.0), ("soft", 0.3, 3.0)):
         *logits, labels = map(torch.from_numpy, recipe_cases.distilled())
@@ -90,7 +90,7 @@ def distilled() -> Arrays:
 
 
 def trained(eps: float) -> tuple[Arrays, Arrays, np.ndarray]:
-    """Parameters and statistics after some steps of the whole recipe, their moving average, and the losses."""
+    """Returns parameters and statistics after steps of the whole recipe, their moving average, and the losses."""
     from timm.optim import param_groups_weight_decay
     from timm.utils import ModelEma
     from timm.utils.agc import adaptive_clip_grad
@@ -130,19 +130,19 @@ def trained(eps: float) -> tuple[Arrays, Arrays, np.ndarray]:
 
 
 def augmented() -> Arrays:
-    """What timm's operations of RandAugment do to a picture, at some strengths and both signs."""
+    """Returns an image after each of timm's RandAugment operations, at some strengths and both signs."""
     from PIL import Image
     from timm.data import auto_augment
 
     values = {}
-    picture = Image.fromarray(recipe_cases.picture())
+    image = Image.fromarray(recipe_cases.image())
     keywords = {"fillcolor": recipe_cases.FILL, "resample": Image.Resampling.BICUBIC}
     for ours, theirs in recipe_cases.OPERATIONS.items():
         for strength in recipe_cases.STRENGTHS:
             level = auto_augment.LEVEL_TO_ARG[theirs]
-            # Negative where a number above one half is drawn.
+            # timm negates the level if a number above one half is drawn.
             with mock.patch("random.random", return_value=0.9 if strength < 0 else 0.1):
                 arguments = () if level is None else level(10 * abs(strength), {})
-            result = auto_augment.NAME_TO_OP[theirs](picture, *arguments, **keywords)
+            result = auto_augment.NAME_TO_OP[theirs](image, *arguments, **keywords)
             values[f"augmented:{ours}:{strength}"] = np.asarray(result)
     return values

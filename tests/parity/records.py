@@ -1,4 +1,4 @@
-"""Records of named arrays: sampled for keeping, and compared."""
+"""Samples, stores and compares records of named arrays."""
 
 import hashlib
 from pathlib import Path
@@ -24,8 +24,8 @@ def sample(record: Arrays, samples: int) -> Arrays:
 def errors(ours: Arrays, theirs: Arrays) -> Arrays:
     """For each array the largest error over the largest magnitude of theirs, whole or as sampled by `sample`.
 
-    The gradient of a bias is held against that of its layer's weight where that is larger: in front of a normalisation,
-    it is zero but for rounding.
+    The gradient of a bias is compared relative to the gradient of its layer's weight if that is larger: before a
+    normalisation, it is zero except for rounding.
     """
     if any(name.endswith(":scale") for name in theirs):
         names = {name for name in theirs if not name.endswith(":scale")}
@@ -37,7 +37,7 @@ def errors(ours: Arrays, theirs: Arrays) -> Arrays:
     for name in ours:
         if name.startswith("gradient:") and name.endswith(".bias"):
             scales[name] = max(scales[name], scales[name.removesuffix("bias") + "weight"])
-    # An array of zeros must be met exactly, as the bias table of a single token by its gradient.
+    # If the reference is all zeros, ours must be exactly zero: the gradient of the bias table of a single token, say.
     tiny = np.finfo(np.float32).tiny
     return {
         name: np.abs(array.ravel() - theirs[name].ravel()).max() / max(scales[name], tiny)
@@ -46,7 +46,7 @@ def errors(ours: Arrays, theirs: Arrays) -> Arrays:
 
 
 def digest(record: Arrays) -> bytes:
-    """A hash of all names, shapes, types and numbers."""
+    """Returns a hash of all names, shapes, dtypes and numbers."""
     sha = hashlib.sha256()
     for name in sorted(record):
         array = np.ascontiguousarray(record[name])
@@ -55,12 +55,12 @@ def digest(record: Arrays) -> bytes:
 
 
 def save(name: str, record: Arrays) -> None:
-    """Keeps a record in the goldens."""
+    """Writes a record to the goldens."""
     GOLDENS.mkdir(exist_ok=True)
     np.savez_compressed(GOLDENS / f"{name}.npz", allow_pickle=False, **record)
 
 
 def load(name: str) -> Arrays:
-    """A record from the goldens."""
+    """Reads a record from the goldens."""
     with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
         return dict(file)

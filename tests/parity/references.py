@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false
-"""The PyTorch implementations, filled with the numbers of `numbers.py`, and what they compute.
+"""The computations of the PyTorch implementations, with the weights of `numbers.py`.
 
-timm is imported only where it is used: it needs a torchvision that fits torch.
+The functions that use timm import it, because it needs a torchvision that fits torch.
 """
 
 import copy
@@ -19,7 +19,7 @@ from .numbers import Arrays
 
 
 def fill(model: torch.nn.Module, arrays: Arrays | None = None) -> Arrays:
-    """Puts arrays into the model, by default the numbers that belong to their names, and returns them."""
+    """Loads arrays into the model, by default the numbers of their names, and returns them."""
     tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     if arrays is None:
         arrays = {name: numbers.tensor(name, tuple(value.shape)) for name, value in tensors.items()}
@@ -31,21 +31,21 @@ def fill(model: torch.nn.Module, arrays: Arrays | None = None) -> Arrays:
 
 
 def timm(variant: str, size: cases.Size, *, distilled: bool, **options: Any) -> torch.nn.Module:
-    """timm's model of that name."""
+    """Returns timm's model of that name."""
     import timm.models.levit as levit
 
-    return levit.create_levit(variant, distilled=distilled, img_size=size.told, **options)
+    return levit.create_levit(variant, distilled=distilled, img_size=size.requested, **options)
 
 
 def official(variant: str, **keywords: Any) -> torch.nn.Module:
-    """The model of timm before 2023, whose arrays are named as in the authors' repository."""
+    """Returns the model of timm before 2023, which names its arrays as the authors' repository does."""
     import timm.models.levit as levit
 
     return getattr(levit, variant)(**keywords)
 
 
 def mmpretrain(variant: str) -> torch.nn.Module:
-    """mmpretrain's backbone and head, from their two files: the packages below them need compilers and OpenCV."""
+    """Returns mmpretrain's backbone and head, from two files: its dependencies need compilers and OpenCV."""
     nn = torch.nn
 
     class Module(nn.Module):
@@ -96,7 +96,7 @@ def mmpretrain(variant: str) -> torch.nn.Module:
 
 
 def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000, teacher: bool) -> torch.nn.Module:
-    """transformers' model with the sizes of a published variant."""
+    """Returns transformers' model with the sizes of a published variant."""
     import transformers as hf
 
     import levitax
@@ -114,15 +114,15 @@ def transformers(variant: str, *, image_size: int = 224, num_labels: int = 1000,
     return (hf.LevitForImageClassificationWithTeacher if teacher else hf.LevitForImageClassification)(config)
 
 
-def preprocess(picture: np.ndarray) -> np.ndarray:
-    """A picture as transformers prepares it for its LeViT, channels last."""
+def preprocess(image: np.ndarray) -> np.ndarray:
+    """Returns an image as transformers prepares it for its LeViT, channels last."""
     from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 
-    return LevitImageProcessorPil()(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    return LevitImageProcessorPil()(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
 
 
 def vit_pytorch(**keywords: Any) -> torch.nn.Module:
-    """vit-pytorch's model, from its one file: the package imports dozens of others, and torchvision."""
+    """Returns vit-pytorch's model, from its one file: the package imports dozens of others, and torchvision."""
     package = importlib.util.find_spec("vit_pytorch")
     assert package is not None and package.submodule_search_locations is not None
     module = _from_file("vit_pytorch_levit", Path(package.submodule_search_locations[0]) / "levit.py")
@@ -142,7 +142,7 @@ def _from_file(name: str, path: Path):
 
 
 def stage_ends(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The module that gives the map at the end of each stage, before it is shrunk."""
+    """Returns the modules that compute the map at the end of each stage, before downsampling."""
     if hasattr(model, "backbone"):
         return list(model.backbone)[::2]
     if hasattr(model, "levit"):
@@ -152,7 +152,7 @@ def stage_ends(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def heads(output) -> list[torch.Tensor]:
-    """The logits of each head."""
+    """Returns the logits of each head."""
     if hasattr(output, "cls_logits"):
         return [output.cls_logits, output.distillation_logits]
     if hasattr(output, "logits"):
@@ -161,7 +161,7 @@ def heads(output) -> list[torch.Tensor]:
 
 
 def logits(output) -> torch.Tensor:
-    """What the model predicts: the mean over its heads."""
+    """Returns the prediction of the model: the mean over its heads."""
     return torch.stack(heads(output)).mean(0)
 
 
@@ -187,21 +187,21 @@ def evaluate(model: torch.nn.Module, images: np.ndarray) -> Arrays:
 
 
 def predict(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """The logits alone, in inference."""
+    """Returns the logits alone, in inference."""
     model.eval()
     with torch.inference_mode():
         return logits(model(_nchw(images))).numpy()
 
 
 def pooled(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """The mean token of transformers' backbone, in inference."""
+    """Returns the mean token of transformers' backbone, in inference."""
     model.eval()
     with torch.inference_mode():
         return model(_nchw(images)).pooler_output.numpy()
 
 
 def bfloat16_error(model: torch.nn.Module, images: np.ndarray) -> float:
-    """Largest error of the logits under bfloat16 autocast, over their largest magnitude in float32."""
+    """Returns the largest error of the logits under bfloat16 autocast, over their largest magnitude in float32."""
     model.eval()
     with torch.inference_mode():
         exact = logits(model(_nchw(images)))
@@ -238,7 +238,7 @@ def train(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tup
 
 
 def training_outputs(model: torch.nn.Module, images: np.ndarray, dtype: Any) -> tuple[np.ndarray, Arrays]:
-    """The logits of each head in training, computed in `dtype`, and all parameters and buffers after it in float32."""
+    """Returns the logits of each head in training, in `dtype`, and then all parameters and buffers, in float32."""
     model = copy.deepcopy(model).to(torch.float64 if dtype == np.float64 else torch.float32).train()
     outputs = heads(model(_nchw(images.astype(dtype))))
     after = {name: value.float().numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
@@ -250,7 +250,7 @@ def _nchw(images: np.ndarray) -> torch.Tensor:
 
 
 def replace_activation(model: torch.nn.Module, activation: torch.nn.Module) -> None:
-    """Puts another activation in place of every hard-swish."""
+    """Replaces every hard-swish with another activation."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, torch.nn.Hardswish):

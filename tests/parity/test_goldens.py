@@ -1,4 +1,4 @@
-"""levitax against what the references computed once, as recorded by `make_goldens.py`."""
+"""Compares levitax with the outputs of the references, as recorded by `make_goldens.py`."""
 
 from collections.abc import Collection
 
@@ -15,7 +15,7 @@ from . import cases, numbers, ours, records
 
 
 def test_the_generator_is_the_documented_one():
-    # In integers of unlimited size, as another language would check its own.
+    # Repeats the generator in integers of unlimited size.
     mask = 2**64 - 1
     seed = 0xCBF29CE484222325
     for byte in b"images":
@@ -73,7 +73,7 @@ def test_bfloat16_is_as_close_as_in_timm():
 
 
 @pytest.mark.slow
-def test_a_file_in_bfloat16_is_as_close_as_the_references_own(tmp_path):
+def test_a_file_in_bfloat16_is_as_close_as_the_reference_in_bfloat16(tmp_path):
     golden = records.load("timm-levit_256-square")
     model, state = ours.make("timm", **levitax.VARIANTS["levit_256"])
     sizes = {}
@@ -160,7 +160,7 @@ WRITTEN: dict[LayoutName, Collection[str]] = {
     "variant",
     [pytest.param(variant, marks=[pytest.mark.slow] * (variant != "levit_128s")) for variant in levitax.VARIANTS],
 )
-def test_what_is_written_is_what_the_references_took_and_reads_back_bit_by_bit(variant):
+def test_written_arrays_are_those_the_references_loaded_and_read_back_exactly(variant):
     model, state = ours.make("timm", **{**levitax.VARIANTS[variant], "distillation": True})
     golden = only_logits(records.load(f"timm-{variant}-square"))
     for layout, variants in WRITTEN.items():
@@ -169,7 +169,7 @@ def test_what_is_written_is_what_the_references_took_and_reads_back_bit_by_bit(v
         written = records.load(f"written-{layout}")
         arrays = levitax.weights.state_dict(model, state, layout=layout)
         assert records.digest(arrays) == written[f"{variant}:digest"].tobytes(), layout
-        # Their logits from what was written, and from the numbers that it was made of.
+        # The reference's logits from the written arrays, and from the original numbers.
         theirs = {name: written[f"{variant}:{name}"] for name in ("logits", "logits:scale")}
         assert np.abs(theirs["logits"] - golden["logits"]).max() <= cases.FORWARD * golden["logits:scale"]
         loaded = levitax.load(arrays)

@@ -1,7 +1,7 @@
-"""levitax against transformers and vit-pytorch, run side by side: whole arrays, all published variants.
+"""Runs levitax, transformers and vit-pytorch side by side and compares whole arrays, for all published variants.
 
-Needs the extra `parity`, and for its one file vit-pytorch: `pip install --no-deps vit-pytorch`. What is not
-installed is not compared with.
+Needs the extra `parity`, and vit-pytorch for its one file: `pip install --no-deps vit-pytorch`. Comparisons with
+packages that are not installed are skipped.
 """
 
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from . import cases, numbers, ours, records
 if find_spec("torch") is None:
     pytest.skip("torch not installed", allow_module_level=True)
 
-# Only here: it imports torch.
+# Imported here because it imports torch.
 from . import references
 
 
@@ -34,7 +34,7 @@ needs_vit_pytorch = needs("vit_pytorch", "einops")
 
 
 def assert_taken_back(reference, arrays):
-    """What we write is what the reference has, bit by bit, and it takes all of it, and nothing else, for its own."""
+    """Asserts that the arrays equal the reference's bit by bit, and that it loads them strictly."""
     kept = {name: value.numpy().copy() for name, value in reference.state_dict().items()}
     assert records.digest(arrays) == records.digest(kept)
     references.fill(
@@ -44,7 +44,7 @@ def assert_taken_back(reference, arrays):
 
 
 def assert_goes_both_ways(reference, model, state, layout):
-    """Both compute the same, and the reference still does with what we write."""
+    """Asserts that both compute the same, also after the reference has loaded the arrays that levitax writes."""
     images = numbers.images(2, 224, 224)
     theirs = references.evaluate(reference, images)
     cases.check_forward(records.errors(ours.evaluate(model, state, images), theirs))
@@ -68,7 +68,7 @@ def assert_equal_training(reference, arrays, keywords, *, steps=True):
 
 
 def timm_numbers(**keywords):
-    """The numbers of timm's names under transformers' names, for which rounding does not decide the training."""
+    """Returns the numbers of timm's names under transformers' names; with them, rounding does not change training."""
     arrays = levitax.weights.state_dict(
         *ours.make("timm", **{**keywords, "activation": "hard_swish"}), layout="transformers"
     )
@@ -149,7 +149,7 @@ def test_ten_steps_follow_vit_pytorch(distillation):
 
 @needs_transformers
 def test_ten_steps_follow_transformers():
-    # With SiLU, as the comparison with timm: see `cases.TIMM_TRAINING`. transformers has the activation built in.
+    # With SiLU, as in the comparison with timm: see `cases.TIMM_TRAINING`. transformers has the activation built in.
     keywords = {**cases.TIMM_TRAINING, "image_size": (128, 128)}
     reference = references.transformers("levit_128s", teacher=True, image_size=128, num_labels=100)
     references.replace_activation(reference, references.torch.nn.SiLU())
@@ -167,7 +167,7 @@ def test_fused_model_equals_transformers():
     cases.check_forward(records.errors({"logits": np.asarray(logits)}, theirs))
 
 
-# Values from 0 to 1 of images `(batch, height, width, channels)`, and what is unlike the rest of them.
+# The value of most pixels, from 0 to 1, and the index of outliers in images `(batch, height, width, channels)`.
 OUTLIERS = {
     "a white pixel on grey": (0.5, np.s_[:, 0, 0]),
     "a white corner on black": (0.0, np.s_[:, :8, :8]),
@@ -199,7 +199,7 @@ def test_batch_statistics_are_as_exact_as_in_transformers_wherever_outliers_stan
         exact, theirs = by_path(exact), by_path(theirs)
         statistics = levitax.weights.state_dict(model, new, layout="levitax")
         statistics = {name: statistics[name] for name in exact}
-        # Which of the two is closer is chance, as the rest of the error is that of products and is as large.
+        # It is chance which of the two is closer, because products cause an error that is as large.
         worst = lambda found, of: max(records.errors(found, of).values())
         assert worst({"": our_logits}, {"": exact_logits}) < 4 * worst({"": their_logits}, {"": exact_logits})
         assert worst(statistics, exact) < 4 * worst(theirs, exact)

@@ -1,4 +1,4 @@
-"""The recipe against what timm and PyTorch computed once, as recorded by `make_goldens.py`."""
+"""Compares the recipe with the outputs of timm and PyTorch, as recorded by `make_goldens.py`."""
 
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ def close(array, golden, *, limit=1e-6):
 
 def test_clipping(golden):
     parameters, gradients = recipe_cases.parameters_and_gradients()
-    # A table has two axes more here; which axis counts the heads is what matters.
+    # Tables have two more axes here; only the axis of the heads matters.
     shape = lambda name, array: array.reshape(4, 3, 3) if name == "table" else array
     parameters, gradients = (
         {name: shape(name, array) for name, array in tree.items()} for tree in (parameters, gradients)
@@ -60,7 +60,7 @@ def test_schedules(golden, name):
     close(schedule(by_epoch=True)(middle), golden[f"schedule:{name}"], limit=1e-6)
     close(schedule(by_epoch=True, late=True)(middle), golden[f"schedule:{name}:official"], limit=1e-6)
     assert len(set(golden[f"schedule:{name}:official"][:2])) == 1
-    # By step it is the same at the beginning of each epoch.
+    # A schedule by step has the same rates at the start of each epoch.
     close(schedule()(7 * np.arange(epochs)), golden[f"schedule:{name}"], limit=1e-6)
 
 
@@ -90,10 +90,10 @@ def test_distillation(golden, kind, alpha, temperature):
 
 @pytest.mark.parametrize("name", recipe_cases.OPERATIONS)
 def test_operations_of_rand_augment(golden, name):
-    picture = Image.fromarray(recipe_cases.picture())
+    image = Image.fromarray(recipe_cases.image())
     for strength in recipe_cases.STRENGTHS:
-        result = np.asarray(apply(name, picture, strength, recipe_cases.FILL)).astype(int)
-        # Pillow's filters may round otherwise from one version to the next.
+        result = np.asarray(apply(name, image, strength, recipe_cases.FILL)).astype(int)
+        # Pillow's filters may round differently in other versions.
         assert np.abs(result - golden[f"augmented:{name}:{strength}"]).max() <= 1
 
 

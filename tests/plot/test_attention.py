@@ -12,7 +12,7 @@ from levitax import plot
 
 
 def shown(figure) -> list[np.ndarray]:
-    """What lies on top in each panel that shows something."""
+    """Returns the topmost array of each panel that is not empty."""
     return [np.asarray(panel.images[-1].get_array()) for panel in figure.axes if panel.images]
 
 
@@ -21,7 +21,7 @@ def titles(figure) -> list[str]:
 
 
 def framed(panel) -> list[float]:
-    """Left, top, right and bottom of the frame around the query."""
+    """Returns left, top, right and bottom of the frame around the query."""
     (frame,) = panel.patches
     return frame.get_bbox().extents.tolist()
 
@@ -33,7 +33,7 @@ def test_biases_are_seen_from_a_token_in_the_middle(make, randomise):
         assert titles(figure) == ["stage 1, head 1", "stage 2, head 1", "stage 2, head 2"]
         maps = shown(figure)
         assert [map.shape for map in maps] == [(7, 7), (3, 3), (3, 3)]
-        # The first block of the second stage is the one that shrinks, which has the grid of the stage before.
+        # The first block of the second stage downsamples, so its grid is that of the first stage.
         biases = [model.stages[0].blocks[block].attention.bias, model.stages[1].blocks[block % 2 + 1].attention.bias]
         for map, bias in zip(maps, (biases[0].table[0], *biases[1].table), strict=True):
             middle = np.array(map.shape) // 2
@@ -49,7 +49,7 @@ def test_biases_are_drawn_as_they_are_added_to_the_scores():
     )  # fmt: skip
     added = model.stages[0].blocks[0].attention.bias()
     first = shown(plot.attention_biases(model))[0]
-    # From the first token, in the corner, on: the lower right quarter of what is seen from the middle.
+    # The biases of the first token, in the corner, are the lower right quarter of the map around the centre.
     np.testing.assert_allclose(first[3:, 3:].ravel(), added[0, 0], rtol=1e-6)
 
 
@@ -76,11 +76,11 @@ def test_maps_lie_over_the_image(channels):
         assert below.get_extent() == above.get_extent()
         np.testing.assert_allclose(np.asarray(below.get_array()).reshape(image.shape), image, rtol=1e-6)
         np.testing.assert_allclose(np.asarray(above.get_array()), weights[head, 6].reshape(3, 4), rtol=1e-6)
-        # The third token of the second row, of 8x8 pixels.
+        # The third token of the second row; tokens have 8x8 pixels.
         assert framed(panel) == [16, 8, 24, 16]
 
 
-def test_without_a_query_it_is_the_mean_and_nothing_is_framed():
+def test_without_a_query_the_mean_is_drawn_and_nothing_is_framed():
     weights = np.random.default_rng(0).dirichlet(np.ones(12), size=(2, 12))
     figure = plot.attention_maps(np.zeros((24, 32, 1)), weights, grid=(3, 4))
     np.testing.assert_allclose(shown(figure), weights.mean(1).reshape(2, 3, 4), rtol=1e-5)
@@ -89,7 +89,7 @@ def test_without_a_query_it_is_the_mean_and_nothing_is_framed():
 
 @pytest.mark.slow
 def test_the_maps_of_every_block_are_drawn_and_queries_framed_where_they_are(make, randomise, images):
-    # Odd, so that the last row and column of queries is that of the last tokens.
+    # Odd grids, so that the last row and column of queries is that of the last tokens.
     model, state = randomise(*make(image_size=(20, 12)))
     image = jax.nn.sigmoid(images(20, 12, 3))
     first, second = model.attention_maps(image, state)
@@ -102,13 +102,13 @@ def test_the_maps_of_every_block_are_drawn_and_queries_framed_where_they_are(mak
     plot.attention_maps(image, second[1], grid=model.config.grid(1), query=5)
 
 
-def test_pictures_have_no_ground_and_can_be_saved(make, randomise, tmp_path):
+def test_figures_have_a_transparent_background_and_can_be_saved(make, randomise, tmp_path):
     from PIL import Image
 
     model, _ = randomise(*make())
     plot.attention_biases(model).savefig(tmp_path / "biases.png")
-    with Image.open(tmp_path / "biases.png") as picture:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    with Image.open(tmp_path / "biases.png") as image:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
     assert alpha[0, 0] == 0 and alpha.max() == 255
 
 
@@ -119,7 +119,7 @@ def test_no_window_and_no_global_figure_is_made(make):
     assert not plt.get_fignums()
 
 
-def test_what_cannot_be_drawn_is_refused(make, unchecked):
+def test_arguments_that_cannot_be_drawn_are_refused(make, unchecked):
     model, state = make()
     with pytest.raises(TypeError, match=r"`Predictor`; expected a `levitax.LeViT`"):
         plot.attention_biases(levitax.fuse(model, state))  # type: ignore[reportArgumentType]
@@ -157,13 +157,13 @@ def test_maps_that_do_not_fit_are_refused(change, message, unchecked):
         plot.attention_maps(**arguments)
 
 
-def test_several_maps_are_not_one(unchecked):
+def test_a_list_of_maps_is_refused_where_one_belongs(unchecked):
     maps: Any = (np.zeros((2, 12, 12)),)
     with pytest.raises(TypeError, match=r"`weights` is of type `tuple`; .*\[stage\]\[block\]"):
         plot.attention_maps(np.zeros((24, 32, 1)), maps, grid=(3, 4))
 
 
-def test_without_matplotlib_the_way_out_is_told(make, monkeypatch):
+def test_without_matplotlib_the_error_says_what_to_install(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(

@@ -13,12 +13,12 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 def test_curves_have_the_numbers_of_the_epochs():
     history = [
-        {"epoch": epoch, "train_loss": 2 / epoch, "test_loss": 1 / epoch, "test_accuracy": 1 - 0.5 / epoch}
+        {"epoch": epoch, "train_loss": 2 / epoch, "validation_loss": 1 / epoch, "validation_accuracy": 1 - 0.5 / epoch}
         for epoch in (1, 2, 4)
     ]
     losses, errors = plot.training_curves(history).axes
     lines = {line.get_label(): line.get_ydata() for line in losses.get_lines()}
-    np.testing.assert_allclose(lines["test"], [1, 0.5, 0.25])
+    np.testing.assert_allclose(lines["validation"], [1, 0.5, 0.25])
     np.testing.assert_allclose(errors.get_lines()[0].get_ydata(), [50, 25, 12.5])
     with pytest.raises(ValueError, match="`history` is empty"):
         plot.training_curves([])
@@ -30,7 +30,7 @@ def test_predictions_show_errors_first_and_no_image_of_weight_0():
     figure = plot.predictions([(batch, np.eye(2, dtype=np.float32)[guesses])], class_names=("a", "b"))
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["a, not b", "a", "b"]
-    assert "66.7% of 3 test images" in figure.get_suptitle()
+    assert "66.7% of 3 images" in figure.get_suptitle()
     with pytest.raises(ValueError, match="no images"):
         plot.predictions([], class_names=("a", "b"))
 

@@ -19,7 +19,7 @@ def image(images):
 
 
 def moved_blobs(**maxima):
-    """Where a blob 8 pixels to the right of the centre goes, with each of the keys, in pixels from the centre."""
+    """Returns the position of a blob after transforms with each key. It starts 8 pixels to the right of the centre."""
     rows, columns = np.meshgrid(np.arange(41.0) - 20, np.arange(41.0) - 20, indexing="ij")
     blob = jnp.asarray(np.exp(-(rows**2 + (columns - 8) ** 2) / 8)[:, :, None], jnp.float32)
     moved = np.asarray(jax.jit(jax.vmap(lambda key: random_affine(blob, **maxima, key=key)[:, :, 0]))(KEYS))
@@ -28,7 +28,7 @@ def moved_blobs(**maxima):
 
 
 def spreads_over(values, low, high):
-    """All within the limits, and on both sides near them."""
+    """Whether all values are within the limits and come near both of them."""
     margin = 0.1 * (high - low)
     return low - 0.01 <= values.min() < low + margin and high - margin < values.max() <= high + 0.01
 
@@ -37,27 +37,27 @@ def test_without_maxima_it_is_the_identity(image, key):
     np.testing.assert_allclose(random_affine(image, fill=0.5, key=key), image, rtol=0, atol=1e-6)
 
 
-def test_shifts_are_at_most_as_asked_for():
+def test_shifts_are_within_the_maximum():
     rows, columns = moved_blobs(max_shift=3.0)
     assert spreads_over(rows, -3, 3) and spreads_over(columns - 8, -3, 3)
     assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.5
 
 
-def test_rotations_are_at_most_as_asked_for():
+def test_rotations_are_within_the_maximum():
     rows, columns = moved_blobs(max_rotation=30.0)
     assert spreads_over(np.degrees(np.arctan2(rows, columns)), -30, 30)
     np.testing.assert_allclose(np.hypot(rows, columns), 8, atol=0.01)
 
 
-def test_changes_of_size_are_at_most_as_asked_for():
+def test_changes_of_size_are_within_the_maximum():
     rows, columns = moved_blobs(max_scale=0.2)
     assert spreads_over(columns / 8, 0.8, 1.2)
     np.testing.assert_allclose(rows, 0, atol=0.01)
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_fill_comes_in_from_outside(index, image):
-    # As if the image had lain in the middle of a large one of that colour.
+def test_pixels_from_outside_have_the_fill_colour(index, image):
+    # The same as moving a larger image, padded with the fill colour.
     margins = (9, 9), (9, 9), (0, 0)
     large = random_affine(jnp.pad(image, margins, constant_values=7.0), **ALL, key=KEYS[index])
     filled = random_affine(image, **ALL, fill=7.0, key=KEYS[index])

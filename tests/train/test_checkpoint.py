@@ -29,13 +29,13 @@ def train_state(make, randomise, key) -> TrainState:
 
 @pytest.fixture
 def fresh(make) -> TrainState:
-    """What a run starts with that finds a checkpoint."""
+    """The train state with which a resumed run starts, before it restores."""
     model, state = make(**SMALL)
     return TrainState(model, state, OPTIMIZER, ema_decay=0.9, key=jax.random.key(1))
 
 
 def at(train_state: TrainState, step: int) -> TrainState:
-    """The train state after so many steps, each of which has added 1 to the bias of the head."""
+    """Returns the train state after `step` steps, each of which adds 1 to the bias of the head."""
     where = lambda train_state: (train_state.step, train_state.model.head.classification.bias)
     return eqx.tree_at(where, train_state, (jnp.int32(step), jnp.full(5, step, jnp.float32)))
 
@@ -58,7 +58,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_what_is_restored_is_what_was_saved(train_state, fresh, tmp_path):
+def test_saved_and_restored_train_states_are_equal(train_state, fresh, tmp_path):
     progress = {"history": [{"loss": 0.1 + 0.2}], "losses": [1e-30, 3]}
     with Checkpoints(tmp_path / "run", description={"seed": 0}) as checkpoints:
         assert checkpoints.restore(fresh) is None and checkpoints.latest is None
@@ -73,7 +73,7 @@ def test_what_is_restored_is_what_was_saved(train_state, fresh, tmp_path):
     assert not eqx.tree_equal(fresh, at(train_state, 3))
 
 
-def test_the_last_ones_stay_and_the_best(train_state, fresh, tmp_path):
+def test_the_last_checkpoints_and_the_best_are_kept(train_state, fresh, tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.3}
     save(tmp_path, train_state, *scores, scores=scores)
     assert names(tmp_path) == {"2", "4", "5"}
@@ -87,7 +87,7 @@ def test_the_last_ones_stay_and_the_best(train_state, fresh, tmp_path):
     assert names(tmp_path) == {"6", "7", "8"}
 
 
-def test_any_that_is_there_can_be_restored(train_state, fresh, tmp_path):
+def test_every_kept_checkpoint_can_be_restored(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2, 3, scores={1: 0.9, 2: 0.1, 3: 0.2})
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best == (1, 0.9)
@@ -96,7 +96,7 @@ def test_any_that_is_there_can_be_restored(train_state, fresh, tmp_path):
         assert checkpoints.restore(fresh, step=4) is None
 
 
-def test_of_one_that_is_corrupt_nothing_is_restored(train_state, fresh, tmp_path):
+def test_a_corrupt_checkpoint_restores_nothing(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     truncate(tmp_path / "1")
     with Checkpoints(tmp_path) as checkpoints, pytest.warns(UserWarning, match="/1` is corrupt"):
@@ -112,14 +112,14 @@ def test_steps_are_numbers(step, kind, train_state, fresh, tmp_path):
             checkpoints.restore(fresh, step=step)
 
 
-def test_nothing_is_saved_before_what_is_there(train_state, tmp_path):
+def test_a_step_before_the_latest_is_not_saved(train_state, tmp_path):
     save(tmp_path, train_state, 5)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"at step 3, but .* a checkpoint of step 5. Resume from that one"):
             checkpoints.save(at(train_state, 3), {"number": 3})
 
 
-def test_what_cannot_be_saved_is_an_error_and_no_warning(train_state, tmp_path):
+def test_progress_that_cannot_be_saved_is_an_error_not_a_warning(train_state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(TypeError, match="not JSON serializable"):
             checkpoints.save(train_state, {"loss": jnp.float32(1)})
@@ -127,7 +127,7 @@ def test_what_cannot_be_saved_is_an_error_and_no_warning(train_state, tmp_path):
         Checkpoints(tmp_path, max_to_keep=0)
 
 
-def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fresh, tmp_path):
+def test_saving_an_existing_step_again_changes_nothing(train_state, fresh, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for score in (0.5, 0.5, None):
             checkpoints.save(at(train_state, 1), {"number": 1}, score=score)
@@ -139,7 +139,7 @@ def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fres
 
 
 @pytest.mark.parametrize(
-    ("progress", "score", "told"),
+    ("progress", "score", "scores"),
     [
         ({"number": 1}, 0.9, r"\(0\.5, now 0\.9\)"),
         ({"number": 1}, 0.1, r"\(0\.5, now 0\.1\)"),
@@ -147,10 +147,10 @@ def test_a_step_that_is_there_is_left_if_nothing_is_lost_by_it(train_state, fres
     ],
     ids=("better", "worse", "progress"),
 )
-def test_a_step_that_is_there_is_not_saved_with_other_progress_or_another_score(
-    progress, score, told, train_state, fresh, tmp_path
+def test_an_existing_step_is_not_saved_with_other_progress_or_another_score(
+    progress, score, scores, train_state, fresh, tmp_path
 ):
-    message = f"/1` was saved before with other progress or another score {told}.*first `save` of a step"
+    message = f"/1` was saved before with other progress or another score {scores}.*first `save` of a step"
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(train_state, 1), {"number": 1}, score=0.5)
         with pytest.raises(ValueError, match=message):
@@ -162,7 +162,7 @@ def test_a_step_that_is_there_is_not_saved_with_other_progress_or_another_score(
             checkpoints.save(at(train_state, 1), progress, score=score)
 
 
-def test_a_first_score_for_a_step_that_is_there_is_refused(train_state, tmp_path):
+def test_a_first_score_for_an_existing_step_is_refused(train_state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(train_state, 1), {"number": 1})
         with pytest.raises(ValueError, match=r"another score \(None, now 0\.9\)"):
@@ -170,7 +170,7 @@ def test_a_first_score_for_a_step_that_is_there_is_refused(train_state, tmp_path
         assert checkpoints.best is None
 
 
-def test_a_step_of_another_run_is_not_taken_for_this_ones(train_state, fresh, tmp_path):
+def test_a_step_of_another_run_is_not_taken_for_one_of_this_run(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"/1` was written by another run.*`restore`, or choose another folder"):
@@ -198,7 +198,7 @@ def test_scores_may_be_numbers_of_numpy_and_jax(train_state, tmp_path):
         assert checkpoints.best == (2, 0.5)
 
 
-def test_a_best_that_was_deleted_is_told_and_chosen_anew(train_state, tmp_path):
+def test_a_deleted_best_checkpoint_warns_and_is_chosen_anew(train_state, tmp_path):
     save(tmp_path, train_state, 1, 2, 3, scores={1: 0.9, 2: 0.1, 3: 0.2})
     shutil.rmtree(tmp_path / "1")
     with pytest.warns(UserWarning, match="The best checkpoint, of step 1, is no longer in"):
@@ -216,7 +216,7 @@ def test_a_file_is_no_folder(tmp_path):
         Checkpoints(tmp_path / "run")
 
 
-def test_nothing_is_saved_after_the_end(train_state, tmp_path):
+def test_nothing_is_saved_after_closing(train_state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at(train_state, 1), {"number": 1})
     checkpoints.close()
@@ -237,7 +237,7 @@ checkpoints.save(train_state, {})
 
 
 @pytest.mark.slow
-def test_a_save_that_the_end_of_the_program_cuts_off_is_not_lost_in_silence(tmp_path):
+def test_a_save_cut_off_by_the_end_of_the_program_is_reported(tmp_path):
     program = [sys.executable, "-c", UNCLOSED]
     result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     saved = (tmp_path / "run" / "0").exists()
@@ -252,14 +252,14 @@ def test_a_url_is_no_folder(folder, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_json_would_change_is_refused(train_state, tmp_path):
+def test_values_that_json_would_change_are_refused(train_state, tmp_path):
     nested = {"losses": [{3: 0.5}]}
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(TypeError, match=r"`progress\.losses` has the key 3, which JSON would turn into a string"):
             checkpoints.save(train_state, nested)
     with pytest.raises(TypeError, match=r"`description\.losses` has the key 3"):
         Checkpoints(tmp_path, description=nested)
-    # It would differ from itself.
+    # NaN differs from itself, so a description with it would never match.
     with pytest.raises(ValueError, match=r"`description\.rate` is nan; expected a finite number"):
         Checkpoints(tmp_path, description={"rate": float("nan")})
 
@@ -273,14 +273,14 @@ def test_metrics_may_be_nan(train_state, fresh, tmp_path):
     assert restored is not None and np.isnan(restored.progress["loss"]) and np.isposinf(restored.progress["best"])
 
 
-def test_a_value_that_is_absent_differs_from_that_word(train_state, tmp_path):
+def test_an_absent_value_differs_from_the_string_absent(train_state, tmp_path):
     with Checkpoints(tmp_path, description={"teacher": "absent"}) as checkpoints:
         checkpoints.save(train_state, {})
     with pytest.raises(ValueError, match='`teacher` was "absent" and is absent'):
         Checkpoints(tmp_path, description={})
 
 
-def test_the_arrays_lie_where_those_of_the_new_run_do(train_state, fresh, tmp_path):
+def test_restored_arrays_have_the_sharding_of_the_new_run(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1)
     restored = restore(tmp_path, fresh)
     same = jax.tree.map(
@@ -349,25 +349,25 @@ def test_the_latest_is_whole(damage, message, train_state, tmp_path):
 
 
 @damages
-def test_a_corrupt_one_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
+def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(damage, message, train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     damage(tmp_path / "2")
     with pytest.warns(UserWarning, match=rf"(?s)/2` is corrupt \(.*{message}.*`corrupt-2` and skipped"):
         restored = restore(tmp_path, fresh)
     assert eqx.tree_equal(restored, at(train_state, 1))
     assert names(tmp_path) == {"1", "corrupt-2"}
-    # And the step can be saved again.
+    # The step can be saved again.
     save(tmp_path, train_state, 2)
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 2))
 
 
-def test_a_deleted_one_leaves_the_one_before(train_state, fresh, tmp_path):
+def test_a_deleted_checkpoint_leaves_the_one_before(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     shutil.rmtree(tmp_path / "2")
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
 
 
-def test_with_all_of_them_corrupt_nothing_is_begun_over_them(train_state, fresh, tmp_path):
+def test_a_run_does_not_start_over_checkpoints_that_are_all_corrupt(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     for step in ("1", "2"):
         truncate(tmp_path / step)
@@ -379,7 +379,7 @@ def test_with_all_of_them_corrupt_nothing_is_begun_over_them(train_state, fresh,
         assert names(tmp_path) == {"1", "2"}
 
 
-def test_of_another_run_it_is_refused_with_the_differences(train_state, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_with_the_differences(train_state, tmp_path):
     run = {"model": {"dim": (16,), "depth": 1}, "recipe": {"epochs": 3, "mixup": 0.8}, "seed": 0}
     with Checkpoints(tmp_path, description=run) as checkpoints:
         checkpoints.save(train_state, {})
@@ -398,7 +398,7 @@ def test_of_another_run_it_is_refused_with_the_differences(train_state, tmp_path
     assert "seed" not in message and "dim" not in message
 
 
-def test_of_another_model_it_is_refused_with_the_differences(train_state, make, key, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_with_the_differences(train_state, make, key, tmp_path):
     save(tmp_path, train_state, 1)
     model, state = make(**SMALL | {"dim": 24})
     wider = TrainState(model, state, OPTIMIZER, ema_decay=0.9, key=key)
@@ -407,7 +407,7 @@ def test_of_another_model_it_is_refused_with_the_differences(train_state, make, 
             checkpoints.restore(wider)
 
 
-def test_without_an_average_it_is_refused(train_state, make, key, tmp_path):
+def test_a_checkpoint_without_an_average_is_refused(train_state, make, key, tmp_path):
     save(tmp_path, train_state, 1)
     model, state = make(**SMALL)
     without = TrainState(model, state, OPTIMIZER, key=key)
@@ -416,7 +416,7 @@ def test_without_an_average_it_is_refused(train_state, make, key, tmp_path):
             checkpoints.restore(without)
 
 
-def test_without_space_training_goes_on_and_the_last_good_one_stays(train_state, fresh, monkeypatch, tmp_path):
+def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(train_state, fresh, monkeypatch, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(train_state, 1), {"number": 1}, score=0.5)
         checkpoints.wait()
@@ -431,7 +431,7 @@ def test_without_space_training_goes_on_and_the_last_good_one_stays(train_state,
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 3))
 
 
-# The system refuses larger files than this, as a full disk does. It cannot be lifted again, so a process of its own.
+# The limit on file size makes writing fail, as on a full disk. It cannot be lifted, so this runs in a new process.
 WRITING_FAILS = """
 import resource, signal, sys, warnings
 import equinox as eqx, jax, levitax, optax
@@ -457,17 +457,17 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 
 
 @pytest.mark.slow
-def test_where_writing_fails_training_goes_on(tmp_path):
+def test_if_writing_fails_training_goes_on(tmp_path):
     result = subprocess.run([sys.executable, "-c", WRITING_FAILS, tmp_path], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    told, latest = result.stdout.splitlines()[-2:]
-    assert "step 1 could not be saved" in told and f"`{tmp_path / '0'}`" in told
+    warned, latest = result.stdout.splitlines()[-2:]
+    assert "step 1 could not be saved" in warned and f"`{tmp_path / '0'}`" in warned
     assert latest == str(tmp_path / "0")
 
 
-def test_what_is_half_written_counts_for_nothing(train_state, fresh, tmp_path):
+def test_a_half_written_checkpoint_is_ignored(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1)
-    # As Orbax names it while it writes; a process that is killed leaves it.
+    # Orbax uses this name while it writes; a killed process leaves it behind.
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
     assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
     assert names(tmp_path) == {"1"}

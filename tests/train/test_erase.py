@@ -10,12 +10,12 @@ from levitax.train import random_erase
 
 KEYS = jax.random.split(jax.random.key(0), 1000)
 HEIGHT, WIDTH = 48, 60
-# No noise reaches it.
+# A value that the noise never has.
 PAPER = 99.0
 
 
 def erase_all(image, probability):
-    """With each of the keys."""
+    """Erases the image with each of the keys."""
     erase = jax.vmap(lambda key: random_erase(image, probability=probability, key=key))
     return np.asarray(jax.jit(erase)(KEYS))
 
@@ -27,13 +27,13 @@ def erased():
 
 @pytest.fixture(scope="module")
 def boxes(erased):
-    """Top, left, height and width of what is gone from each."""
+    """Top, left, height and width of the erased box of each image."""
     gone = erased[..., 0] != PAPER
     rows, columns = gone.any(2), gone.any(1)
     return np.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)])
 
 
-def test_what_is_gone_is_one_rectangle_of_all_channels(erased, boxes):
+def test_one_rectangle_of_all_channels_is_erased(erased, boxes):
     gone = erased != PAPER
     assert np.array_equal(gone[..., 0], gone[..., 1])
     top, left, rows, columns = (side[:, None, None] for side in boxes)
@@ -45,13 +45,13 @@ def test_areas_are_drawn_from_2_to_33_percent(boxes):
     share = boxes[2] * boxes[3] / (HEIGHT * WIDTH)
     # Sides are rounded to pixels.
     assert 0.015 < share.min() < 0.03 and 0.32 < share.max() < 0.345
-    # Evenly, but for long ones that do not fit.
+    # Drawn evenly, except that long boxes may not fit.
     assert abs((share < 0.1767).mean() - 0.5) < 0.05
 
 
 def test_shapes_are_drawn_from_three_to_ten_to_ten_to_three(boxes):
     share = boxes[2] * boxes[3] / (HEIGHT * WIDTH)
-    # Of small areas every shape fits, and rounding changes no large one much.
+    # Small boxes fit in every shape, and boxes above 5 % are hardly changed by rounding.
     ratio = np.log(boxes[2] / boxes[3])[(share > 0.05) & (share < 0.15)]
     limit = np.log(1 / 0.3)
     assert -1.1 * limit < ratio.min() < -0.9 * limit and 0.9 * limit < ratio.max() < 1.1 * limit
@@ -67,7 +67,7 @@ def test_places_are_drawn_evenly(boxes):
     assert abs(np.corrcoef(top / (HEIGHT - rows + 1), left / (WIDTH - columns + 1))[0, 1]) < 0.1
 
 
-def test_noise_is_normal_and_each_number_its_own(erased):
+def test_noise_is_normal_and_drawn_for_each_value(erased):
     noise = erased[erased != PAPER]
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     assert abs((np.abs(noise) > 2).mean() - 0.0455) < 0.002
@@ -77,7 +77,7 @@ def test_noise_is_normal_and_each_number_its_own(erased):
 
 
 @pytest.mark.parametrize("probability", (0.0, 0.6, 1.0))
-def test_it_erases_with_the_probability_asked_for(probability):
+def test_it_erases_with_the_given_probability(probability):
     share = (erase_all(jnp.full((8, 8, 1), PAPER), probability) != PAPER).any((1, 2, 3)).mean()
     assert abs(share - probability) <= 0.06 * (0 < probability < 1)
 
@@ -88,7 +88,7 @@ def test_a_probability_is_a_share(probability, images, unchecked):
         random_erase(images(8, 8, 1), probability=probability, key=KEYS[0])
 
 
-def test_a_batch_is_no_image(images, unchecked):
+def test_a_batch_is_refused_where_an_image_belongs(images, unchecked):
     with pytest.raises(ValueError, match=r"`image` has shape \(2, 8, 8, 1\); .* use `jax.vmap`"):
         random_erase(images(2, 8, 8, 1), key=KEYS[0])
 
@@ -125,6 +125,6 @@ def test_the_dtype_is_kept(images, dtype):
 
 
 @pytest.mark.parametrize("shape", ((1, 1, 3), (1, 200, 1)))
-def test_where_no_rectangle_fits_nothing_is_erased(images, shape):
+def test_if_no_rectangle_fits_nothing_is_erased(images, shape):
     image = images(*shape)
     assert (erase_all(image, 1.0) == np.asarray(image)).all()

@@ -55,7 +55,7 @@ def test_logits_are_those_of_single_images(predictor, batch_size, trained, x):
 def test_loss_and_accuracy_are_those_of_single_images(predictor, batch_size, trained, x):
     predict = predictor(*trained)
     logits = one_by_one(predict, x)
-    # The first four are right.
+    # The labels of the first four images match the predictions.
     labels = (logits.argmax(-1) + (np.arange(IMAGES) >= 4)) % 5
     evaluation = evaluate(predict, x, labels, batch_size=batch_size)
     assert evaluation.loss == pytest.approx(cross_entropies(logits, labels).mean(), rel=1e-5)
@@ -63,7 +63,7 @@ def test_loss_and_accuracy_are_those_of_single_images(predictor, batch_size, tra
 
 
 class Pixels(eqx.Module):
-    """Its logits are the pixels of the image, and NaN where all are 0."""
+    """A model whose logits are the pixels of the image, or NaN if all pixels are 0."""
 
     def __call__(self, image, state, *, key=None):
         del key
@@ -78,9 +78,9 @@ def draw(images, classes):
     return rng.normal(size=(images, 1, classes, 1)).astype(np.float32), rng.integers(0, classes, images)
 
 
-# Below five classes all of them are among the five likeliest.
+# With fewer than five classes, every class is in the top 5.
 @pytest.mark.parametrize("classes", (2, 4, 5, 6, 10))
-def test_every_number_is_what_it_says(classes):
+def test_every_metric_matches_its_definition(classes):
     x, labels = draw(40, classes)
     logits = x.reshape(40, classes)
     loss, accuracy, top5, confusion = evaluate(PIXELS, x, labels, batch_size=16)
@@ -102,9 +102,9 @@ def test_the_accuracy_of_a_class_without_images_is_nan():
     np.testing.assert_array_equal(evaluation.per_class, [0.75, np.nan, 0])
 
 
-def test_what_weighs_nothing_does_not_count():
+def test_images_of_weight_zero_do_not_count():
     x, labels = draw(12, 6)
-    # Black images, which the predictor makes NaN of, and others with labels of their own.
+    # Images of weight 0: black ones, whose logits are NaN, and others that would change the metrics.
     counts = np.arange(12) % 3 != 1
     filled = np.where((np.arange(12) % 2 == 1)[:, None, None, None] & ~counts[:, None, None, None], 0, x)
     assert np.isnan(predict_logits(PIXELS, filled)).any()
@@ -145,7 +145,7 @@ def test_labels_and_weights_are_checked(weights, labels, message, convert):
     for table, array in ((weights, all_weights), (labels, all_labels)):
         for row, value in table.items():
             array[row] = value
-    # In the second batch, the images of the first are counted too.
+    # The number of an image in the second batch includes the images of the first.
     for size in (12, 3):
         batches = [
             EvalBatch(*map(convert, (x[i : i + size], all_labels[i : i + size], all_weights[i : i + size])))
@@ -184,7 +184,7 @@ def test_as_many_labels_as_images():
             evaluate_batches(PIXELS, [EvalBatch(x, labels, weights)])
 
 
-def test_what_weighs_nothing_may_have_any_label_and_weights_may_be_of_any_kind():
+def test_images_of_weight_zero_may_have_any_label_and_weights_any_dtype():
     x, labels = draw(6, 6)
     expected = evaluate(PIXELS, x[:4], labels[:4])
     labels[4:] = -100, 6
@@ -195,14 +195,14 @@ def test_what_weighs_nothing_may_have_any_label_and_weights_may_be_of_any_kind()
         np.testing.assert_array_equal(ours.confusion, expected.confusion)
 
 
-def test_a_model_that_says_nan_has_no_likeliest_class():
+def test_nan_logits_have_no_likeliest_class():
     x, labels = draw(12, 6)
     x[[7, 9]] = 0
     for numbers in (labels, np.zeros(12, int)):
         with pytest.raises(ValueError, match=r"Image 7 has largest logit nan, and 1 more .*weights and this image"):
             evaluate(PIXELS, x, numbers, batch_size=6)
     assert np.isnan(predict_logits(PIXELS, x)).all(1).tolist() == [row in (7, 9) for row in range(12)]
-    # A class that is ruled out has an order; an overflow has none.
+    # A logit of -inf rules a class out. An infinite largest logit is an overflow.
     flat = levitax.Predictor(Flat(), eqx.nn.State(Flat()))
     x, labels = draw(6, 6)
     x[2, 0, 3], labels[2] = -np.inf, 1
@@ -225,7 +225,7 @@ def test_arrays_on_an_explicit_mesh_are_evaluated():
     assert ours.loss == pytest.approx(expected.loss) and np.array_equal(ours.confusion, expected.confusion)
 
 
-def test_what_is_no_batch(unchecked):
+def test_values_that_are_not_a_batch(unchecked):
     x, labels = draw(6, 6)
     for batches in (EvalBatch(x, labels, np.ones(6, np.float32)), [x], [(x, labels)], [{"images": x}]):
         with pytest.raises(TypeError, match=r"A batch is of type `\w+`; expected a `levitax.train.EvalBatch"):
@@ -236,14 +236,14 @@ def test_what_is_no_batch(unchecked):
 
 
 class Flat(eqx.Module):
-    """Its logits are the pixels of the image."""
+    """A model whose logits are the pixels of the image."""
 
     def __call__(self, image, state, *, key=None):
         del key
         return image.ravel(), state
 
 
-def test_batches_may_be_of_different_sizes_and_count_nothing():
+def test_batches_may_differ_in_size_and_have_no_weight():
     x, labels = draw(12, 6)
     batches = [EvalBatch(x[rows], labels[rows], np.ones(len(x[rows]))) for rows in (slice(5), slice(5, 12))]
     nothing = EvalBatch(x[:5], labels[:5], np.zeros(5))
@@ -254,7 +254,7 @@ def test_batches_may_be_of_different_sizes_and_count_nothing():
 
 
 def test_the_sum_over_many_batches_keeps_its_digits():
-    # Beside a loss of 1e8, float32 has no place for others.
+    # Added to a loss of 1e8 in float32, other losses would be lost.
     x = np.zeros((33, 1, 2, 1), np.float32)
     x[0, 0, 0] = 1e8
     labels = np.ones(33, int)
@@ -264,7 +264,7 @@ def test_the_sum_over_many_batches_keeps_its_digits():
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_vector_of_logits_is_refused(make):
+def test_outputs_that_are_not_a_vector_of_logits_are_refused(make):
     x, labels = draw(2, 6)
     both = lambda image: levitax.nn.DistilledLogits(image.ravel(), image.ravel())
     outputs: dict[str, tuple[Any, type[Exception], str]] = {
@@ -308,7 +308,7 @@ def test_images_are_those_that_a_model_takes():
                 call(size)
 
 
-# Devices are counted when JAX starts, so it starts anew.
+# JAX sets the number of devices when it starts, so this runs in a new process.
 TOGETHER = """
 import sys
 import equinox as eqx, jax, levitax, numpy as np
@@ -332,7 +332,7 @@ try:
     evaluate_batches(predict, [batch])
 except ValueError as error:
     print("evaluation:", error)
-# A loss sees the rows of its own process, so that the other one would wait for it.
+# A loss checks the rows of its own process only, so the other process would wait for this one.
 if index == 1:
     try:
         cross_entropy(batch[0][:, 0, :, 0], batch[1])
@@ -342,7 +342,7 @@ if index == 1:
 
 
 @pytest.mark.slow
-def test_all_processes_refuse_what_one_has():
+def test_all_processes_refuse_a_wrong_label_of_one():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -360,7 +360,7 @@ def test_all_processes_refuse_what_one_has():
     assert "loss: `labels[7]` is 9; expected a class number from 0 to 4" in outputs[1][0], outputs
 
 
-def test_nothing_cannot_be_evaluated():
+def test_evaluating_no_images_is_refused():
     x, labels = draw(4, 6)
     for function in (lambda: evaluate(PIXELS, x[:0], labels[:0]), lambda: predict_logits(PIXELS, x[:0])):
         with pytest.raises(ValueError, match="`images` is empty"):

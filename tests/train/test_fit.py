@@ -49,14 +49,14 @@ def test_a_run_leaves_metrics_weights_and_a_model(model, tmp_path, capsys):
     assert lines == fitted.history == seen and [line["epoch"] for line in lines] == [1, 2]
     for name in ("model", "best", "ema"):
         levitax.load(tmp_path / f"{name}.safetensors")
-        assert f"test accuracy of {tmp_path / name}.safetensors" in capsys.readouterr().out or name != "model"
+        assert f"validation accuracy of {tmp_path / name}.safetensors" in capsys.readouterr().out or name != "model"
     assert levitax.load_preprocessing(tmp_path / "model.safetensors") == DATA.preprocessing
     loaded = levitax.load(tmp_path / "model.safetensors")
     accuracies = [
         evaluate_split(levitax.fuse(*each), DATA.validation, DATA.preprocessing).accuracy
         for each in (loaded, (fitted.model, fitted.state))
     ]
-    assert accuracies == [lines[-1]["test_accuracy"]] * 2
+    assert accuracies == [lines[-1]["validation_accuracy"]] * 2
     # Again, it has nothing left to do and leaves the same.
     before = load_file(tmp_path / "model.safetensors")
     again = fit(*model, DATA, RECIPE, out=tmp_path)

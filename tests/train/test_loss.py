@@ -19,7 +19,7 @@ smoothings = pytest.mark.parametrize("smoothing", (0.0, 0.1, 0.9))
 
 
 def expected(logits, labels, smoothing):
-    """The definition, in float64."""
+    """Returns the cross-entropy by its definition, in float64."""
     logits = logits.astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     wanted = np.eye(5)[labels] if labels.ndim == 1 else labels.astype(np.float64)
@@ -36,14 +36,14 @@ def test_it_is_the_mean_cross_entropy(labels, smoothing):
 
 @targets
 @smoothings
-def test_of_two_heads_it_is_the_mean(labels, smoothing):
+def test_the_loss_of_two_heads_is_their_mean(labels, smoothing):
     logits = DistilledLogits(jnp.asarray(LOGITS), jnp.asarray(OTHER_LOGITS))
     loss = cross_entropy(logits, jnp.asarray(labels), label_smoothing=smoothing)
     mean = (expected(LOGITS, labels, smoothing) + expected(OTHER_LOGITS, labels, smoothing)) / 2
     np.testing.assert_allclose(loss, mean, rtol=1e-6)
 
 
-def test_nothing_is_smoothed_unless_asked_for():
+def test_labels_are_not_smoothed_by_default():
     loss = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS))
     np.testing.assert_allclose(loss, expected(LOGITS, LABELS, 0.0), rtol=1e-6)
 
@@ -55,7 +55,7 @@ def test_large_logits_do_not_overflow():
 
 TEACHER_LOGITS = rng.normal(0, 3, (6, 5)).astype(np.float32)
 HEADS = DistilledLogits(jnp.asarray(LOGITS), jnp.asarray(OTHER_LOGITS))
-# What the teacher thinks likeliest is not what the labels say.
+# The teacher's predictions differ from the labels.
 assert (TEACHER_LOGITS.argmax(-1) != LABELS).any()
 
 
@@ -92,12 +92,12 @@ def test_soft_distillation_is_its_definition(labels, alpha, temperature):
     np.testing.assert_allclose(loss, expected_soft(labels, alpha, temperature, 0.1), rtol=1e-5)
 
 
-def test_half_of_it_is_hard_distillation_unless_told_otherwise():
+def test_by_default_half_of_the_loss_is_hard_distillation():
     loss = distillation_loss(HEADS, TeacherTargets(jnp.asarray(LABELS), jnp.asarray(TEACHER_LOGITS)))
     np.testing.assert_allclose(loss, expected_hard(LABELS, 0.5, 0.0), rtol=1e-6)
 
 
-def test_a_student_that_says_what_the_teacher_says_has_nothing_to_learn():
+def test_a_student_with_the_logits_of_the_teacher_has_no_gradient():
     given = TeacherTargets(jnp.asarray(LABELS), HEADS.distillation)
     loss = distillation_loss(HEADS, given, kind="soft", alpha=1.0, temperature=2.0)
     np.testing.assert_allclose(loss, 0, atol=1e-7)

@@ -24,7 +24,7 @@ def _alone(monkeypatch):
 
 @pytest.fixture
 def initialized(monkeypatch) -> list[dict[str, object]]:
-    """What JAX is told to start with."""
+    """The arguments of every call of `jax.distributed.initialize`."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **keywords: calls.append(keywords))
     return calls
@@ -36,7 +36,7 @@ def test_a_process_that_was_started_alone_goes_on_alone(initialized, monkeypatch
     assert initialized == []
 
 
-def test_flags_go_before_the_environment(initialized, monkeypatch):
+def test_flags_override_the_environment(initialized, monkeypatch):
     for name, value in zip(VARIABLES, ("elsewhere:1", "3", "0"), strict=True):
         monkeypatch.setenv(name, value)
     start_distributed(process_id=2)
@@ -51,7 +51,7 @@ def test_flags_go_before_the_environment(initialized, monkeypatch):
     ("variable", "value"),
     [("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "8"), ("TPU_WORKER_HOSTNAMES", "one,other")],
 )
-def test_of_what_a_cluster_has_started_jax_finds_out_by_itself(variable, value, initialized, monkeypatch):
+def test_jax_detects_the_processes_of_a_cluster_automatically(variable, value, initialized, monkeypatch):
     monkeypatch.setenv(variable, value)
     start_distributed()
     assert initialized == [{}]
@@ -66,7 +66,7 @@ def test_of_what_a_cluster_has_started_jax_finds_out_by_itself(variable, value, 
         (("here:1", 2, -1), "`process_id` is -1; expected an integer of at least 0"),
         (("here:1", 2, True), "`process_id` is True; expected an integer of at least 0"),
         (("", 2, 0), "`coordinator_address` is ''; expected host:port"),
-        # As of a variable of the shell that is not set.
+        # An empty address, as from an unset shell variable.
         (("", None, None), "`num_processes` and `process_id` missing"),
     ],
 )
@@ -76,7 +76,7 @@ def test_processes_are_counted(arguments, message, initialized):
     assert initialized == []
 
 
-def test_what_is_missing_is_named(initialized):
+def test_missing_arguments_are_named(initialized):
     with pytest.raises(
         ValueError, match=r"^`coordinator_address` and `process_id` missing; .* JAX_COORDINATOR_ADDRESS"
     ):
@@ -84,7 +84,7 @@ def test_what_is_missing_is_named(initialized):
     assert initialized == []
 
 
-def test_keys_and_numbers_are_replicated_and_all_else_is_left(key):
+def test_keys_and_numbers_are_replicated_and_nothing_else_changes(key):
     tree = {"key": key, "array": jnp.arange(3), "numpy": np.ones(2, np.float32), "name": "x", "none": None}
     tree = replicate(tree, make_mesh())
     assert jnp.array_equal(jax.random.key_data(tree["key"]), jax.random.key_data(key))
@@ -92,13 +92,13 @@ def test_keys_and_numbers_are_replicated_and_all_else_is_left(key):
     assert tree["name"] == "x" and tree["none"] is None
 
 
-def test_what_was_spread_comes_together_again(images):
+def test_sharded_arrays_are_gathered_again(images):
     batch = np.asarray(images(4, 3, 3, 1))
     assert np.array_equal(gather_local(shard_batch(batch, make_mesh())), batch)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be_spread(images):
+def test_values_that_cannot_be_sharded(images):
     batch, mesh = np.asarray(images(4, 3, 3, 1)), make_mesh()
     with pytest.raises(
         ValueError, match=r"`batch` has arrays of shapes \(4, 3, 3, 1\), \(3,\); expected a leading axis"
@@ -113,7 +113,7 @@ def test_what_cannot_be_spread(images):
             put(batch, cast(Any, None))
 
 
-# Devices are counted when JAX starts, so it starts anew.
+# JAX sets the number of devices when it starts, so this runs in a new process.
 EIGHT_DEVICES = """
 import equinox as eqx, jax, jax.numpy as jnp, levitax, numpy as np, optax
 from levitax.train import make_mesh, make_step, replicate, shard_batch, TrainState
@@ -126,7 +126,7 @@ assert mesh.size == 8
 model, state = eqx.nn.make_with_state(levitax.LeViT)(
     image_size=8, num_classes=5, stages=1, dim=16, depth=1, heads=1, patch_size=4, key_dim=8, key=jax.random.key(0)
 )
-# Each device has images of its own kind: statistics of a part are not those of the whole.
+# The images differ between devices, so the statistics of a part differ from those of the batch.
 images = np.array(jax.random.normal(jax.random.key(1), (16, 8, 8, 3))) * np.linspace(0.5, 3, 16)[:, None, None, None]
 batch = images.astype(np.float32), np.arange(16) % 5
 optimizer = optax.sgd(0.1)
@@ -171,10 +171,10 @@ def test_over_eight_devices_steps_are_those_of_one():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    *lines, told, of_columns = result.stdout.splitlines()
+    *lines, of_rows, of_columns = result.stdout.splitlines()
     errors, first_losses = np.array([line.split() for line in lines], np.float64).T
     assert len(errors) == 4 and errors.max() < 1e-5
-    # Statistics of groups or parts give other losses.
+    # Statistics of groups or microbatches give other losses.
     assert abs(first_losses[1:] / first_losses[0] - 1).min() > 1e-4
     assert "`array`, of shape (2, 8), has the sharding" in of_columns and "shard_batch" in of_columns
-    assert "12 rows in this process, not a multiple of its 8 devices" in told and "multiple of all 8" in told
+    assert "12 rows in this process, not a multiple of its 8 devices" in of_rows and "multiple of all 8" in of_rows

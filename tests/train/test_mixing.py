@@ -29,13 +29,13 @@ def blended(array, share):
 
 
 @shares
-def test_mixup_fades_each_into_the_one_from_the_end(share, x, targets):
+def test_mixup_blends_each_image_with_the_one_in_reverse_order(share, x, targets):
     mixed, mixed_targets = mixup(x, targets, jnp.float32(share))
     np.testing.assert_allclose(mixed, blended(x, share), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(mixed_targets, blended(targets, share), rtol=1e-6)
 
 
-# Own share, centre of the box, and its rows and columns.
+# Share of the first image, centre of the box, and its rows and columns.
 BOXES: dict[str, tuple[float, tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "in the middle": (0.75, (4, 6), (2, 6), (3, 9)),
     "cut off above": (0.75, (0, 6), (0, 2), (3, 9)),
@@ -43,7 +43,7 @@ BOXES: dict[str, tuple[float, tuple[int, int], tuple[int, int], tuple[int, int]]
     "all of the image": (0.0, (4, 6), (0, 8), (0, 12)),
     "all, off the centre": (0.0, (0, 0), (0, 4), (0, 6)),
     "nothing": (1.0, (4, 6), (0, 0), (0, 0)),
-    # Half the sides times 0.707 are 5.6 by 8.4 pixels, of which the fraction is dropped.
+    # The sides times 0.707 are 5.6 by 8.4 pixels, rounded down.
     "of odd height": (0.5, (4, 6), (2, 7), (2, 10)),
 }
 
@@ -82,12 +82,12 @@ KEYS = jax.random.split(jax.random.key(0), 1000)
 
 
 def drawn(**keywords):
-    """What mixing makes of a black and a white image, with each of the keys: whether it is mixup or cutmix, and the
-    black one's own share by its target."""
+    """Mixes a black and a white image with each of the keys. Returns whether each draw is mixup, whether it is CutMix,
+    and the share of the black image by its target."""
     black_and_white = jnp.zeros((2, 24, 24, 1)).at[1].set(1)
     call = jax.jit(jax.vmap(lambda key: mix(black_and_white, jnp.eye(2), **keywords, key=key)))
     mixed, targets = map(np.asarray, call(KEYS))
-    # What has come of the white one.
+    # The share of the white image in the pixels and in the target.
     np.testing.assert_allclose(targets[:, 0, 1], mixed[:, 0].mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(mixed[:, 0], 1 - mixed[:, 1], atol=1e-6)
@@ -96,7 +96,7 @@ def drawn(**keywords):
 
 
 def about(array, mean):
-    """Within four standard deviations of a mean of so many draws."""
+    """Whether the mean of the array is within four standard deviations of `mean`."""
     return abs(array.mean() - mean) < 4 * array.std() / np.sqrt(len(array)) + 1e-12
 
 
@@ -104,7 +104,7 @@ def about(array, mean):
 def test_both_kinds_come_half_of_the_time():
     faded, pasted, shares = drawn()
     assert about(faded, 0.5) and about(pasted, 0.5)
-    # Of Beta(0.8, 0.8), in the paper.
+    # The paper draws mixup's share from Beta(0.8, 0.8).
     assert about(shares[faded], 0.5) and about((shares[faded] - 0.5) ** 2, 1 / (4 * (2 * 0.8 + 1)))
 
 
@@ -130,23 +130,23 @@ def test_mixing_may_be_off(keywords, x, targets, key):
 
 @pytest.mark.slow
 def test_an_alpha_of_zero_leaves_a_kind_out():
-    # Even if only that one is asked for.
+    # Also if `switch_probability` selects only that kind.
     faded, _, shares = drawn(mixup_alpha=2.0, cutmix_alpha=0.0, switch_probability=1.0)
     assert faded.all()
     assert about((shares - 0.5) ** 2, 1 / (4 * (2 * 2.0 + 1)))
     faded, pasted, _ = drawn(mixup_alpha=0.0, cutmix_alpha=1.0, switch_probability=0.0)
-    # A box can be too small for a pixel.
+    # A box may be smaller than a pixel.
     assert not faded.any() and pasted.mean() > 0.98
 
 
-def test_the_share_of_cutmix_and_the_probability_are_as_asked_for():
+def test_the_share_of_cutmix_and_the_probability_are_as_given():
     faded, pasted, _ = drawn(probability=0.6, switch_probability=0.25)
     assert about(faded, 0.6 * 0.75) and about(pasted, 0.6 * 0.25)
 
 
 def test_the_size_of_a_box_is_drawn_from_beta():
-    # A share near 1/2 makes a box of half the area, of which the border leaves a quarter at least. Centres are
-    # everywhere, so that some boxes are whole and some are cut that much.
+    # A share near 1/2 gives a box of half the area. The border cuts it to no less than a quarter. Centres are drawn
+    # everywhere, so some boxes are whole and some are cut that much.
     _, pasted, shares = drawn(mixup_alpha=0.0, cutmix_alpha=1000.0)
     assert pasted.all()
     assert 0.49 < shares.min() < 0.56 and 0.85 < shares.max() < 0.9

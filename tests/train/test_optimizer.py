@@ -28,7 +28,7 @@ networks = pytest.mark.parametrize("network", ("paper", "vit_pytorch"))
 
 
 def kernels(tree):
-    """The kernels of the stem, the linear maps and the heads."""
+    """Returns the kernels of the stem, the linear layers and the heads."""
     is_map = lambda node: isinstance(node, MAPS)
     return [node.weight for node in jax.tree.leaves(tree, is_leaf=is_map) if is_map(node)]
 
@@ -64,14 +64,14 @@ CLIPPING = 0.01
 
 
 def norms_of_units(array):
-    """The norm of each unit, broadcast over its numbers, in float64."""
+    """Returns the norm of each unit, broadcast over its elements, in float64."""
     rows = np.asarray(array, np.float64).reshape(len(array) if array.ndim > 1 else 1, -1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.broadcast_to(norms, rows.shape).reshape(array.shape)
 
 
 def clipped(gradient, weight):
-    """The definition."""
+    """Returns the gradient, clipped by the definition."""
     largest = CLIPPING * np.maximum(norms_of_units(weight), 1e-3)
     norms = norms_of_units(gradient)
     gradient = np.asarray(gradient, np.float64)
@@ -91,7 +91,7 @@ def params(make, randomise):
 
 @pytest.fixture
 def gradient(params):
-    """Of a size that differs from unit to unit, so that some are clipped and some are not."""
+    """Gradients whose size differs between units, so that some are clipped and some are not."""
     rng = np.random.default_rng(1)
 
     def draw(leaf):
@@ -104,7 +104,7 @@ def gradient(params):
 def test_clipping_is_its_definition(params, gradient):
     ours = jax.jit(clip_once)(gradient, params)
     leaves = list(zip(*map(jax.tree.leaves, (ours, gradient, params)), strict=True))
-    # Vectors, linear maps and tables, kernels.
+    # Vectors, linear layers and tables, and convolution kernels.
     assert {leaf.ndim for leaf, _, _ in leaves} >= {1, 2, 4}
     for leaf, before, weight in leaves:
         np.testing.assert_allclose(leaf, clipped(before, weight), rtol=1e-5, atol=1e-12)
@@ -121,7 +121,7 @@ def test_a_table_of_attention_biases_is_clipped_head_by_head(key):
     np.testing.assert_array_equal(ours.table[1], 0)
 
 
-def test_zeros_can_begin_to_move():
+def test_weights_of_zero_can_change():
     zeros, gradient = (
         {"vector": jnp.zeros(4), "kernel": jnp.zeros((2, 3))},
         {"vector": jnp.ones(4), "kernel": jnp.ones((2, 3))},
@@ -132,10 +132,10 @@ def test_zeros_can_begin_to_move():
         np.testing.assert_allclose(jnp.linalg.norm(ours["kernel"], axis=1), CLIPPING * eps, rtol=1e-5)
 
 
-def test_adamw_clips_if_asked_to():
+def test_adamw_clips_if_clipping_is_given():
     params, gradient = ({"kernel": 2 * jnp.ones((2, 3)), "vector": jnp.ones(4)} for _ in range(2))
     small = clip_once(gradient, params)
-    # A large eps: without one, the first step of Adam does not see the size of a gradient.
+    # A large eps: with a small one, the first step of Adam does not depend on the size of a gradient.
     update = lambda gradient, **keywords: adamw_once(gradient, params, eps=0.1, **keywords)
     assert eqx.tree_equal(update(gradient, clipping=CLIPPING), update(small), rtol=1e-5, atol=1e-8)
     assert not eqx.tree_equal(update(gradient), update(small), rtol=1e-2, atol=1e-4)
@@ -150,13 +150,13 @@ EPOCHS, STEPS, WARMUP = 10, 4, 3
 
 
 def learning_rate(epoch):
-    """timm's cosine, in float64."""
+    """Returns timm's cosine schedule, in float64."""
     if epoch < WARMUP:
         return 1e-6 + epoch * (0.5 - 1e-6) / WARMUP
     return 1e-5 + 0.5 * (0.5 - 1e-5) * (1 + np.cos(np.pi * min(epoch / EPOCHS, 1)))
 
 
-# By the flags: in which epoch a step is.
+# Flags of the schedule, and the epoch that it uses for a step.
 EPOCH_OF: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
     "by step": ({}, lambda step: step / STEPS),
     "by epoch": ({"by_epoch": True}, lambda step: step // STEPS),
@@ -165,13 +165,13 @@ EPOCH_OF: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
 
 
 @pytest.mark.parametrize("kind", EPOCH_OF)
-def test_the_learning_rate_goes_up_a_line_and_down_a_cosine(kind):
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine(kind):
     flags, epoch_of = EPOCH_OF[kind]
     schedule = warmup_cosine(0.5, epochs=EPOCHS, steps_per_epoch=STEPS, warmup_epochs=WARMUP, **flags)
-    # Beyond the end too.
+    # Includes steps after the end.
     steps = range(EPOCHS * STEPS + 9)
     ours = jax.jit(jax.vmap(schedule))(jnp.arange(len(steps)))
-    # Near the end the cosine is a difference of two numbers near 1.
+    # Near the end, the cosine is a difference of two numbers near 1, hence `atol`.
     np.testing.assert_allclose(ours, [learning_rate(epoch_of(step)) for step in steps], rtol=1e-5, atol=3e-8)
     assert schedule(STEPS + 1) == pytest.approx(learning_rate(epoch_of(STEPS + 1)), rel=1e-5)
 
@@ -246,7 +246,7 @@ def test_numbers_of_clipping_leave_something(keywords, name):
 
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_of_the_optimiser_may_be_traced():
-    # `inject_hyperparams` makes the optimiser anew in each step.
+    # `inject_hyperparams` recreates the optimiser in each step.
     optimizer = optax.inject_hyperparams(adamw)(learning_rate=0.1, weight_decay=0.5, clipping=0.01)
     params, gradient = {"kernel": jnp.ones((2, 3))}, {"kernel": jnp.full((2, 3), 2.0)}
     updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
@@ -257,7 +257,7 @@ def test_numbers_of_the_optimiser_may_be_traced():
 
 def test_frozen_normalisations_keep_their_statistics_and_learn(make, randomise, images, key):
     model, state = randomise(*make(image_size=8, stages=1, dim=16, heads=1, dropout=0.5))
-    # Each image alone: with the running statistics there is no need of a batch.
+    # Each image alone: running statistics need no batch.
     frozen, x = freeze_norms(model), images(8, 8, 3)
 
     @eqx.filter_jit
@@ -291,10 +291,10 @@ def norms_in(tree):
 
 
 @pytest.mark.parametrize("distillation", (False, True))
-def test_of_a_linear_probe_the_head_alone_is_trained(distillation, make):
+def test_a_linear_probe_trains_the_head_alone(distillation, make):
     model, _ = make(distillation=distillation)
     probe = head_only(model)
     assert eqx.tree_equal(probe.head, trainable(model.head))
     assert levitax.count_parameters(probe) == levitax.count_parameters(model.head) > 0
-    # Put together with the rest it is the model again.
+    # Combined with the rest, the probe is the original model.
     assert eqx.tree_equal(eqx.combine(probe, model), model)

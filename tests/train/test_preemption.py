@@ -7,7 +7,7 @@ import pytest
 from levitax.train import Preemption
 
 
-def test_a_signal_is_a_question_until_the_end():
+def test_a_signal_is_recorded_until_the_context_ends():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         assert not preemption.reached(1)
@@ -18,7 +18,7 @@ def test_a_signal_is_a_question_until_the_end():
         assert not preemption.reached(1)
 
 
-def test_elsewhere_than_in_the_main_thread_it_warns():
+def test_outside_the_main_thread_it_warns():
     def enter():
         with pytest.warns(UserWarning, match="outside the main thread.*SIGTERM will end the process"), Preemption():
             entered.set()

@@ -15,7 +15,7 @@ from levitax.train import make_step, prepare, RECIPES, TrainState
 
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-# Nothing random in it.
+# A recipe without random augmentation.
 PLAIN = replace(
     RECIPES["finetune"],
     batch_size=8,
@@ -88,7 +88,7 @@ def test_images_may_be_grey(changes, pixels, targets, key):
 
 
 def share_changed(images, pixels):
-    """Of each image's pixels, the part that normalising alone would not have made."""
+    """Returns the share of each image's pixels that differ from normalising alone."""
     return (np.abs(np.asarray(images) - expected(pixels)) > 1e-3).any(-1).mean((1, 2))
 
 
@@ -96,20 +96,20 @@ MOVES: dict[str, float] = {"max_shift": 3.0, "max_rotation": 90.0, "max_scale": 
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_each_image_is_moved_by_a_draw_of_its_own(name, targets, key):
-    # All the same, and bright at a corner only: what is moved in differs, and is black before normalising.
+def test_each_image_is_moved_by_a_separate_draw(name, targets, key):
+    # Equal images with one bright corner, so that different moves give different images. The fill is black.
     pixels = jnp.zeros((8, 12, 10, 3), jnp.uint8).at[:, 1:5, 1:4].set(255)
     images, same = run(pixels, targets, key, **{name: MOVES[name]})
     np.testing.assert_array_equal(same, targets)
     assert (share_changed(images, pixels) > 0.02).all()
     assert len(np.unique(np.asarray(images).reshape(8, -1), axis=0)) == 8
-    # Between black and white everywhere, also where it came in from outside.
+    # All values are between black and white, including pixels from outside the image.
     black, white = (np.asarray(expected(np.full((1, 1, 1, 3), value))) for value in (0, 255))
     images = np.asarray(images)
     assert (images >= black - 1e-4).all() and (images <= white + 1e-4).all()
 
 
-def test_each_image_is_erased_by_a_draw_of_its_own(pixels, targets, key):
+def test_each_image_is_erased_by_a_separate_draw(pixels, targets, key):
     images, same = run(pixels, targets, key, erase_probability=0.5)
     np.testing.assert_array_equal(same, targets)
     changed = share_changed(images, pixels)
@@ -119,8 +119,8 @@ def test_each_image_is_erased_by_a_draw_of_its_own(pixels, targets, key):
     assert (share_changed(every, pixels) > 0).all()
 
 
-def test_erased_is_after_normalising(targets, key):
-    # Noise of N(0, 1) then has just that spread, whatever that of the images.
+def test_erasing_is_after_normalising(targets, key):
+    # The noise is N(0, 1), whatever the spread of the normalised images.
     black = jnp.zeros((8, 32, 32, 3), jnp.uint8)
     images, _ = run(black, targets, key, std=(1e-3, 1e-3, 1e-3), erase_probability=1.0)
     noise = np.asarray(images)[np.asarray(images) > -100]
@@ -128,8 +128,8 @@ def test_erased_is_after_normalising(targets, key):
     assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.1
 
 
-def test_erased_is_before_mixing(pixels, targets, key):
-    # Noise is faded into the other image with the rest.
+def test_erasing_is_before_mixing(pixels, targets, key):
+    # Mixup blends the noise into the other image too.
     erased, _ = run(pixels, targets, key, erase_probability=1.0)
     mixed, blended = run(pixels, targets, key, erase_probability=1.0, mixup=0.8)
     erased, mixed, share = np.asarray(erased), np.asarray(mixed), float(blended[0, 0])
@@ -141,7 +141,7 @@ def test_moving_is_before_erasing(pixels, targets, key):
     moved, _ = run(pixels, targets, key, max_rotation=90.0)
     both, _ = run(pixels, targets, key, max_rotation=90.0, erase_probability=1.0)
     same = (jnp.abs(both - moved) < 1e-5).all(-1)
-    # Sharp edges, which turning would have blurred: all but one upright rectangle is as without erasing.
+    # The erased region is one upright rectangle with sharp edges, which a rotation would have blurred.
     for image in np.asarray(~same):
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
@@ -149,7 +149,7 @@ def test_moving_is_before_erasing(pixels, targets, key):
 
 @pytest.mark.parametrize("kind", ("mixup", "cutmix"))
 def test_images_are_mixed_with_their_targets(kind, pixels, targets, key):
-    # So large an alpha makes shares of 1/2.
+    # An alpha of 1e4 gives shares of 1/2.
     images, blended = run(pixels, targets, key, **{kind: 1e4})
     share = blended[0, 0]
     np.testing.assert_allclose(blended, share * targets + (1 - share) * targets[::-1], rtol=1e-5, atol=1e-6)
@@ -159,7 +159,7 @@ def test_images_are_mixed_with_their_targets(kind, pixels, targets, key):
         assert abs(share - 0.5) < 0.02
         assert not own.any() and not other.any()
     else:
-        # Boxes of 8 by 7 pixels of 12 by 10, which the border cuts to no less than 4 by 3.
+        # Boxes have 8 by 7 of 12 by 10 pixels; the border cuts them to no less than 4 by 3.
         assert 1 - 56 / 120 - 1e-6 <= share <= 1 - 12 / 120 + 1e-6
         assert (own ^ other).all()
         np.testing.assert_allclose(own.mean((1, 2)), share, rtol=1e-5)
@@ -179,7 +179,7 @@ def test_the_share_of_cutmix_is_that_of_the_recipe(share, is_cutmix, pixels, tar
     assert np.isclose(images, candidates, atol=1e-5).any(0).all() == is_cutmix
 
 
-def test_each_group_is_mixed_among_itself_by_a_draw_of_its_own(pixels, targets, key):
+def test_each_group_is_mixed_within_itself_by_a_separate_draw(pixels, targets, key):
     changes: dict[str, Any] = {"mixup": 1.0, "cutmix": 1.0, "group_size": 4}
     images, blended = run(pixels, targets, key, **changes)
     blended = np.asarray(blended)
@@ -189,7 +189,7 @@ def test_each_group_is_mixed_among_itself_by_a_draw_of_its_own(pixels, targets, 
     np.testing.assert_allclose(
         blended, np.block([[within[0], np.zeros((4, 4))], [np.zeros((4, 4)), within[1]]]), rtol=1e-4, atol=1e-6
     )
-    # Nothing of the images of the other group, which are exchanged here for others.
+    # Other images in the second group do not change the first group.
     others = jnp.concatenate([pixels[:4], 255 - pixels[4:]])
     unchanged, _ = run(others, targets, key, **changes)
     np.testing.assert_array_equal(images[:4], unchanged[:4])
@@ -202,7 +202,7 @@ def test_a_batch_that_the_groups_do_not_divide(pixels, targets, key):
 
 
 class GroupSum(eqx.Module):
-    """Its output is the sum over the images whose statistics belong together."""
+    """A model whose output is the sum over the images that share statistics."""
 
     scale: jax.Array
 
@@ -211,8 +211,8 @@ class GroupSum(eqx.Module):
         return self.scale * jax.lax.psum(image.sum(), "batch"), state
 
 
-def test_images_that_are_mixed_have_their_statistics_together(key):
-    # One pixel each, of which every sum is another.
+def test_mixed_images_share_their_statistics(key):
+    # Images of one pixel, with powers of 2 as values: every sum is different.
     powers = (2 ** np.arange(8)).astype(np.uint8)
     recipe = replace(PLAIN, mixup=1.0, group_size=2, accumulate=2)
     call = partial(prepare, recipe=recipe, preprocessing=Preprocessing(mean=(0.0,), std=(1 / 255,)))
@@ -245,7 +245,7 @@ def test_the_key_decides_alone(changes, pixels, targets):
     assert not jnp.allclose(ours[0], other[0], atol=0.1)
 
 
-def test_what_else_is_switched_on_changes_no_draw(pixels, targets, key):
+def test_draws_do_not_depend_on_other_augmentations(pixels, targets, key):
     erased, _ = run(pixels, targets, key, erase_probability=0.5)
     moved, _ = run(pixels, targets, key, max_shift=1e-3, erase_probability=0.5)
     np.testing.assert_allclose(moved, erased, atol=0.02)

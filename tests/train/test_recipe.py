@@ -55,7 +55,7 @@ def test_every_field_is_explained(name):
 @pytest.mark.parametrize(("batch_size", "peak"), [(2048, 2e-3), (8192, 8e-3)])
 def test_the_learning_rates_of_the_paper(batch_size, peak):
     rates = np.asarray(replace(PAPER, batch_size=batch_size).schedule(625)(625 * np.arange(1000)))
-    # Every epoch has the rate of the one before; the ends are not multiplied by the batch.
+    # Every epoch has the rate of the epoch before. The first and last rates are not scaled by the batch size.
     epochs = np.maximum(np.arange(1000) - 1, 0)
     line = 1e-6 + epochs * (peak - 1e-6) / 5
     cosine = 1e-5 + (peak - 1e-5) * (1 + np.cos(np.pi * epochs / 1000)) / 2
@@ -63,7 +63,7 @@ def test_the_learning_rates_of_the_paper(batch_size, peak):
     np.testing.assert_allclose(rates[:2], 1e-6, rtol=1e-6)
 
 
-def test_a_schedule_may_go_by_step_without_a_warm_up():
+def test_a_schedule_may_be_by_step_and_without_warm_up():
     recipe = replace(RECIPES["probe"], epochs=4, batch_size=1024, learning_rate=0.1, min_learning_rate=0.02)
     np.testing.assert_allclose(recipe.schedule(5)(np.array([0, 10, 20])), [0.2, 0.11, 0.02], rtol=1e-5)
 
@@ -118,22 +118,22 @@ def test_with_a_teacher_the_loss_is_that_of_distillation(keywords):
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("paper", trainable), ("probe", head_only)])
-def test_what_is_trained_is_as_the_recipe_says(name, parameters, make):
+def test_the_recipe_selects_the_trainable_parameters(name, parameters, make):
     model, _ = make(image_size=8, stages=1, dim=16, heads=1)
     assert eqx.tree_equal(RECIPES[name].parameters(model), parameters(model))
 
 
 @pytest.mark.parametrize("drop_path", (None, 0.0, 0.1))
-def test_what_a_model_is_made_with_is_as_the_recipe_says(drop_path):
+def test_the_recipe_sets_the_fields_of_the_model(drop_path):
     recipe = replace(PAPER, drop_path=drop_path, dtype="bfloat16", remat=True)
     keywords: dict[str, Any] = {"drop_path": 0.3}
     config = levitax.LeViTConfig(**keywords | recipe.model_overrides())
     assert (config.dtype, config.remat) == ("bfloat16", True)
-    # `None` leaves it as it is.
+    # With `None`, the model keeps its drop path.
     assert config.drop_path == (0.3 if drop_path is None else drop_path)
 
 
-def test_fields_that_are_not_there_are_those_of_the_paper():
+def test_missing_fields_are_those_of_the_paper():
     assert Recipe.from_dict({}) == PAPER
     assert Recipe.from_dict({"epochs": 300}) == replace(PAPER, epochs=300)
 
@@ -173,7 +173,7 @@ def test_counts_are_integers(name):
             replace(PAPER, **{name: value})
 
 
-# Smallest and largest, and whether `None` may stand for it.
+# Smallest and largest value, and whether `None` is accepted.
 NUMBERS: dict[str, tuple[float, float, bool]] = {
     "flip_probability": (0, 1, False),
     "rand_augment": (0, 10, False),
@@ -203,7 +203,7 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_are_in_their_range(name):
     low, high, optional = NUMBERS[name]
-    # Soft distillation goes with any temperature.
+    # With soft distillation, every temperature is accepted.
     base = replace(PAPER, distillation="soft")
     wrong = [low - 1e-4, math.nan, -math.inf, True, "0.5", [0.5], *([] if high == math.inf else [high + 1e-4])]
     for value in wrong:
@@ -222,7 +222,7 @@ def test_numbers_are_in_their_range(name):
 
 @pytest.mark.parametrize("name", [name for name, (_, high, _) in NUMBERS.items() if high == math.inf])
 def test_numbers_are_finite(name):
-    # JSON has no other.
+    # JSON has no inf or NaN.
     with fails(ValueError, f"`{name}` is inf"):
         replace(PAPER, distillation="soft", **{name: math.inf})
 

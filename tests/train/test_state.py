@@ -16,8 +16,8 @@ DECAY = 0.75
 
 
 class Odd(eqx.Module):
-    """What a model can have besides weights: an array of integers, one of truth values, a flag, a number, a count in
-    the state; and a normalisation with its statistics."""
+    """A model with leaves other than weights: integer and boolean arrays, a flag, a number, a count in the state, and a
+    normalisation with its statistics."""
 
     weight: jax.Array
     norm: levitax.nn.BatchNorm
@@ -66,7 +66,7 @@ def batches(images):
 step = make_step(loss)
 
 
-def test_the_average_starts_as_what_it_is_of(start, made):
+def test_the_average_starts_as_the_model(start, made):
     assert eqx.tree_equal(start(ema_decay=DECAY).averaged(), made)
 
 
@@ -77,14 +77,14 @@ def test_without_an_average_there_is_none(keywords, start):
         start(**keywords).averaged()
 
 
-def test_the_average_is_no_part_of_what_it_was_made_of(start, made, batches):
+def test_the_average_shares_no_arrays_with_the_model(start, made, batches):
     step(start(ema_decay=DECAY), *batches[0])
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(made) if eqx.is_array(leaf))
 
 
 def test_floating_point_arrays_are_averaged_and_nothing_else_is(start, batches):
     train_state = start(ema_decay=DECAY)
-    # Integers that an average would turn into others.
+    # Integers that averaging would change.
     order = jnp.int32([1, 2, 0])
     weights, means = [np.array([1.0, 2.0, 3.0])], [np.zeros(3)]
     average: Any = [weights[0], means[0]]
@@ -138,9 +138,9 @@ def test_nothing_to_train_is_refused(make, key):
         TrainState(model, state, OPTIMIZER, parameters=head_only, key=key)
 
 
-# With 0.99996, two weights that do not add up to 1 in float32 would move it by 1e-4 in time.
+# With 0.99996, factors that do not add up to 1 in float32 would change the average by 1e-4 over time.
 @pytest.mark.parametrize("decay", (0.99996, 0.9))
-def test_the_average_of_what_does_not_change_is_what_it_is(decay, key):
+def test_the_average_of_a_constant_model_is_constant(decay, key):
     class Still(eqx.Module):
         weight: jax.Array
 

@@ -12,10 +12,10 @@ import levitax
 from levitax.train import cross_entropy, head_only, make_mesh, make_step, shard_batch, trainable, TrainState
 
 
-# Not Adam, which makes a whole step of a gradient that is zero but for rounding. Decay needs the parameters, momentum
-# a state.
+# Not Adam, which turns a rounding error in place of a zero gradient into a whole step. Weight decay needs the
+# parameters, momentum needs a state.
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
-# One for all of them, which compiles once for each model.
+# Shared by the tests, so that it compiles once for each model.
 STEP = make_step()
 SMALL: dict[str, Any] = {"image_size": 8, "stages": 1, "dim": 16, "heads": 1, "dropout": 0.5}
 
@@ -45,7 +45,7 @@ def arrays(tree):
 
 
 def at(train_state, number):
-    """The train state before the step of this number."""
+    """Returns the train state before the step of this number."""
     return eqx.tree_at(lambda train_state: train_state.step, train_state, jnp.int32(number))
 
 
@@ -55,7 +55,7 @@ def run(step, train_state, batches):
 
 @eqx.filter_jit
 def by_hand(model_and_state, batch, key):
-    """Loss, gradient, and what one step of optax makes of model, state and the optimiser's state."""
+    """Returns loss and gradient, and model, state and optimiser state after one step of optax."""
     model, state = model_and_state
     images, labels = batch
 
@@ -91,7 +91,7 @@ def test_every_step_drops_out_anew(train_state, trained, batches, key):
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
-def test_the_train_state_is_used_up_and_what_it_was_made_of_is_not(train_state, trained, batches, key):
+def test_a_step_uses_up_the_train_state_but_not_the_original_model(train_state, trained, batches, key):
     STEP(train_state, *batches[0])
     assert all(array.is_deleted() for array in arrays((train_state.model, train_state.state, train_state.opt_state)))
     assert not any(array.is_deleted() for array in arrays((trained, key)))
@@ -101,7 +101,7 @@ def test_the_train_state_is_used_up_and_what_it_was_made_of_is_not(train_state, 
 
 
 def test_the_batch_stays_usable(train_state, batches):
-    # The weight could be given up for the memory of the loss.
+    # XLA could reuse the memory of the weight for the loss.
     images, labels = batches[0]
     weight = jnp.float32(2)
     loss = lambda outputs, targets: targets[1] * cross_entropy(outputs, targets[0])
@@ -110,7 +110,7 @@ def test_the_batch_stays_usable(train_state, batches):
 
 
 @pytest.mark.slow
-def test_other_data_are_not_compiled_for_again(train_state, batches):
+def test_other_data_do_not_recompile_the_step(train_state, batches):
     traces = []
 
     def loss(outputs, labels):
@@ -148,7 +148,7 @@ def test_an_optimizer_may_count_in_numbers_of_python(rows, key):
 
 
 def test_an_optimizer_may_keep_the_parameters_it_starts_from(rows, key):
-    # As `optax.contrib.prodigy` does.
+    # `optax.contrib.prodigy` does this.
     optimizer = optax.GradientTransformation(
         lambda params: params, lambda updates, state, params=None: (updates, state)
     )
@@ -158,11 +158,11 @@ def test_an_optimizer_may_keep_the_parameters_it_starts_from(rows, key):
 
 
 def with_key(train_state, convert):
-    # Equinox saves no typed keys, only their data.
+    # Equinox does not save typed keys, only their data.
     return eqx.tree_at(lambda train_state: train_state.key, train_state, replace_fn=convert)
 
 
-def test_a_run_taken_up_again_goes_on_as_it_would_have(train_state, trained, batches, make, key, tmp_path):
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(train_state, trained, batches, make, key, tmp_path):
     file = tmp_path / "train_state.eqx"
     half = run(STEP, train_state, batches[:2])
     eqx.tree_serialise_leaves(file, with_key(half, jax.random.key_data))
@@ -176,8 +176,8 @@ def test_a_run_taken_up_again_goes_on_as_it_would_have(train_state, trained, bat
 
 
 class Map(eqx.Module):
-    """A linear map with dropout and without normalisation, so that a batch is the sum of its parts; its state counts
-    the calls."""
+    """A linear layer with dropout and without normalisation, so that a batch is the sum of its microbatches. Its state
+    counts the calls."""
 
     linear: eqx.nn.Linear
     dropout: eqx.nn.Dropout
@@ -194,7 +194,7 @@ class Map(eqx.Module):
 
 
 class Normed(eqx.Module):
-    """The same with a normalisation and without dropout."""
+    """A linear layer with a normalisation and without dropout."""
 
     norm: levitax.nn.BatchNorm
     linear: eqx.nn.Linear
@@ -211,7 +211,7 @@ class Normed(eqx.Module):
 
 @pytest.fixture
 def rows(images):
-    """Six examples of three numbers each, every one of a kind of its own, and their labels."""
+    """Six examples of three numbers each, all different, and their labels."""
     return images(6, 3) * jnp.linspace(0.5, 3, 6, dtype=jnp.float32)[:, None], jnp.array([0, 1, 2, 3, 4, 0])
 
 
@@ -220,7 +220,7 @@ def make_small(kind, key):
 
 
 def losses_and_statistics(model, state, batch, parts):
-    """Of each of the parts alone, one after the other, which are lists of rows."""
+    """Returns the loss of each microbatch and the statistics after all of them. `parts` are lists of rows."""
     losses = []
     for part in parts:
         outputs, state = levitax.batched(model)(batch[0][part], state)
@@ -229,35 +229,35 @@ def losses_and_statistics(model, state, batch, parts):
 
 
 @pytest.mark.parametrize("accumulate", (2, 3))
-def test_gradients_of_parts_are_those_of_the_batch(accumulate, rows, key, error):
+def test_gradients_of_microbatches_are_those_of_the_batch(accumulate, rows, key, error):
     made = make_small(Map, key)
     expected, expected_metrics = STEP(start(made, key), *rows)
     ours, metrics = make_step(accumulate=accumulate)(start(made, key), *rows)
-    # Dropout too is that of the batch.
+    # Dropout is that of the whole batch too.
     assert error(metrics.loss, expected_metrics.loss) < 1e-6
     assert error(metrics.grad_norm, expected_metrics.grad_norm) < 1e-6
     assert error(arrays(ours.model), arrays(expected.model)) < 1e-6
     assert error(arrays(ours.opt_state), arrays(expected.opt_state)) < 1e-6
     assert error(ours.model.linear.weight, made[0].linear.weight) > 1e-3
-    # One part after the other.
+    # The microbatches run one after the other.
     assert ours.state.get(ours.model.calls) == accumulate
     assert (ours.step, expected.step) == (1, 1)
 
 
 @pytest.mark.parametrize("accumulate", (2, pytest.param(3, marks=pytest.mark.slow)))
-def test_a_part_has_every_so_many_image_and_its_own_statistics(accumulate, rows, key, error):
+def test_a_microbatch_has_every_nth_image_and_separate_statistics(accumulate, rows, key, error):
     made = make_small(Normed, key)
     after, metrics = make_step(accumulate=accumulate)(start(made, key), *rows)
     parts = [np.arange(first, 6, accumulate) for first in range(accumulate)]
     losses, statistics = losses_and_statistics(*made, rows, parts)
     assert error(metrics.loss, np.mean(losses)) < 1e-6
     assert error(after.model.norm.running(after.state), statistics) < 1e-6
-    # Other parts would have others.
+    # Microbatches of consecutive rows would have other losses.
     losses, _ = losses_and_statistics(*make_small(Normed, key), rows, np.split(np.arange(6), accumulate))
     assert error(metrics.loss, np.mean(losses)) > 1e-3
 
 
-def test_the_gradient_is_the_mean_of_those_of_the_parts(rows, key, error):
+def test_the_gradient_is_the_mean_over_the_microbatches(rows, key, error):
     made = make_small(Normed, key)
     optimizer = optax.sgd(1.0)
     train_state = TrainState(made[0], made[1], optimizer, key=key)
@@ -298,7 +298,7 @@ def test_a_batch_that_cannot_be_split(keywords, message, rows, key):
     train_state = start(make_small(Normed, key), key)
     with pytest.raises(ValueError, match=message):
         make_step(**keywords)(train_state, *rows)
-    # Nothing has been used up by it.
+    # The refused call leaves the train state usable.
     assert not any(array.is_deleted() for array in arrays(train_state))
 
 
@@ -387,11 +387,11 @@ def test_parts_are_counted(keywords, kind):
         make_step(**keywords)
 
 
-def test_what_is_not_trained_stays_to_the_bit(trained, batches, key):
+def test_frozen_parameters_stay_equal_to_the_bit(trained, batches, key):
     model, state = trained
     train_state = TrainState(model, state, OPTIMIZER, parameters=head_only, ema_decay=0.9, key=key)
     assert sum(array.size for array in arrays(train_state.opt_state)) == levitax.count_parameters(model.head)
-    # Decay and momentum would move it without a gradient.
+    # Decay and momentum would move frozen parameters even without a gradient.
     train_state = run(STEP, train_state, batches)
     rest = lambda model: arrays(eqx.tree_at(lambda model: model.head, model, None))
     for after in (train_state.model, train_state.averaged()[0]):
@@ -401,14 +401,14 @@ def test_what_is_not_trained_stays_to_the_bit(trained, batches, key):
         assert all(jnp.abs(ours - before).max() > 1e-4 for ours, before in moved)
 
 
-def test_what_is_trained_has_its_gradient(rows, key, error):
+def test_the_gradient_is_that_of_the_trained_parameters(rows, key, error):
     made = make_small(Map, key)
     train_state = TrainState(made[0], made[1], OPTIMIZER, parameters=only_bias, key=key)
     ours, metrics = STEP(train_state, *rows)
     expected, all_metrics = STEP(start(made, key), *rows)
     assert error(metrics.loss, all_metrics.loss) < 1e-6
     assert error(ours.model.linear.bias, expected.model.linear.bias) < 1e-6
-    # Of which the momentum is that gradient, and the decay of the bias.
+    # The momentum is the gradient plus the decay of the bias.
     gradient = jax.tree.leaves(ours.opt_state)[0] - 0.1 * jax.tree.leaves(only_bias(made[0]))[0]
     assert metrics.grad_norm == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
 

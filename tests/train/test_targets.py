@@ -1,5 +1,5 @@
-"""Every public function that takes labels, targets, weights or a teacher's logits, with wrong ones: an error where the
-values can be seen, NaN where they cannot, and never a finite number."""
+"""Passes wrong labels, targets, weights and teacher logits to every public function that takes them. A function raises
+an error if the values are concrete, returns NaN if they are traced, and never returns a finite number."""
 
 import importlib
 import inspect
@@ -50,14 +50,14 @@ WEIGHTS = np.ones(BATCH, np.float32)
 
 
 def changed(array, row, value, dtype=None):
-    """`array` with another `value` in one row."""
+    """Returns `array` with another `value` in one row."""
     array = np.array(array, dtype)
     array[row] = value
     return array
 
 
 class Logits(eqx.Module):
-    """Its logits are the pixels of the image."""
+    """A model whose logits are the pixels of the image."""
 
     scale: jax.Array
 
@@ -80,7 +80,7 @@ def step():
 
 
 def after_a_step(labels):
-    """The loss, and the only parameter of the model after one step."""
+    """Returns the loss and the only parameter of the model after one step."""
     train_state = TrainState(MODEL, STATE, OPTIMIZER, key=jax.random.key(0))
     train_state, metrics = step()(train_state, jnp.asarray(IMAGES), labels)
     return metrics.loss, train_state.model.scale
@@ -98,7 +98,7 @@ METRICS: dict[str, Callable[[Any], Any]] = {
     "evaluate_batches": lambda labels: evaluate_batches(PREDICT, [EvalBatch(IMAGES, labels, WEIGHTS)])[:3],
 }
 TRAINING: dict[str, Callable[[Any], Any]] = {"make_step": after_a_step}
-# Of functions that take a row an image of whatever kind.
+# Arguments of functions that take one row per image.
 CENTRE = jnp.array([0, 2])
 BYTES = np.zeros((BATCH, 1, CLASSES, 1), np.uint8)
 RECIPE = RECIPES["finetune"]
@@ -110,7 +110,7 @@ MIXING: dict[str, Callable[[Any], Any]] = {
         jnp.asarray(BYTES), targets, RECIPE, preprocessing=Preprocessing(mean=[0.5], std=[0.5]), key=jax.random.key(0)
     ),
 }
-# Public names that take one of these, each with how it is tried here or why it is not.
+# Public names that take one of these arguments, with their test or the reason why there is none.
 TAKEN = ("labels", "targets", "weights", "teacher_logits", "batches")
 COVERED = {
     "levitax.train.cross_entropy",
@@ -133,12 +133,12 @@ CONTAINERS = {
     "levitax.data.Arrays",
     "levitax.data.ImageFiles",
     "levitax.data.ImageTable",
-    # Of a data set, in the order of a model's classes.
+    # A split of a data set, in the order of a model's classes.
     "levitax.data.Relabelled",
 }
 
 
-def test_all_that_take_labels_are_here():
+def test_every_public_name_that_takes_labels_is_covered():
     found = set()
     for module in ("levitax.train", "levitax.data"):
         for name, value in vars(importlib.import_module(module)).items():
@@ -149,7 +149,7 @@ def test_all_that_take_labels_are_here():
     assert found == COVERED | CONTAINERS
 
 
-# Wrong in what is seen before a value is: an error under `jax.jit` too.
+# Wrong dtypes and shapes, which are an error under `jax.jit` too.
 WRONG_FORMS: dict[str, Any] = {
     "floats": LABELS.astype(np.float32),
     "booleans": LABELS > 2,
@@ -175,7 +175,7 @@ NO_ARRAYS: dict[str, Any] = {
     "a ragged list": [[0], [1, 2], [3], [4], [0], [1]],
     "a tuple": TeacherTargets(LABELS, TEACHER),
 }
-# Wrong in one value.
+# One wrong value.
 WRONG_NUMBERS: dict[str, Any] = {
     "negative": changed(LABELS, 3, -1),
     "too large": changed(LABELS, 3, CLASSES),
@@ -183,7 +183,7 @@ WRONG_NUMBERS: dict[str, Any] = {
     "negative byte": changed(LABELS, 3, -128, np.int8),
     "too large for a byte": changed(LABELS, 3, 255, np.uint8),
 }
-# These are truncated where JAX takes them, before any function sees them.
+# JAX truncates these before it calls a function.
 WIDE_NUMBERS: dict[str, Any] = {
     "wide": changed(LABELS, 3, 2**32 + 1, np.int64),
     "wide and negative": changed(LABELS, 3, 1 - 2**32, np.int64),
@@ -207,7 +207,7 @@ called = lambda *tables: pytest.mark.parametrize(
 
 
 def outcome(call, *arguments):
-    """Its result as arrays of NumPy, or the error."""
+    """Returns the result of the call as NumPy arrays, or the error."""
     try:
         return jax.tree.map(np.asarray, call(*arguments))
     except (TypeError, ValueError) as error:
@@ -230,13 +230,13 @@ def test_labels_of_a_wrong_form_are_refused_under_jit_too(name, call):
 
 @by_name(NO_ARRAYS)
 @called(LOSSES, METRICS, TRAINING, {"one_hot": lambda labels: one_hot(labels, CLASSES)})
-def test_labels_that_are_no_arrays_are_refused(name, call):
+def test_labels_that_are_not_arrays_are_refused(name, call):
     assert isinstance(outcome(call, NO_ARRAYS[name]), Exception)
 
 
 @by_name(WRONG_NUMBERS | WIDE_NUMBERS)
 @called(LOSSES, METRICS, {"one_hot": lambda labels: one_hot(labels, CLASSES)})
-def test_numbers_that_are_seen_are_refused_with_value_rule_and_place(name, call):
+def test_concrete_wrong_labels_are_refused_with_value_rule_and_position(name, call):
     labels = (WRONG_NUMBERS | WIDE_NUMBERS)[name]
     message = outcome(call, labels)
     assert isinstance(message, ValueError)
@@ -248,14 +248,14 @@ def test_numbers_that_are_seen_are_refused_with_value_rule_and_place(name, call)
 
 @by_name(WRONG_DISTRIBUTIONS)
 @called(LOSSES)
-def test_distributions_that_are_seen_are_refused(name, call):
+def test_concrete_wrong_distributions_are_refused(name, call):
     for convert in (np.asarray, jnp.asarray):
         message = outcome(call, convert(WRONG_DISTRIBUTIONS[name]))
         assert isinstance(message, ValueError)
         assert "abels[3]`" in str(message) and "sums to" in str(message) and "sum to 1" in str(message)
 
 
-def test_the_first_of_several_is_named_and_the_others_are_counted():
+def test_the_first_wrong_label_is_named_and_the_others_are_counted():
     with pytest.raises(ValueError, match=r"`labels\[1\]` is 9, and 2 more .* expected .* from 0 to 4"):
         cross_entropy(jnp.asarray(LOGITS), np.array([0, 9, 2, -1, 4, 7]))
     with pytest.raises(ValueError, match=r"`labels\[1\]` is 9; expected .* from 0 to 4"):
@@ -265,8 +265,8 @@ def test_the_first_of_several_is_named_and_the_others_are_counted():
 
 
 @called(LOSSES)
-def test_what_is_not_seen_makes_the_loss_nan_and_its_gradient(call):
-    # One compilation for each dtype and shape.
+def test_traced_wrong_labels_make_the_loss_and_its_gradient_nan(call):
+    # Compiles once for each dtype and shape.
     run = jax.jit(call)
     for labels in (WRONG_NUMBERS | WRONG_DISTRIBUTIONS).values():
         assert is_nan(outcome(run, labels)), labels
@@ -274,12 +274,12 @@ def test_what_is_not_seen_makes_the_loss_nan_and_its_gradient(call):
         np.testing.assert_allclose(run(labels), call(labels), rtol=1e-6)
 
 
-def test_what_is_not_seen_makes_the_gradient_nan():
-    # Otherwise a step would be taken as if the row were right.
+def test_traced_wrong_labels_make_the_gradient_nan():
+    # A finite gradient would train on the wrong row.
     gradient = jax.jit(jax.grad(cross_entropy))
     for labels in (WRONG_NUMBERS["negative"], WRONG_NUMBERS["too large"], *WRONG_DISTRIBUTIONS.values()):
         assert np.isnan(gradient(jnp.asarray(LOGITS), labels)[3]).all()
-    # The labels are seen, though the logits are not.
+    # The labels are concrete, although the logits are traced.
     with pytest.raises(ValueError, match=r"`labels\[3\]` is -1"):
         jax.jit(lambda logits: cross_entropy(logits, WRONG_NUMBERS["negative"]))(LOGITS)
 
@@ -295,7 +295,7 @@ def test_a_training_step_with_wrong_labels_is_nan(name):
     assert is_nan(outcome(after_a_step, (WRONG_NUMBERS | WRONG_DISTRIBUTIONS)[name]))
 
 
-def test_one_hot_of_what_is_not_seen_is_a_row_of_nan():
+def test_one_hot_of_traced_wrong_labels_is_a_row_of_nan():
     for labels in WRONG_NUMBERS.values():
         rows = np.array(jax.jit(partial(one_hot, classes=CLASSES))(labels))
         assert np.isnan(rows[3]).all()
@@ -305,7 +305,7 @@ def test_one_hot_of_what_is_not_seen_is_a_row_of_nan():
 @pytest.mark.parametrize("dtype", ("int8", "uint8", "int16", "uint32", "int64", "uint64"))
 def test_labels_may_be_integers_of_any_kind(dtype):
     labels = LABELS.astype(dtype)
-    # More classes than a byte counts.
+    # More classes than a byte can hold.
     rows = np.asarray(one_hot(labels, 300))
     np.testing.assert_array_equal(rows, np.eye(300)[LABELS])
     assert cross_entropy(jnp.asarray(LOGITS), labels) == cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS))
@@ -323,7 +323,7 @@ def test_a_list_of_integers_is_as_good_as_an_array():
 @pytest.mark.parametrize("dtype", (np.float32, np.float16, ml_dtypes.bfloat16))
 @pytest.mark.parametrize("classes", (2, 1000))
 def test_rounding_alone_makes_no_distribution_wrong(classes, dtype):
-    # Rows of mixing and of softmax, computed in this dtype, and rounded to bfloat16 and cast since.
+    # Rows of mixing and of softmax: computed in this dtype, or rounded to bfloat16 and cast back.
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(0, 3, (8, classes)), dtype)
     numbers = jnp.asarray(rng.integers(0, classes, 8))
@@ -359,7 +359,7 @@ kinds = pytest.mark.parametrize("kind", ("hard", "soft"))
 
 
 @kinds
-def test_a_teacher_that_says_nothing_is_refused_or_nan(kind):
+def test_teacher_logits_that_are_not_finite_are_refused_or_nan(kind):
     distill = lambda teacher: distillation_loss(HEADS, TeacherTargets(LABELS, teacher), kind=kind)
     gradient = jax.jit(
         lambda teacher: jax.grad(lambda heads: distillation_loss(heads, TeacherTargets(LABELS, teacher), kind=kind))(
@@ -409,7 +409,7 @@ def test_logits_of_a_wrong_form_are_refused(name):
             loss(logits, labels)
 
 
-# Keyword, call, wrong values, right ones at the border.
+# For each keyword: the call, wrong values, and right values at the limits.
 NUMBERS: dict[str, tuple[Callable[[Any], Any], list[Any], list[Any]]] = {
     "label_smoothing": (
         lambda value: cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), label_smoothing=value),
@@ -465,7 +465,7 @@ def test_numbers_out_of_range_are_refused_or_nan(name):
         ("switch_probability", (-0.1, 1.1, np.nan)),
     ],
 )
-def test_mixing_is_drawn_from_numbers_that_are_some(keyword, values):
+def test_parameters_of_mixing_out_of_range_are_refused(keyword, values):
     for value in values:
         with pytest.raises(ValueError, match=f"`{keyword}` is"):
             mix(jnp.asarray(IMAGES), jnp.asarray(DISTRIBUTIONS), **{keyword: value}, key=jax.random.key(0))
@@ -484,8 +484,8 @@ WRONG_MIXED: dict[str, Any] = {
 
 @by_name(WRONG_MIXED)
 @called(MIXING)
-def test_what_cannot_be_mixed_is_refused(name, call):
-    # Without mixing, whole numbers pass unharmed.
+def test_targets_that_cannot_be_mixed_are_refused(name, call):
+    # Without mixing, class numbers are accepted and returned unchanged.
     if call is MIXING["prepare"] and name in ("class numbers", "booleans"):
         return
     for run in (call, jax.jit(call)):
@@ -507,7 +507,7 @@ def test_a_box_lies_in_the_image():
         assert is_nan(outcome(jax.jit(paste), jnp.array(centre)))
 
 
-def test_what_is_spread_over_devices_is_seen():
+def test_labels_sharded_over_devices_are_checked():
     mesh = levitax.train.make_mesh()
     labels = np.tile(WRONG_NUMBERS["too large"], mesh.size)
     logits = np.tile(LOGITS, (mesh.size, 1))

@@ -23,7 +23,7 @@ def weights():
 
 @pytest.fixture
 def module(torch, weights):
-    """A linear map of images `(3, 4, 6)`, channels first, behind dropout."""
+    """A linear layer for images `(3, 4, 6)`, channels first, after dropout."""
     linear = torch.nn.Linear(3 * 4 * 6, 5)
     linear.weight.data = torch.from_numpy(weights.reshape(5, -1))
     linear.bias.data = torch.arange(5.0)
@@ -45,7 +45,7 @@ def test_images_go_in_channels_last_and_logits_come_out(device, module, x, expec
     assert module.training
     teacher = torch_teacher(module, device=device)
     assert isinstance(teacher, Teacher)
-    # Without dropout.
+    # The teacher switches dropout off.
     assert not any(part.training for part in module.modules())
     before = x.copy()
     logits = teacher(x)
@@ -77,7 +77,7 @@ def test_a_module_may_have_no_parameters(torch, x):
 
 
 @pytest.mark.parametrize("put", (jnp.asarray, lambda x: shard_batch(x, make_mesh())), ids=("array", "spread"))
-def test_of_arrays_of_jax_the_logits_are_such_arrays(put, module, x, expected):
+def test_for_jax_arrays_the_logits_are_jax_arrays(put, module, x, expected):
     images = put(x)
     logits = torch_teacher(module)(images)
     assert isinstance(logits, jax.Array) and logits.dtype == jnp.float32
@@ -85,7 +85,7 @@ def test_of_arrays_of_jax_the_logits_are_such_arrays(put, module, x, expected):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-# Devices are counted when JAX starts, so it starts anew.
+# JAX sets the number of devices when it starts, so this runs in a new process.
 CODE = """
 import jax, numpy as np, torch
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -111,7 +111,7 @@ SPECS = {"spread": ("data",), "of all axes": ("data", None, None, None), "whole 
 
 @pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_logits_lie_where_their_images_lie(spec):
+def test_logits_have_the_sharding_of_their_images(spec):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     code = f"SPEC = {spec}\n{CODE}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -120,7 +120,7 @@ def test_logits_lie_where_their_images_lie(spec):
 
 @pytest.fixture
 def returning(torch):
-    """Makes a teacher of a module that returns what a function makes of the mean pixels, `(batch, 3)`."""
+    """Makes a teacher from a module that applies a function to the mean pixels, `(batch, 3)`."""
 
     def returning(function):
         class Module(torch.nn.Module):
@@ -133,7 +133,7 @@ def returning(torch):
 
 
 def test_the_logits_of_an_output_are_taken(returning, x):
-    # As the models of transformers return them.
+    # The models of transformers return such an output.
     teacher = returning(lambda means: SimpleNamespace(logits=means, hidden_states=None))
     np.testing.assert_allclose(teacher(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
 
@@ -161,7 +161,7 @@ OUTPUTS = {
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("function", "kind", "message"), OUTPUTS.values(), ids=OUTPUTS)
-def test_what_is_no_logit_for_each_image_and_class_is_refused(function, kind, message, returning, x):
+def test_outputs_that_are_not_logits_for_each_image_and_class_are_refused(function, kind, message, returning, x):
     teacher = returning(function)
     for images in (x, jnp.asarray(x)):
         with pytest.raises(kind, match=message):
@@ -193,7 +193,7 @@ def test_images_may_be_of_any_floating_point(dtype, module, x, expected):
     np.testing.assert_allclose(torch_teacher(module)(images), expected, rtol=0.1, atol=0.5)
 
 
-def test_without_pytorch_there_is_no_such_teacher(monkeypatch):
+def test_without_pytorch_a_teacher_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ModuleNotFoundError, match=r"`levitax\.train\.torch_teacher` needs torch: install it"):
         torch_teacher(lambda images: images)

@@ -10,12 +10,12 @@ import levitax
 
 @pytest.fixture
 def trained(make: Callable[..., Any], randomise: Callable[..., Any]) -> tuple[Any, eqx.nn.State]:
-    """A small model and its state, with numbers of their own everywhere."""
+    """A small model and its state, in which all arrays are random."""
     return randomise(*make())
 
 
 @pytest.fixture
 def file(trained: tuple[Any, eqx.nn.State], tmp_path: Path) -> Path:
-    """A file of ours with it."""
+    """A levitax file of the model."""
     levitax.save(tmp_path / "model.safetensors", *trained)
     return tmp_path / "model.safetensors"

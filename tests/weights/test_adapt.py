@@ -10,7 +10,7 @@ from levitax.weights import adapt, load, state_dict
 
 @pytest.fixture
 def trained(make, randomise):
-    """A model and state with numbers of their own everywhere."""
+    """A model and its state, in which all arrays are random."""
     return randomise(*make(image_size=32))
 
 
@@ -67,11 +67,11 @@ def test_up_and_down_again_returns_smooth_tables(trained):
 
     model = with_tables(trained[0], smooth)
     back, _ = adapt(*adapt(model, trained[1], image_size=56), image_size=32)
-    # Of linear interpolation: an eighth of the squared step, (2 / 7)**2 and (2 / 3)**2, by the largest curvature, 2;
-    # and once more on the way back.
+    # The error of linear interpolation is an eighth of the squared step, (2 / 7)**2 or (2 / 3)**2, times the largest
+    # curvature, 2. There are two interpolations.
     for table, old, step in zip(tables(back), tables(model), (2 / 7, 2 / 7, 2 / 3), strict=True):
         assert jnp.abs(table - old).max() <= 2 * step**2 / 8 * 2
-    # At twice the resolution less one, the old offsets are all among the new ones.
+    # At twice the resolution less one, the new offsets include all old ones.
     back, _ = adapt(*adapt(model, trained[1], image_size=60), image_size=32)
     assert jnp.allclose(tables(back)[0], tables(model)[0], atol=1e-6)
 
@@ -121,12 +121,12 @@ def test_two_heads_are_merged_into_the_mean_of_their_logits(make, randomise, ima
     batch = images(4, 16, 16, 3)
     ours = jax.jit(jax.vmap(levitax.Predictor(merged, merged_state)))(batch)
     assert error(ours, jax.jit(jax.vmap(levitax.Predictor(model, state)))(batch)) < 1e-6
-    # And it is a model like any other: it trains.
+    # The merged model can be trained.
     logits, _ = eqx.filter_jit(levitax.batched(merged))(batch, merged_state)
     assert jnp.isfinite(logits).all()
 
 
-def test_one_head_becomes_two_that_say_the_same(make, randomise, images):
+def test_one_head_becomes_two_with_equal_logits(make, randomise, images):
     model, state = randomise(*make(distillation=False))
     double, double_state = adapt(model, state, distillation=True)
     batch = images(2, 16, 16, 3)
@@ -142,14 +142,14 @@ def test_images_of_equal_channels_give_what_they_gave(trained, images, error, ch
     assert error(first(model, state)(grey.repeat(channels, -1)), first(*trained)(grey.repeat(3, -1))) < 2e-6
 
 
-def test_colours_are_told_apart_by_their_old_filters(trained):
+def test_colours_keep_their_old_filters(trained):
     old = trained[0].stem.convolutions[0].weight
     new = adapt(*trained, in_channels=4)[0].stem.convolutions[0].weight
     assert jnp.array_equal(new[:, 1:3], old[:, 1:3])
     assert jnp.array_equal(new[:, [0, 3]], old[:, [0, 0]] / 2)
 
 
-def test_the_given_model_and_its_mode_stay(trained):
+def test_the_given_model_is_unchanged_and_its_mode_is_kept(trained):
     before = jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, trained)
     model, _ = adapt(eqx.nn.inference_mode(trained[0]), trained[1], image_size=48, in_channels=1)
     assert eqx.tree_equal(before, trained)
@@ -159,14 +159,14 @@ def test_the_given_model_and_its_mode_stay(trained):
     assert not any(leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, bool))
 
 
-def test_what_changes_no_array_is_changed(trained):
+def test_fields_that_change_no_array_are_changed(trained):
     model, _ = adapt(*trained, drop_path=0.3, dropout=0.2, dtype="bfloat16", remat=True, activation="silu")
     config = model.config
     assert (config.drop_path, config.dropout, config.dtype, config.remat) == (0.3, 0.2, "bfloat16", True)
     assert eqx.tree_equal(tables(model), tables(trained[0]))
 
 
-def test_loading_adapts_likewise(trained, key):
+def test_loading_adapts_in_the_same_way(trained, key):
     changes = {"image_size": (48, 20), "num_classes": 7, "in_channels": 1, "distillation": False}
     arrays = state_dict(*trained, layout="levitax")
     assert eqx.tree_equal(load(arrays, key=key, **changes), adapt(*trained, key=key, **changes), typematch=True)

@@ -1,4 +1,4 @@
-"""What is refused as a whole: nothing of such a file is run, and nothing half loaded remains."""
+"""Files that are refused as a whole: no code of them runs, and nothing is half loaded."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def test_a_truncated_file(file, size):
         load(file)
 
 
-# What is found under the name of a file of weights, and a part of the way out.
+# Contents of a file that is named like a weight file: a part of the message, and of the suggested fix.
 OTHER_CONTENT = {
     "an empty file": (b"", "it is empty", "fetch it again"),
     "a pointer": (
@@ -43,8 +43,8 @@ OTHER_CONTENT = {
 
 @pytest.mark.parametrize("suffix", (".safetensors", ".pth", ".bin"))
 @pytest.mark.parametrize("content", OTHER_CONTENT.values(), ids=OTHER_CONTENT)
-def test_a_file_that_is_no_weights_is_named(tmp_path, suffix, content, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)  # It is not needed to see what the file is.
+def test_a_file_that_does_not_hold_weights_is_named(tmp_path, suffix, content, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # torch is not needed to recognise the file.
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content[0])
     with pytest.raises(ValueError) as refusal:
@@ -62,7 +62,7 @@ def test_a_file_of_pytorch_by_the_name_of_another(file, start):
 
 
 def relabel(file, change):
-    """Changes the header of a safetensors file, and leaves its arrays."""
+    """Changes the header of a safetensors file and keeps its arrays."""
     content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -168,7 +168,7 @@ def test_a_format_of_the_future(file):
         ("levitax.fused", ""),
     ],
 )
-def test_a_header_of_ours_that_is_damaged(file, entry, content):
+def test_a_corrupt_levitax_header(file, entry, content):
     relabel(file, lambda header: header["__metadata__"].update({entry: content}))
     with pytest.raises(ValueError, match=r"corrupt|describes no valid model"):
         load(file)
@@ -203,7 +203,7 @@ def test_the_weights_of_another_model(shapes, tmp_path):
         load(tmp_path / "model.safetensors")
 
 
-def test_arrays_that_are_no_weights(trained):
+def test_arrays_that_are_not_weights(trained):
     arrays = state_dict(*trained, layout="timm")
     with pytest.raises(ValueError, match="'epoch' is of type `int`; expected arrays by name"):
         load(arrays | {"epoch": 3})
@@ -257,7 +257,7 @@ def test_the_address_of_a_repository(rest):
         load(f"https://huggingface.co/timm/levit_256.fb_dist_in1k{rest}")
 
 
-def test_an_empty_path_is_not_the_folder_one_is_in(file, monkeypatch):
+def test_an_empty_path_is_not_the_working_directory(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     with pytest.raises(ValueError, match="`source` is empty; expected a path"):
         load("")
@@ -271,7 +271,7 @@ def test_a_file_of_another_kind(tmp_path):
         load(tmp_path / "model.onnx")
 
 
-def test_a_damaged_config_beside_the_weights(file):
+def test_a_corrupt_config_next_to_the_weights(file):
     (file.parent / "config.json").write_text('{"image_size": 2')
     with pytest.raises(ValueError, match=r"config\.json` is not valid JSON"):
         load(file.parent)
@@ -292,7 +292,7 @@ def test_a_pickle_without_pytorch(file, monkeypatch):
         load(path)
 
 
-# What does not fit together.
+# Arguments that do not fit together.
 
 
 def test_new_classes_without_a_key(file):
@@ -346,7 +346,7 @@ def test_a_fused_model_is_not_changed_or_written_for_others(trained, tmp_path):
             call()
 
 
-def test_a_model_with_parts_of_the_users_own(trained, tmp_path):
+def test_a_model_with_parts_of_the_user(trained, tmp_path):
     model = eqx.tree_at(lambda model: model.head, trained[0], eqx.nn.Identity())
     with pytest.raises(
         ValueError, match=r"parts were added or changed, at head\.classification\.bias, .*, \.\.\.\. Pass"

@@ -1,4 +1,4 @@
-"""Checkpoints whose normalisations others have folded into the maps: they are fused models."""
+"""Checkpoints of other libraries with normalisations folded into the linear layers: levitax reads fused models."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def trained(make, randomise):
 
 
 def fold(arrays, *, renamed):
-    """What the authors' `replace_batchnorm`, timm's `reparameterize_model` and mmpretrain's `switch_to_deploy` leave of
-    a state dictionary, and if not `renamed`, what is left where identities replace the normalisations."""
+    """Folds a state dictionary like the authors' `replace_batchnorm`, timm's `reparameterize_model` and mmpretrain's
+    `switch_to_deploy`. Unless `renamed`, the names are those with an identity in place of each normalisation."""
     folded = {name: array for name, array in arrays.items() if "attention_bias" in name}
     for name in arrays:
         if not name.endswith(".running_var"):
@@ -61,7 +61,7 @@ def test_a_folded_checkpoint_is_read_as_a_fused_model(trained, images, error, la
     model, state = load(arrays)
     assert model.config == trained[0].config
     predict, expected = levitax.Predictor(model, state), levitax.fuse(*trained)
-    # Folded by NumPy and by XLA, whose roundings differ.
+    # One is folded by NumPy, the other by XLA, which round differently.
     assert error(*(eqx.filter(each, eqx.is_array) for each in (predict, expected))) < 2e-6
     assert jax.tree.structure(predict) == jax.tree.structure(expected)
 
@@ -72,22 +72,22 @@ def folded(trained):
 
 
 @pytest.mark.slow
-def test_it_computes_what_the_whole_model_does(trained, folded, images, error, tmp_path):
+def test_a_folded_checkpoint_computes_the_same_as_the_original_model(trained, folded, images, error, tmp_path):
     compute = eqx.filter_jit(lambda predict: jax.vmap(predict)(images(2, 48, 48, 3)))
     predict = levitax.Predictor(*load(folded))
     assert error(compute(predict), compute(levitax.Predictor(*trained))) < 2e-6
-    # It is saved as any fused model is.
+    # The model is saved like any fused model.
     save(tmp_path / "fused.safetensors", predict.model, predict.state)
     again = levitax.Predictor(*load(tmp_path / "fused.safetensors"))
     assert eqx.tree_equal(again, predict, typematch=True)
 
 
-def test_what_folding_leaves_open_can_still_be_other(trained, folded, error):
+def test_fields_that_folding_does_not_fix_can_be_changed(trained, folded, error):
     changes: dict[str, Any] = {"image_size": 80, "in_channels": 1, "activation": "silu", "dtype": "bfloat16"}
     model, state = load(folded, **changes)
     expected = levitax.fuse(*adapt(*trained, **changes))
     assert model.config == expected.model.config
-    # In bfloat16, of 8 bits.
+    # The precision of bfloat16 is 8 bits.
     assert (
         error(
             *(
@@ -99,7 +99,7 @@ def test_what_folding_leaves_open_can_still_be_other(trained, folded, error):
     )
 
 
-def test_what_folding_has_fixed_is_refused(trained, folded, make, key):
+def test_changes_of_fields_that_folding_fixed_are_refused(trained, folded, make, key):
     changes: list[dict[str, Any]] = [{"num_classes": 3}, {"distillation": False}]
     for change in changes:
         with pytest.raises(ValueError, match=f"a fused model, which cannot have another `{next(iter(change))}`"):

@@ -1,4 +1,4 @@
-"""A real client of the hub against one that is served on this machine."""
+"""Runs the real client of the Hugging Face hub against a local server."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ BROKEN = b"answered with an error"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a download asks for: `/<repository>/resolve/<revision>/<file>`."""
+    """The part of the Hugging Face hub that a download uses: `/<repository>/resolve/<revision>/<file>`."""
 
     def __init__(self, repositories: dict[str, dict[str, bytes]], log: list[str], *arguments: Any):
         self.repositories, self.log = repositories, log
@@ -69,7 +69,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
-    """Repositories as timm and transformers have them, and others."""
+    """Repositories in the form of timm and of transformers, and others."""
     path = tmp_path / "model.safetensors"
 
     def written(layout, **sizes):
@@ -77,7 +77,7 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
         if layout == "levitax":
             save(path, model, state)
             return path.read_bytes()
-        # As others write it: without our header.
+        # Other libraries write no levitax header.
         return safetensors.numpy.save(state_dict(model, state, layout=layout))
 
     timm = {"architecture": "levit_tiny", "pretrained_cfg": {"input_size": [3, 16, 24]}}
@@ -107,7 +107,7 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture
 def hub(repositories) -> Iterator[tuple[str, list[str]]]:
-    """The address of the hub, and what it was asked for."""
+    """The address of the hub, and the log of its requests."""
     log: list[str] = []
     handler = functools.partial(Hub, repositories, log)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -121,7 +121,7 @@ def hub(repositories) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def fetch(tmp_path):
-    """Loads from a hub in a process of its own: the client reads its settings when it is imported."""
+    """Loads from a hub in a new process, because the client reads its settings when it is imported."""
 
     def fetch(address: str, *arguments: str, **settings: str) -> str:
         code = (
@@ -153,13 +153,13 @@ def test_a_repository_is_fetched_once_and_then_read_offline(hub, fetch):
 
 
 @pytest.mark.slow
-def test_a_hub_out_of_reach_is_read_from_the_cache(hub, fetch):
+def test_an_unreachable_hub_is_read_from_the_cache(hub, fetch):
     for address in (hub[0], "http://127.0.0.1:9"):
         assert fetch(address, "timm/tiny") == "(16, 24) True 0.0"
 
 
 @pytest.mark.slow
-def test_a_config_of_transformers_tells_what_shapes_do_not(hub, fetch):
+def test_a_config_of_transformers_adds_fields_that_shapes_do_not_show(hub, fetch):
     assert fetch(hub[0], "facebook/tiny") == "(96, 64) False 0.1"
 
 
@@ -195,8 +195,8 @@ def test_a_repository_that_does_not_exist(hub, fetch):
 
 
 @pytest.mark.slow
-def test_a_config_that_cannot_be_fetched_is_missed(hub, fetch):
-    # Without it, the images might be of another size than it says.
+def test_a_config_that_cannot_be_fetched_is_an_error(hub, fetch):
+    # Without the config, levitax could load a wrong image size.
     answer = fetch(hub[0], "someone/broken")
     assert answer.startswith("ConnectionError") and "`config.json` of the repository 'someone/broken' is not" in answer
 
@@ -207,7 +207,7 @@ def test_a_repository_without_weights(hub, fetch):
     assert "'someone/other' on the hub holds none of model.safetensors, pytorch_model.bin" in answer
 
 
-# The client takes half a minute to find the hub out of reach.
+# Takes half a minute, until the client gives up on the hub.
 @pytest.mark.parametrize(
     "settings",
     (pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline"), pytest.param({}, id="unreachable", marks=pytest.mark.slow)),

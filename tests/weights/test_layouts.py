@@ -1,4 +1,4 @@
-"""The tables of names, on small models; `tests/parity` holds them against the references."""
+"""The tables of names, on small models; `tests/parity` compares them with the references."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import levitax
 from levitax.weights import load, state_dict
 
 
-# An array of each kind in LeViT-128S, as published files name it.
+# The names of one array of each kind in the published files of LeViT-128S.
 NAMES = {
     "levitax": {
         "stem.convolutions.1.weight": (32, 16, 3, 3),
@@ -84,7 +84,7 @@ def test_names_are_those_of_published_files(published, layout):
 
 @pytest.fixture
 def make(make):
-    """Makes models of 3x3 tokens, of which there are no rectangles: their tables leave no doubt about images."""
+    """Makes models of 3x3 tokens. They fit no rectangular images, so their tables give the image size."""
     return lambda **overrides: make(**{"image_size": 12, **overrides})
 
 
@@ -102,7 +102,7 @@ MODELS = {
 
 
 def for_layout(layout, sizes):
-    """The sizes, with the only stem that some layouts have."""
+    """Returns the sizes, with the only stem that some layouts support."""
     if layout in ("levitax", "timm", "timm_conv"):
         return sizes
     pixels = 16 // sizes.get("patch_size", 4) * np.array(sizes.get("image_size", 12))
@@ -117,7 +117,7 @@ def for_layout(layout, sizes):
         for column, layout in enumerate(PAPER)
     ],
 )
-def test_sizes_are_told_from_the_shapes(make, randomise, layout, sizes):
+def test_sizes_are_inferred_from_the_shapes(make, randomise, layout, sizes):
     model, state = randomise(*make(**for_layout(layout, sizes)))
     arrays = state_dict(model, state, layout=layout)
     loaded = load(arrays)
@@ -136,7 +136,7 @@ def test_a_backbone_of_transformers_has_no_prefix(make, randomise):
 
 
 @pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
-def test_the_vit_pytorch_network_has_a_layout_of_its_own(make, randomise, distillation):
+def test_the_vit_pytorch_network_has_its_own_layout(make, randomise, distillation):
     model, state = randomise(*make(network="vit_pytorch", distillation=distillation, patch_size=16, image_size=48))
     assert eqx.tree_equal(load(state_dict(model, state, layout="levitax")), (model, state), typematch=True)
     arrays = state_dict(model, state, layout="vit_pytorch")
@@ -146,7 +146,7 @@ def test_the_vit_pytorch_network_has_a_layout_of_its_own(make, randomise, distil
 
 
 def test_the_channels_of_a_head_stay_together(make):
-    # [query | key | value] of the first head, then of the second, from PyTorch's three maps.
+    # [query | key | value] of the first head, then of the second, from PyTorch's three linear layers.
     model, state = make(network="vit_pytorch", heads=(2, 2), key_dim=1, value_dim=2, patch_size=16, image_size=48)
     arrays = state_dict(model, state, layout="vit_pytorch")
     owner = "backbone.0.layers.0.0.to_"
@@ -163,7 +163,7 @@ RECTANGLE = {"image_size": (16, 24)}
 
 
 @pytest.mark.parametrize("layout", PAPER)
-def test_rectangles_take_a_word(make, randomise, layout):
+def test_rectangles_need_the_image_size(make, randomise, layout):
     model, state = randomise(*make(**for_layout(layout, RECTANGLE)))
     arrays = state_dict(model, state, layout=layout)
     size = model.config.image_size
@@ -203,7 +203,7 @@ def test_published_variants_keep_what_shapes_do_not_show(variant):
 
 
 @pytest.mark.parametrize("prefix", ("module.", "model.", "module._orig_mod."))
-def test_what_wrappers_put_before_every_name_is_taken_off(make, randomise, prefix):
+def test_prefixes_of_wrappers_are_removed(make, randomise, prefix):
     model, state = randomise(*make())
     arrays = {prefix + name: array for name, array in state_dict(model, state, layout="timm").items()}
     assert eqx.tree_equal(load(arrays), (model, state), typematch=True)

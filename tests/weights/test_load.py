@@ -47,14 +47,14 @@ def test_loading_draws_no_random_numbers(file, monkeypatch):
     for name in ("uniform", "normal", "split"):
         monkeypatch.setattr(jax.random, name, note(getattr(jax.random, name)))
     load(file)
-    # Shapes are found by making a model in the abstract.
+    # Shapes come from tracing the model, which draws no numbers.
     assert all(isinstance(key, jax.core.Tracer) for key in keys)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_loading_takes_less_memory_than_twice_the_file(tmp_path):
-    # A model of 15 million parameters.
+    # The model has 15 million parameters.
     code = """
 import re, jax, levitax, sys
 keywords = dict(dim=(256, 1024), heads=(4, 16), depth=(1, 1), stages=2, num_classes=10)
@@ -78,7 +78,7 @@ else:
     )
     run("save", large)
     other.write_bytes(large.read_bytes())
-    # The largest of three: memory that was there before is now and then given back meanwhile, and hides some.
+    # The largest of three runs: a run that frees earlier memory meanwhile measures too little.
     peak = max(int(run("load", large, other)) for _ in range(3))
     assert 0.9 * large.stat().st_size < peak < 2 * large.stat().st_size
 
@@ -98,7 +98,7 @@ def test_float16_and_bfloat16_become_float32(trained, tmp_path):
 
 
 class Classifier(eqx.Module):
-    """A module of a user, with a state beside the LeViT's, made before it."""
+    """A module of a user with its own state, created before that of the LeViT."""
 
     calls: eqx.nn.StateIndex
     backbone: levitax.LeViT
@@ -125,14 +125,14 @@ def test_weights_go_into_a_levit_inside_a_users_module(trained, small, tmp_path,
     expected = jax.jit(jax.vmap(levitax.Predictor(expected_model, expected_state)))(batch)
     make_module = eqx.nn.make_with_state(Classifier)
 
-    # After the state was split off.
+    # Loads after the state is split off.
     module, state = make_module(levitax.LeViT(**small | HEADLESS, key=key), key=key)
     backbone, loaded = load_into(module.backbone, state, tmp_path / "model.safetensors")
     assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(backbone, loaded)))(batch), expected)
     assert loaded.get(module.calls) == 7
-    assert state.get(module.calls) == 7  # The old one can still be used.
+    assert state.get(module.calls) == 7  # The old state can still be used.
 
-    # Before.
+    # Loads before the state is split off.
     raw = load_initial(levitax.LeViT(**small | HEADLESS, key=key), tmp_path / "model.safetensors")
     module, state = make_module(raw, key=key)
     assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(module.backbone, state)))(batch), expected)
@@ -172,7 +172,7 @@ def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):
     assert eqx.tree_equal(load(kept, image_size=16), trained, typematch=True)
 
 
-def test_a_wrong_object_is_told_where_the_levit_is(trained, file, unchecked):
+def test_the_error_for_a_wrong_object_says_where_the_levit_is(trained, file, unchecked):
     predict: Any = levitax.Predictor(*trained)
     nothing: Any = None
     for call in (
@@ -193,7 +193,7 @@ def test_a_keyword_that_does_not_exist(file):
         load(file, **misspelt)
 
 
-def test_numbers_too_large_for_float32_are_not_finite(trained):
+def test_numbers_too_large_for_float32_are_refused_as_not_finite(trained):
     arrays = state_dict(*trained, layout="timm")
     arrays["head.linear.bias"] = np.full(5, 1e39)
     with pytest.raises(ValueError, match=r"NaN or infinite, or negative variances, in head\.linear\.bias"):
@@ -208,7 +208,7 @@ def test_a_negative_variance_makes_nan(trained):
     load(arrays, image_size=16, allow_nonfinite=True)
 
 
-def test_a_config_beside_the_weights_tells_the_size_of_the_images(make, randomise, tmp_path):
+def test_a_config_next_to_the_weights_sets_the_image_size(make, randomise, tmp_path):
     model, state = randomise(*make(image_size=(15, 22), depth=2))
     safetensors.numpy.save_file(state_dict(model, state, layout="timm"), tmp_path / "model.safetensors")
     write = lambda **content: (tmp_path / "config.json").write_text(json.dumps(content))

@@ -33,16 +33,16 @@ def test_a_checkpoint_is_loaded(trained, tensors, tmp_path, wrap, zipped):
     assert eqx.tree_equal(load(tmp_path), trained, typematch=True)
 
 
-def test_tensors_are_taken_as_they_are(trained, tensors):
+def test_a_dictionary_of_tensors_is_loaded(trained, tensors):
     half = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model, _ = load(half)
     exact = half["patch_embed.0.c.weight"].float().numpy()
     assert np.array_equal(model.stem.convolutions[0].weight, exact)
-    assert tensors.keys() == half.keys()  # Nothing was taken out of the caller's dictionary.
+    assert tensors.keys() == half.keys()  # The caller's dictionary is unchanged.
 
 
 class Malice:
-    """When unpickled, makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -72,7 +72,7 @@ def test_a_truncated_checkpoint(tensors, tmp_path, zipped):
 
 
 @pytest.mark.parametrize("content", (b"junk", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1"))
-def test_something_else_by_that_name(tmp_path, content):
+def test_other_content_in_a_file_named_like_a_checkpoint(tmp_path, content):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.pth` is not a valid PyTorch file"):
@@ -102,7 +102,7 @@ def test_a_part_of_a_checkpoint_is_taken_by_its_prefix(trained, tensors, tmp_pat
     assert eqx.tree_equal(load(tmp_path, prefix="teacher.backbone."), trained, typematch=True)
 
 
-def test_a_pytorch_that_runs_code_all_the_same(tensors, tmp_path, monkeypatch):
+def test_a_pytorch_that_cannot_load_safely_is_refused(tensors, tmp_path, monkeypatch):
     path = tmp_path / "model.pth"
     torch.save(tensors, path)
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")

@@ -1,4 +1,4 @@
-"""LeViTs inside larger checkpoints, behind a prefix of their names."""
+"""LeViTs inside larger checkpoints, whose names have a prefix."""
 
 import re
 from typing import Any
@@ -54,7 +54,7 @@ def test_a_prefix_is_named_and_taken_off(trained, tmp_path, prefix, others):
 
 
 @pytest.mark.parametrize("layout", ("official", "transformers", "mmpretrain", "levitax"))
-def test_in_every_layout_also_if_its_names_begin_alike(trained, layout):
+def test_prefixes_in_every_layout_also_if_its_names_share_a_beginning(trained, layout):
     arrays = behind("backbone.", trained, layout)
     with offers("backbone."):
         load(arrays)
@@ -84,7 +84,7 @@ def flat(student, teacher):
 
 
 @pytest.mark.parametrize("together", (nested, flat))
-def test_of_several_models_each_can_be_had(trained, other, together):
+def test_each_of_several_models_can_be_loaded(trained, other, together):
     source = together(trained, other)
     with offers("student.", "teacher."):
         load(source)
@@ -92,12 +92,12 @@ def test_of_several_models_each_can_be_had(trained, other, together):
     assert eqx.tree_equal(load(source, prefix="teacher."), other, typematch=True)
 
 
-def test_what_training_scripts_save_with_a_model(trained, other):
+def test_other_content_that_training_scripts_save_with_a_model(trained, other):
     rest: dict[str, Any] = {"epoch": 3, "optimizer": {"state": {0: {"step": np.zeros(())}}, "param_groups": [{}]}}
     with offers("model_state_dict."):
         load({"model_state_dict": behind("", trained), **rest})
     assert eqx.tree_equal(load({"model_state_dict": behind("", trained), **rest}, prefix="model_state_dict"), trained)
-    # Names in the part that is taken by default need not be given from the top; another part can be taken.
+    # A prefix may be relative to the part that is loaded by default. Other parts need the whole prefix.
     source = {"state_dict": behind("backbone.", trained), "state_dict_ema": behind("", other), **rest}
     with offers("backbone."):
         load(source)

@@ -1,4 +1,4 @@
-"""Weights say how their images are prepared, wherever the file is moved."""
+"""Weight files keep the preprocessing of their images, also when they are moved."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from levitax.weights._format import Header
 OURS = Preprocessing(
     image_size=(16, 16), crop_ratio=1.0, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), class_names=tuple("abcde")
 )
-# What `LevitImageProcessor` can do: whole numbers times 256 / 224, offsets rounded down.
+# A preprocessing that `LevitImageProcessor` supports: sizes that are multiples of 256 / 224, offsets rounded down.
 IN_TRANSFORMERS = dataclasses.replace(OURS, crop_ratio=16 / 18, crop_offset="floor")
 
 
 @pytest.fixture
 def save(make, tmp_path):
-    """Saves a small model and its preprocessing in a layout; gives the path."""
+    """Saves a small model and its preprocessing in a layout; returns the path and the expected preprocessing."""
 
     def save(layout: LayoutName = "levitax", preprocessing=OURS, **overrides):
         sizes = {} if layout == "levitax" else {"patch_size": 16, "image_size": 64, "dim": (16, 24, 32), "stages": 3}
@@ -55,15 +55,15 @@ def test_a_fused_file_keeps_it_too(make, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ("timm", "timm_conv", "transformers"))
-def test_files_of_others_say_it_in_json_next_to_them(save, layout):
+def test_files_in_other_layouts_keep_it_in_json_next_to_them(save, layout):
     path, expected = save(layout, IN_TRANSFORMERS if layout == "transformers" else OURS)
-    # As others write them: without our header.
+    # Other libraries write no levitax header.
     save_file(load_file(path), path)
     assert levitax.load_preprocessing(path) == expected
     assert levitax.load_preprocessing(path.parent) == expected
 
 
-def test_what_else_is_in_the_json_stays(save, tmp_path):
+def test_other_fields_of_the_json_are_kept(save, tmp_path):
     (tmp_path / "timm").mkdir()
     config = tmp_path / "timm" / "config.json"
     config.write_text(json.dumps({"license": "apache-2.0", "num_classes": 1}))
@@ -74,7 +74,7 @@ def test_what_else_is_in_the_json_stays(save, tmp_path):
 
 
 @pytest.mark.parametrize("second", ("timm", "transformers"))
-def test_what_described_the_weights_before_goes(save, second, tmp_path):
+def test_fields_of_the_previous_weights_are_removed(save, second, tmp_path):
     first = {"timm": "transformers", "transformers": "timm"}[second]
     save(first, THEIRS[first])
     shutil.copytree(tmp_path / first, tmp_path / second)
@@ -89,7 +89,7 @@ def test_what_described_the_weights_before_goes(save, second, tmp_path):
 THEIRS = {"timm": OURS, "transformers": IN_TRANSFORMERS}
 
 
-def test_a_file_that_does_not_say_it_replaces_one_that_did(save):
+def test_a_file_without_preprocessing_replaces_one_with_it(save):
     path, _ = save("timm")
     save("timm", preprocessing=None)
     with pytest.raises(ValueError, match="does not say how to preprocess images"):
@@ -106,7 +106,7 @@ def test_the_activation_is_in_timms_json(save, layout, activation):
     config.write_text(config.read_text().replace(f'"act_layer": "{activation}"', '"act_layer": "mish"'))
     with pytest.raises(ValueError, match="has the `act_layer` 'mish'; expected one of hard_swish"):
         levitax.load(path)
-    # A published architecture that timm gives another one than the sizes do.
+    # A published architecture whose activation in timm differs from that of the sizes.
     sizes = {"embed_dim": [16, 24, 32], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}
     config.write_text(json.dumps({"architecture": "levit_256d", "model_args": sizes}))
     assert levitax.load(path)[0].config.activation == "silu"
@@ -124,13 +124,13 @@ def test_the_activation_is_in_timms_json(save, layout, activation):
     ],
     ids=str,
 )
-def test_models_that_no_json_of_theirs_describes(save, layout, overrides, message, tmp_path):
+def test_models_that_the_json_of_a_layout_cannot_describe(save, layout, overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save(layout, THEIRS[layout], **overrides)
     assert list((tmp_path / layout).iterdir()) == []
 
 
-def test_what_timm_cannot_do(save):
+def test_preprocessing_that_timm_does_not_support(save):
     with pytest.raises(ValueError, match="`crop_offset` 'floor'; timm has 'round'"):
         save("timm", IN_TRANSFORMERS)
 
@@ -142,7 +142,7 @@ def test_other_layouts_and_names_get_no_json(save, make, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-# As the hub has them (timm/levit_256.fb_dist_in1k, facebook/levit-256), the names of the classes shortened.
+# Files from the hub (timm/levit_256.fb_dist_in1k, facebook/levit-256), with shortened class names.
 TIMM = {
     "architecture": "levit_128s",
     "num_classes": 1000,
@@ -168,13 +168,13 @@ TRANSFORMERS = {
 
 @pytest.fixture(scope="module")
 def published(key):
-    """The arrays of a published variant, by layout."""
+    """Returns the arrays of a published variant in a layout."""
     model, state = levitax.levit_128s(key=key)
     return lambda layout: levitax.weights.state_dict(model, state, layout=layout)
 
 
 def written(folder, arrays, **files):
-    """A folder with weights that others wrote."""
+    """Writes a folder with weights as other libraries do."""
     save_file(arrays, folder / "model.safetensors")
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -193,13 +193,13 @@ def test_timms_other_choices(published, tmp_path):
     folder = written(tmp_path, published("timm"), config=config)
     expected = Preprocessing(crop_ratio=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
     assert levitax.load_preprocessing(folder) == dataclasses.replace(expected, class_names=tuple(names.values()))
-    # Before 2023, all of it was one level.
+    # Before 2023, all fields were on one level.
     folder = written(tmp_path, published("timm"), config={"architecture": "levit_128s", **fields})
     assert levitax.load_preprocessing(folder) == expected
 
 
 def test_transformers_json(published, tmp_path):
-    # ImageNet has two classes of each of these names.
+    # ImageNet has two classes called crane.
     names = [f"class {number}" for number in range(998)] + ["crane", "crane"]
     config = {"model_type": "levit", "id2label": {str(number): name for number, name in enumerate(names)}}
     folder = written(tmp_path, published("transformers"), config=config, preprocessor_config=TRANSFORMERS)
@@ -273,7 +273,7 @@ def test_json_that_does_not_fit(published, layout, file, fields, message, tmp_pa
         ("transformers", Preprocessing(crop_offset="floor")),
     ],
 )
-def test_published_weights_that_do_not_say_it(published, layout, expected):
+def test_published_weights_without_preprocessing(published, layout, expected):
     with pytest.warns(UserWarning, match=f"does not say.*`crop_ratio` {expected.crop_ratio}"):
         assert levitax.load_preprocessing(published(layout)) == expected
 
@@ -281,7 +281,7 @@ def test_published_weights_that_do_not_say_it(published, layout, expected):
 @pytest.mark.parametrize(
     "overrides", ({"num_classes": 10}, {"in_channels": 1}, {"image_size": 256}, {"depth": 2, "drop_path": 0.0})
 )
-def test_other_weights_that_do_not_say_it(overrides, key):
+def test_other_weights_without_preprocessing(overrides, key):
     sizes = {**levitax.VARIANTS["levit_128s"], **overrides}
     config = levitax.LeViTConfig(**sizes)
     model, _ = _tree.skeleton(config)
@@ -309,14 +309,14 @@ def test_a_preprocessing_of_another_model(make, changes, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_transformers_cannot_do(save):
+def test_preprocessing_that_transformers_does_not_support(save):
     with pytest.raises(ValueError, match="`crop_offset` 'round'; transformers"):
         save("transformers")
     with pytest.raises(ValueError, match="resizes the shorter edge to 71 pixels"):
         save("transformers", dataclasses.replace(IN_TRANSFORMERS, crop_ratio=64 / 71.5))
 
 
-def test_a_damaged_header(save):
+def test_a_corrupt_header(save):
     path, _ = save()
     arrays, config = load_file(path), levitax.load(path)[0].config
     for content in ('{"mean": [0.5]}', "[1]", "{"):

@@ -51,7 +51,7 @@ def test_a_levit_inside_a_module_is_saved_with_the_modules_state(small, randomis
     assert jnp.array_equal(jax.jit(jax.vmap(levitax.Predictor(model, loaded)))(images), expected)
 
 
-def test_the_file_can_be_read_by_whom_the_user_lets(make, tmp_path):
+def test_saving_follows_the_umask_and_keeps_existing_permissions(make, tmp_path):
     model, state = make()
     old = os.umask(0o022)
     try:
@@ -93,7 +93,7 @@ def test_files_of_any_layout_keep_what_shapes_do_not_show(make, tmp_path, layout
     assert load(tmp_path / "model.safetensors")[0].config == model.config
 
 
-def test_a_folder_that_is_not_there(make, tmp_path):
+def test_a_folder_that_does_not_exist(make, tmp_path):
     with pytest.raises(OSError, match=r"nowhere/model\.safetensors` could not be written: there is no folder `"):
         save(tmp_path / "nowhere" / "model.safetensors", *make())
 
@@ -117,7 +117,7 @@ def run(code, *arguments, **options):
 @pytest.mark.slow
 def test_the_old_file_survives_a_full_disk(tmp_path):
     path = tmp_path / "model.safetensors"
-    # A limit on the size of files stands in for the end of the disk: writing fails in the middle.
+    # A limit on file size makes writing fail midway, as on a full disk.
     process = run(
         """
 import resource, signal
@@ -152,7 +152,7 @@ while not end.exists():
     processes = [run(code, path, seed, end) for seed in (0, 1)]
     try:
         seen = set()
-        # Until both have written, which only a hung process delays.
+        # Waits until both have written.
         while len(seen) < 2 and all(process.poll() is None for process in processes):
             if path.exists():
                 seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
@@ -162,6 +162,6 @@ while not end.exists():
         end.touch()
     assert [process.communicate()[1] for process in processes] == ["", ""]
     seen.add(float(load(path)[0].stem.convolutions[0].weight[0, 0, 0, 0]))
-    # Each time one of the two, whole.
+    # Every read gives one of the two models, complete.
     assert len(seen) == 2
     assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "end"}

@@ -1,4 +1,4 @@
-"""Checkpoints in several files, as large models are saved, and small ones by trainers that split every file."""
+"""Checkpoints in several files, as trainers write them for large models, and sometimes for small ones."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ INDEX = "model.safetensors.index.json"
 def write_shards(
     folder: Path, arrays: dict[str, np.ndarray], count: int = 3, name: str = "model", metadata=None
 ) -> list[str]:
-    """Spreads arrays over files, and writes the index, as transformers and huggingface_hub do."""
+    """Splits arrays into files and writes the index, as transformers and huggingface_hub do."""
     shards = [f"{name}-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)]
     index = {array: shards[number * count // len(arrays)] for number, array in enumerate(sorted(arrays))}
     for shard in shards:
@@ -135,7 +135,7 @@ def test_shards_of_another_checkpoint(trained, folder, tmp_path_factory):
 @pytest.mark.parametrize(
     "content", ("{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', b"\xff"), ids=repr
 )
-def test_an_index_that_is_none(folder, content):
+def test_an_invalid_index(folder, content):
     (folder / INDEX).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=rf"{INDEX}` is not a shard index; expected JSON such as"):
         load(folder)
@@ -154,7 +154,7 @@ def test_a_corrupt_shard(folder):
         load(folder)
 
 
-def test_several_models_in_a_folder_stay_several(folder, trained):
+def test_several_models_in_a_folder_are_not_taken_for_shards(folder, trained):
     write_shards(folder, state_dict(*trained, layout="timm"), name="ema")
     with pytest.raises(ValueError, match=rf"several weights files: `ema\.safetensors\.index\.json`, `{INDEX}`\. Pass"):
         load(folder)

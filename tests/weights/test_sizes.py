@@ -1,4 +1,4 @@
-"""Which images weights are for, where the file does not say: flat tables of attention biases show how many tokens."""
+"""The image size of weights whose file does not give it: flat attention bias tables show only the token count."""
 
 import json
 import warnings
@@ -16,7 +16,7 @@ from levitax.weights import adapt, load, load_initial, load_into, save, state_di
 THREE = {"stages": 3, "dim": 16, "heads": 1, "patch_size": 16}
 TWO = {"stages": 2, "dim": 16, "heads": 1}
 
-# Token counts of each that a square has too, in every stage.
+# Sizes whose token counts in every stage are also those of a square.
 RECTANGLES = {
     "64x256": {**THREE, "image_size": (64, 256)},
     "128x512": {**THREE, "image_size": (128, 512)},
@@ -50,13 +50,13 @@ SLOW = ("128x512", "192x768", "higher than wide", "patches of 8")
     ],
     indirect=True,
 )
-def test_the_size_that_is_asked_for_is_preferred_to_a_square(rectangle):
+def test_the_requested_size_is_preferred_to_a_square(rectangle):
     assert same(load(state_dict(*rectangle, layout="timm"), image_size=rectangle[0].config.image_size), rectangle)
 
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"], RECTANGLES["no multiple of a patch"]], indirect=True)
 @pytest.mark.parametrize("layout", ("timm", "levitax"))
-def test_so_is_the_size_of_the_model_that_the_weights_go_into(rectangle, layout, make):
+def test_the_size_of_a_given_model_is_preferred_to_a_square(rectangle, layout, make):
     arrays, config = state_dict(*rectangle, layout=layout), rectangle[0].config
     model, state = make(**config.to_dict())
     assert same(load_into(model, state, arrays), rectangle)
@@ -66,18 +66,18 @@ def test_so_is_the_size_of_the_model_that_the_weights_go_into(rectangle, layout,
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
 @pytest.mark.parametrize("layout", ("official", "timm_conv", "transformers", "mmpretrain"))
-def test_in_every_layout_with_flat_tables(rectangle, layout):
+def test_the_requested_size_is_used_in_every_layout_with_flat_tables(rectangle, layout):
     assert eqx.tree_equal(load(state_dict(*rectangle, layout=layout), image_size=(64, 256)), rectangle)
 
 
 @pytest.mark.parametrize("rectangle", [{**RECTANGLES["64x256"], "network": "vit_pytorch"}], indirect=True)
-def test_in_the_layout_of_vit_pytorch(rectangle):
+def test_the_requested_size_is_used_in_the_layout_of_vit_pytorch(rectangle):
     assert eqx.tree_equal(load(state_dict(*rectangle, layout="vit_pytorch"), image_size=(64, 256)), rectangle)
 
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
 @pytest.mark.parametrize("asked", ((60, 250), (49, 241), (64, 256)))
-def test_a_size_of_the_same_tokens_is_taken_as_it_is_asked_for(rectangle, asked, make):
+def test_a_requested_size_with_the_same_tokens_is_used(rectangle, asked, make):
     arrays = state_dict(*rectangle, layout="timm")
     model, state = load(arrays, image_size=asked)
     assert model.config.image_size == asked
@@ -95,14 +95,14 @@ def test_a_square_is_guessed_with_a_warning_that_names_the_others(rectangle, mak
     )
     with pytest.warns(UserWarning, match=candidates):
         assert load(arrays)[0].config.image_size == (128, 128)
-    # Nor does it know when it is asked for a size that none of them is.
+    # It also warns if the requested size is none of the candidates.
     with pytest.warns(UserWarning, match=candidates):
         resized = load(arrays, image_size=96)
     assert eqx.tree_equal(resized, adapt(*load(arrays, image_size=128), image_size=96))
     model, state = make(**{**THREE, "image_size": 96})
     with pytest.warns(UserWarning, match=candidates):
         load_into(model, state, arrays)
-    # The way out: say what they are for, then resize.
+    # The fix: load with the original size, then resize.
     assert same(adapt(*load(arrays, image_size=(64, 256)), image_size=(64, 256)), rectangle)
 
 
@@ -117,7 +117,7 @@ SURE = {
 
 
 @pytest.mark.parametrize(("layout", "sizes"), SURE.values(), ids=SURE)
-def test_a_square_that_is_sure_takes_no_warning(layout, sizes, make):
+def test_an_unambiguous_square_does_not_warn(layout, sizes, make):
     model, state = make(**sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,11 +125,11 @@ def test_a_square_that_is_sure_takes_no_warning(layout, sizes, make):
 
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
-def test_what_a_file_says_comes_before_what_is_asked_for(rectangle, tmp_path):
+def test_weights_are_read_at_the_size_in_the_file_and_then_resized(rectangle, tmp_path):
     written = rectangle[0].config.image_size
     path = tmp_path / "model.safetensors"
     resized = adapt(*rectangle, image_size=128)
-    # A header of ours.
+    # A levitax header.
     save(path, *rectangle, layout="timm")
     assert same(load(path), rectangle)
     assert same(load(path, image_size=128), resized)

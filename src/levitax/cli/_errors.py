@@ -34,7 +34,9 @@ def errors_in_a_line(program: str) -> Iterator[None]:
     except FloatingPointError as error:
         _leave(program, error, 1)
     except ModuleNotFoundError as error:
-        _leave(program, error if _is_ours(error) else f"{error.name} is not installed: {extra('cli')}", 2)
+        # Those of levitax say how to install the package.
+        message = str(error) if "pip install" in str(error) else f"{error.name} is not installed: {extra('cli')}"
+        _leave(program, message, 2)
     except OSError as error:
         _leave(program, error, 2)
     except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def training_curves(history: Sequence[dict[str, float]]) -> "Figure":
-    """Draws the losses and the test error by epoch. Needs `pip install "levitax[plot]"`.
+    """Draws the losses and the validation error by epoch. Needs `pip install "levitax[plot]"`.
 
     **Arguments:**
 
@@ -29,14 +29,14 @@ def training_curves(history: Sequence[dict[str, float]]) -> "Figure":
     figure = make_figure(9, 3.2)
     losses, errors = figure.subplots(1, 2)
     losses.plot(of("epoch"), of("train_loss"), label="training, augmented and smoothed")
-    losses.plot(of("epoch"), of("test_loss"), label="test")
+    losses.plot(of("epoch"), of("validation_loss"), label="validation")
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=0)
     losses.legend(frameon=False, labelcolor=GREY)
-    errors.semilogy(of("epoch"), 100 * (1 - of("test_accuracy")), color="C1")
+    errors.semilogy(of("epoch"), 100 * (1 - of("validation_accuracy")), color="C1")
     ticks = [1, 2, 5, 10, 20, 50, 100]
     errors.set_yticks(ticks, labels=map(str, ticks))
     errors.minorticks_off()
-    errors.set(xlabel="epoch", ylabel="test error, %")
+    errors.set(xlabel="epoch", ylabel="validation error, %")
     make_grey(losses, errors)
     return figure
 
@@ -79,7 +79,7 @@ def predictions(
         panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         title = class_names[guess] if guess == label else f"{class_names[guess]}, not {class_names[label]}"
         panel.set_title(title, color="C2" if guess == label else "C3", fontsize=9, parse_math=False)
-    title = f"{len(right) / len(rows):.1%} of {len(rows):,} test images are right; the errors first"
+    title = f"{len(right) / len(rows):.1%} of {len(rows):,} images are right; the errors first"
     figure.suptitle(title, fontsize=10, color=GREY)
     return figure
 

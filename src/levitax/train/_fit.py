@@ -151,9 +151,9 @@ def fit(
                             "epoch": number // steps,
                             "learning_rate": float(np.asarray(recipe.schedule(steps)(number - 1))),
                             "train_loss": float(np.mean(losses.values)),
-                            "test_loss": result.loss,
-                            "test_accuracy": result.accuracy,
-                            "test_top5": result.top5,
+                            "validation_loss": result.loss,
+                            "validation_accuracy": result.accuracy,
+                            "validation_top5": result.top5,
                             **clock.lap(),
                         }
                     )
@@ -174,7 +174,7 @@ def fit(
             path = folder / f"{name}.safetensors"
             if jax.process_index() == 0:
                 save(path, model, state, preprocessing=data.preprocessing)
-            say(f"test accuracy of {path}: {accuracy:.2%}, fused {fused:.2%}")
+            say(f"validation accuracy of {path}: {accuracy:.2%}, fused {fused:.2%}")
     model, state = jax.device_get(trained["model"])
     return Fitted(model, state, history.epochs)
 

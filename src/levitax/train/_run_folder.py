@@ -56,7 +56,11 @@ class History:
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds an epoch, and prints its loss and accuracy."""
         self.epochs.append(metrics)
-        say("epoch {epoch}: train loss {train_loss:.4f}, test accuracy {test_accuracy:.2%}".format(**metrics))
+        say(
+            "epoch {epoch}: train loss {train_loss:.4f}, validation accuracy {validation_accuracy:.2%}".format(
+                **metrics
+            )
+        )
         if jax.process_index() == 0:
             with self._file.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
