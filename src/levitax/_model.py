@@ -16,7 +16,7 @@ from ._spelled_out import spelled_out
 class LeViT(eqx.Module):
     """LeViT, "a Vision Transformer in ConvNet's clothing for faster inference" (Graham et al. 2021, arXiv 2104.01136).
 
-    A convolutional stem turns patches of 16x16 pixels into tokens. Three stages of attention and MLP blocks follow,
+    A convolutional stem makes one token for every 16x16 pixels. Three stages of attention and MLP blocks follow,
     each with half the rows and columns of the one before. One or two linear classifiers read the mean token.
 
     A LeViT holds batch statistics, so make it together with its `eqx.nn.State`:
@@ -39,6 +39,7 @@ class LeViT(eqx.Module):
     head: nn.NormLinear | nn.DistilledHead | None
     config: LeViTConfig = eqx.field(static=True)
 
+    # Lists the keywords in the signature and in `help`.
     @spelled_out(Overrides, LeViTKeywords, defaults=DEFAULTS)
     def __init__(self, *, key: PRNGKeyArray, **keywords: Unpack[LeViTKeywords]):
         """The defaults are LeViT-256.

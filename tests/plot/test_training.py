@@ -17,9 +17,9 @@ def test_curves_have_the_numbers_of_the_epochs():
         for epoch in (1, 2, 4)
     ]
     losses, errors = plot.training_curves(history).axes
-    lines = {line.get_label(): line.get_ydata() for line in losses.get_lines()}
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in losses.get_lines()}
     np.testing.assert_allclose(lines["validation"], [1, 0.5, 0.25])
-    np.testing.assert_allclose(errors.get_lines()[0].get_ydata(), [50, 25, 12.5])
+    np.testing.assert_allclose(np.asarray(errors.get_lines()[0].get_ydata()), [50, 25, 12.5])
     with pytest.raises(ValueError, match="`history` is empty"):
         plot.training_curves([])
 
@@ -40,7 +40,7 @@ def test_confusion_shows_shares_of_each_class(classes):
     counts = np.zeros((classes, classes), int)
     counts[0, :2] = 3, 1
     figure = plot.confusion(counts, class_names=[str(number) for number in range(classes)])
-    shares = figure.axes[0].get_images()[0].get_array()
+    shares = np.asarray(figure.axes[0].get_images()[0].get_array())
     np.testing.assert_allclose(shares[0, :2], [0.75, 0.25])
     assert shares[1:].sum() == 0 and figure.axes[0].get_title() == "top-1 75.0%"
     assert [text.get_text() for text in figure.axes[0].texts] == (["3", "1"] if classes == 3 else [])

@@ -1,8 +1,8 @@
 """The layers of LeViT, each usable on its own.
 
-Call every layer as `x, state = layer(x, state, key=key)`, on a single example with channels last. `state` holds the
-running statistics of the batch normalisations. Layers that draw random numbers need a `key` in training. `jax.vmap`
-adds the batch (see [`levitax.batched`][]).
+Call a layer as `x, state = layer(x, state, key=key)`, on a single example with channels last. `state` holds the running
+statistics of the batch normalisations. Layers that draw random numbers need a `key` in training. `jax.vmap` adds the
+batch (see [`levitax.batched`][]). Activations and drop path take no `state`, and an attention bias takes no arguments.
 """
 
 from ._activations import (
