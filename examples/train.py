@@ -80,14 +80,10 @@ def main() -> None:
             losses.append(loss)
             if number % steps == 0:
                 result = evaluate_split(levitax.Predictor(model, state), data.validation, preprocessing)
-                epoch = {"epoch": number // steps, "train_loss": float(jnp.stack(losses).mean())}
-                history.append(epoch | {"validation_loss": result.loss, "validation_accuracy": result.accuracy})
-                print(
-                    "epoch {epoch}: loss {train_loss:.4f}, validation accuracy {validation_accuracy:.2%}".format(
-                        **history[-1]
-                    )
-                )
-                losses = []
+                epoch, train_loss, losses = number // steps, float(jnp.stack(losses).mean()), []
+                validation = {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+                history.append({"epoch": epoch, "train_loss": train_loss, **validation})
+                print(f"epoch {epoch}: loss {train_loss:.4f}, validation accuracy {result.accuracy:.2%}")
 
     predict = levitax.fuse(model, state)
     fused = evaluate_split(predict, data.validation, preprocessing)

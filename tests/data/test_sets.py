@@ -17,6 +17,7 @@ from levitax.data import (
     Preprocessing,
     Relabelled,
     Split,
+    Subset,
     train_batches,
 )
 
@@ -156,3 +157,27 @@ def test_wrong_labels(labels, kind, message, unchecked):
     ):
         with pytest.raises(kind, match=message):
             batches()
+
+
+def test_a_subset_has_the_chosen_images():
+    whole = Arrays(np.arange(5, dtype=np.uint8)[:, None, None, None], np.array([0, 1, 2, 0, 1]))
+    some = Subset(whole, np.array([4, 1, 1]))
+    assert some.labels.tolist() == [1, 1, 1] and isinstance(some, Split)
+    assert [int(some.read(index)[0, 0, 0]) for index in range(3)] == [4, 1, 1]
+    assert some.name(0) == whole.name(4)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.array([True, False, True, False, False]), r"np\.flatnonzero\(mask\)"),
+        (np.array([0, 5]), r"`indices\[1\]` is 5.*numbers from 0 to 4"),
+        (np.array([-1]), r"`indices\[0\]` is -1"),
+        (np.array([[0]]), "shape"),
+    ],
+    ids=("mask", "too large", "negative", "rank"),
+)
+def test_indices_that_choose_no_images(indices, message, unchecked):
+    whole = Arrays(np.zeros((5, 1, 1, 1), np.uint8), np.zeros(5, np.int32))
+    with pytest.raises((TypeError, ValueError), match=message):
+        Subset(whole, indices)

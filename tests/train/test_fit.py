@@ -131,6 +131,8 @@ def test_arguments_that_do_not_fit_together(make, model, tmp_path):
         ((*make(), DATA, RECIPE), {}, "for 5 classes and 3 channels, and `data` has 2 and 3"),
         ((*model, DATA, dataclasses.replace(RECIPE, batch_size=32)), {}, "only 24 images"),
         ((*model, DATA, RECIPE), {"checkpoint_every": 0}, "`checkpoint_every` is 0"),
+        ((*model, DATA, dataclasses.replace(RECIPE, dtype="bfloat16")), {}, "`dtype` 'bfloat16', and `model` has 'fl"),
+        ((*model, DATA, dataclasses.replace(RECIPE, drop_path=0.1)), {}, "`drop_path` 0.1, and `model` has 0.0"),
         ((*model, DATA, RECIPE), {"out": __file__}, "is a file"),
     ):
         with pytest.raises((ValueError, OSError), match=message):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import levitax
-from levitax.data import Arrays, DataSet, open_data, Preprocessing
+from levitax.data import Arrays, DataSet, open_data, Preprocessing, Subset
 from levitax.train import load_teacher, TeacherLogits
 
 
@@ -89,6 +89,9 @@ def test_columns_follow_the_classes_of_the_data():
     of_other = compute().for_data(other)
     np.testing.assert_array_equal(of_other.logits, compute().logits[:, [2, 0, 1]])
     assert of_other.class_names == other.classes
+    # They now belong to the other order.
+    np.testing.assert_array_equal(of_other.for_data(other).logits, of_other.logits)
+    np.testing.assert_array_equal(of_other.for_data(DATA).logits, compute().logits)
 
 
 def test_the_row_of_a_corrupt_image_is_nan():
@@ -159,6 +162,15 @@ def test_files_of_other_names_are_refused(tmp_path):
     ready = [one._replace(preprocessing=PREPROCESSING) for one in (first, second)]
     teacher = TeacherLogits.compute(predict, ready[0])
     teacher.for_data(ready[0])
+    # Of each class the first two images, and the last two: the same labels, other files.
+    some, others = (
+        ready[0]._replace(train=Subset(ready[0].train, np.array(indices)))
+        for indices in ([0, 1, 3, 4, 6, 7], [1, 2, 4, 5, 7, 8])
+    )
+    of_some = TeacherLogits.compute(predict, some)
+    of_some.for_data(some)
+    with pytest.raises(ValueError, match="for other training images"):
+        of_some.for_data(others)
     with pytest.raises(ValueError, match="for other training images"):
         teacher.for_data(ready[1])
 

@@ -5,9 +5,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import levitax
-
+from .._config import Overrides
 from ..data import Preprocessing
+from ..weights import load_preprocessing
 
 
 class Size(argparse.Action):
@@ -42,7 +42,7 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser, default: str) -
     parser.add_argument("--crop-ratio", type=float, help="share of the resized image that the crop keeps; 1 keeps all")
 
 
-def size_of(arguments: argparse.Namespace) -> levitax.Overrides:
+def size_of(arguments: argparse.Namespace) -> Overrides:
     """The keywords of the model that the options give."""
     return {} if arguments.image_size is None else {"image_size": arguments.image_size}
 
@@ -56,7 +56,7 @@ def preprocessing_of(weights: str, image_size: tuple[int, int], arguments: argpa
     """The preprocessing of weights, for images of a size, with the changes that the options give."""
     options = _given(arguments)
     try:
-        preprocessing = levitax.load_preprocessing(weights)
+        preprocessing = load_preprocessing(weights)
     except ValueError as error:
         if len(options) < 3:
             raise ValueError(f"{error} Or pass --mean, --std and --crop-ratio.") from None

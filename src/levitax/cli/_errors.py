@@ -31,18 +31,14 @@ def errors_in_a_line(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except FloatingPointError as error:
-        _leave(program, error, 1)
-    except ModuleNotFoundError as error:
-        # Those of levitax say how to install the package.
-        message = str(error) if "pip install" in str(error) else f"{error.name} is not installed: {extra('cli')}"
-        _leave(program, message, 2)
     except OSError as error:
         _leave(program, error, 2)
-    except (TypeError, ValueError) as error:
+    except (FloatingPointError, ModuleNotFoundError, TypeError, ValueError) as error:
         if not _is_ours(error):
             raise
-        _leave(program, error, 2)
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+            _leave(program, f"{error.name} is not installed: {extra('cli')}", 2)
+        _leave(program, error, 1 if isinstance(error, FloatingPointError) else 2)
     finally:
         warnings.formatwarning = default_format
 

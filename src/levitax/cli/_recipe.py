@@ -8,9 +8,8 @@ import json
 import math
 from typing import Any
 
-import jax
-
 from ..train import Recipe, RECIPES
+from ..train._reporting import say
 
 
 def make_recipe(arguments: argparse.Namespace, preset: str) -> Recipe:
@@ -56,17 +55,17 @@ def fit_batch(recipe: Recipe, given: dict[str, Any], images: int) -> Recipe:
     group_size = recipe.group_size
     if group_size is not None and batch_size // recipe.accumulate % group_size:
         group_size = None
-    _say(
+    say(
         f"{images} images: batches of {batch_size}, not {recipe.batch_size}, and the learning rate is scaled down with "
         "them; `--batch-size` and `--set learning_rate=...` set both"
     )
     if group_size != recipe.group_size:
-        _say(f"a batch is one group, not groups of {recipe.group_size}; `--set group_size=...` sets it")
+        say(f"a batch is one group, not groups of {recipe.group_size}; `--set group_size=...` sets it")
     changes: dict[str, Any] = {"batch_size": batch_size, "group_size": group_size}
     # Below the minimum, the cosine would rise.
     if "min_learning_rate" not in given and recipe.learning_rate * batch_size / 512 < recipe.min_learning_rate:
         changes["min_learning_rate"] = recipe.min_learning_rate * batch_size / recipe.batch_size
-        _say(f"the minimum learning rate is scaled down too, to {changes['min_learning_rate']:.2g}")
+        say(f"the minimum learning rate is scaled down too, to {changes['min_learning_rate']:.2g}")
     return dataclasses.replace(recipe, **changes)
 
 
@@ -76,8 +75,3 @@ def _parse(text: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError):
             return parse(text)
     return text
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line)

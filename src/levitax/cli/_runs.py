@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from .. import plot
+from .._files import as_path
 from .._fuse import fuse
 from .._model import LeViT
 from ..data import DataSet, open_data, Preprocessing, Subset
@@ -101,6 +102,8 @@ def run(
     weights: str | None = None,
 ) -> None:
     """Trains a model, or resumes the run in the folder `out`, and draws how it went."""
+    # `fit` expands `~`, and the figures belong to the same folder.
+    out = as_path("out", out)
     fitted = fit(
         model,
         state,

@@ -129,17 +129,26 @@ class Relabelled(NamedTuple):
         return self.split.name(index)
 
 
-class Subset(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Subset:
     """A [`levitax.data.Split`][] with some images of another.
 
     **Arguments:**
 
     - `split`: the images.
-    - `indices`: `(images,)`, the numbers of the images that are kept, in their order.
+    - `indices`: `(images,)`, the numbers of the images that are kept, in their order, from 0.
+
+    **Raises:** `TypeError` or `ValueError` for `indices` that are not such numbers, for example a mask.
     """
 
     split: Split
     indices: Int[np.ndarray, " images"]
+
+    def __post_init__(self):
+        way_out = "Use `np.flatnonzero(mask)` if it is a mask."
+        check_form("indices", self.indices, {jnp.integer: ("images",)}, way_out=way_out)
+        last = len(self.split.labels) - 1
+        check_each("indices", self.indices, lambda rows: (rows >= 0) & (rows <= last), f"numbers from 0 to {last}.")
 
     @property
     def labels(self) -> Int[np.ndarray, " images"]:

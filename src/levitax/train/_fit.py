@@ -224,3 +224,11 @@ def _check_together(model: LeViT, data: DataSet, recipe: Recipe, teacher: Any) -
             f"`model` is for {given[0]} classes and {given[1]} channels, and `data` has {wanted[0]} and {wanted[1]}. "
             "Adapt the model with `levitax.weights.adapt`, or open the data with other `channels`."
         )
+    overrides = recipe.model_overrides()
+    for name in ("dtype", "remat", "drop_path"):
+        has = getattr(model.config, name)
+        if overrides.get(name, has) != has:
+            raise ValueError(
+                f"`recipe` has `{name}` {overrides[name]!r}, and `model` has {has!r}. Make the model with the keywords "
+                "`recipe.model_overrides()`, adapt it with `levitax.weights.adapt`, or change the recipe."
+            )

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from .._extras import extra, require
 from .._files import as_path, replacing
 from .._fuse import Predictor
-from ..data import DataSet, match_classes, Split
+from ..data import DataSet, ImageFiles, match_classes, Relabelled, Split, Subset
+from ..weights._files import SAFETENSORS
 from ._reporting import progress_bar
 from ._splits import predict_split
 
@@ -32,7 +33,8 @@ class TeacherLogits(NamedTuple):
     - `logits`: `(images, classes)`, floating point, in the order of the training images. The row of a corrupt image is
         NaN.
     - `class_names`: the classes of the columns.
-    - `fingerprint`: identifies the training images and their order.
+    - `fingerprint`: checksums of the labels in their order and, for image files, of their names. For images in memory
+        or in a table it cannot tell apart images with the same labels.
     """
 
     logits: Float[np.ndarray, "images classes"]
@@ -102,12 +104,13 @@ class TeacherLogits(NamedTuple):
 
         **Raises:** `ValueError` for another suffix; `OSError` if the file cannot be written.
         """
-        if as_path("path", path).suffix != ".safetensors":
+        where = as_path("path", path)
+        if where.suffix.lower() not in SAFETENSORS:
             raise ValueError(f"`path` is '{path}'; expected a name that ends in .safetensors.")
         numpy = require("safetensors.numpy", "`TeacherLogits.save`", extra("weights"))
         described = json.dumps({"class_names": self.class_names, "fingerprint": self.fingerprint})
         arrays = {"logits": np.asarray(self.logits, np.float16)}
-        with replacing(as_path("path", path)) as (temporary,):
+        with replacing(where) as (temporary,):
             numpy.save_file(arrays, temporary, {_FORMAT: described})
 
     def for_data(self, data: DataSet) -> "TeacherLogits":
@@ -128,10 +131,7 @@ class TeacherLogits(NamedTuple):
                 f"The teacher's logits have shape {self.logits.shape}; expected {expected}: a row for each training "
                 f"image, a column for each class. {_WAY_OUT}"
             )
-        if self.class_names and data.classes:
-            columns = match_classes(data.classes, self.class_names)
-        else:
-            columns = np.arange(len(data.classes), dtype=np.int32)
+        columns = match_classes(data.classes, self.class_names)
         if self.fingerprint != (found := fingerprint(data.train, columns)):
             raise ValueError(
                 f"The teacher's logits are for other training images, or for these in another order: they were "
@@ -140,7 +140,7 @@ class TeacherLogits(NamedTuple):
         in_order = np.array_equal(columns, np.arange(len(columns)))
         logits = self.logits if in_order else self.logits[:, columns]
         _check_rows(logits, data.train)
-        return TeacherLogits(logits, data.classes, self.fingerprint)
+        return TeacherLogits(logits, data.classes, fingerprint(data.train))
 
     def rows(self, indices: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch classes"]:
         """Reads the logits of some training images.
@@ -157,7 +157,7 @@ class TeacherLogits(NamedTuple):
 def is_teacher_logits(source: str | os.PathLike[str]) -> bool:
     """Whether `source` is a file of teacher's logits, and not of weights."""
     where = as_path("source", source)
-    if where.suffix != ".safetensors" or not where.is_file():
+    if where.suffix.lower() not in SAFETENSORS or not where.is_file():
         return False
     with where.open("rb") as file:
         # The header is JSON and opens with the metadata.
@@ -168,13 +168,24 @@ def fingerprint(split: Split, numbers: Int[np.ndarray, " classes"] | None = None
     """Identifies the images of a split and their order, by checksums of labels and of file names, if there are any.
     `numbers` renumbers the classes first."""
     labels = np.asarray(split.labels) if numbers is None else numbers[split.labels]
-    # The names of images in a table take as long to read as the images.
-    paths = getattr(getattr(split, "split", split), "paths", None)
+    paths = _paths(split)
     return {
         "images": len(labels),
         "labels": zlib.crc32(labels.astype(np.int64).tobytes()),
         "names": None if paths is None else zlib.crc32(b"\0".join(paths)),
     }
+
+
+def _paths(split: Split) -> Any:
+    """The file names of a split, or `None`. The names of images in a table take as long to read as the images."""
+    if isinstance(split, ImageFiles):
+        return split.paths
+    if isinstance(split, Relabelled):
+        return _paths(split.split)
+    if isinstance(split, Subset):
+        paths = _paths(split.split)
+        return None if paths is None else paths[split.indices]
+    return None
 
 
 def _check_columns(columns: int, data: DataSet) -> None:
