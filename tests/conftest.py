@@ -115,10 +115,12 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 
 @pytest.fixture(scope="session")
 def scripts_share_compilations(once) -> Iterator[None]:
-    """Shares a compilation cache between scripts, because short runs spend most of their time compiling."""
+    """Shares a compilation cache between scripts and compiles as the tests do, because short runs spend most of their
+    time compiling."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(once("compiled", lambda folder: None)))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
 
 
@@ -128,7 +130,9 @@ def trained(once, scripts_share_compilations) -> tuple[Path, str]:
     script = Path(__file__).parents[1] / "examples" / "train.py"
 
     def train(folder: Path) -> None:
-        result = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
+        # Long enough to be worth all optimisations.
+        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+        result = subprocess.run([sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         (folder / "printed.txt").write_text(result.stdout)
 

@@ -3,6 +3,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import levitax
@@ -38,6 +39,10 @@ def test_outputs_of_the_fused_model_are_those_of_inference(keywords, make, rando
     x = images(3, *model.config.image_size, 3)
     fused, exact = both(model, state, x)
     assert error(fused, exact) < TOLERANCE
+    # Outside of a compiled function, NumPy folds the same.
+    folded = levitax.fuse(model, state), eqx.filter_jit(levitax.fuse)(model, state)
+    for one, other in zip(*(jax.tree.leaves(eqx.filter(each, eqx.is_array)) for each in folded), strict=True):
+        assert np.allclose(one, other, rtol=1e-5, atol=1e-6) and one.dtype == other.dtype
 
 
 def test_the_unfused_predictor_is_inference(make, randomise, images):
@@ -207,3 +212,10 @@ def test_compiling_a_predictor_with_jax_jit_says_what_to_use(make, images):
     logits = jax.jit(jax.vmap(predict))(batch)
     assert jnp.allclose(eqx.filter_jit(predict)(batch[0]), logits[0], atol=1e-6)
     assert jnp.allclose(eqx.filter_jit(eqx.filter_vmap(predict))(batch), logits, atol=1e-6)
+
+
+def test_weights_in_numpy_are_folded_too(make, randomise, images):
+    model, state = randomise(*make())
+    in_numpy = jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, (model, state))
+    x = images(2, 16, 16, 3)
+    assert np.array_equal(jax.vmap(levitax.fuse(*in_numpy))(x), jax.vmap(levitax.fuse(model, state))(x))

@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-import jax
 from jaxtyping import PRNGKeyArray
 
 from . import nn
 from ._config import BlockSizes, LeViTConfig
+from ._keys import split_key
 
 
 def make_stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
@@ -21,7 +21,7 @@ def make_stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
 
 
 def make_stages(config: LeViTConfig, key: PRNGKeyArray) -> tuple[nn.Stage, ...]:
-    stage_keys = jax.random.split(key, config.stages)
+    stage_keys = split_key(key, config.stages)
     return tuple(_make_stage(config, stage, stage_key) for stage, stage_key in enumerate(stage_keys))
 
 
@@ -34,13 +34,13 @@ def make_head(config: LeViTConfig, key: PRNGKeyArray) -> nn.NormLinear | nn.Dist
 
 def _make_stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
     sizes = config.block_sizes(stage)
-    block_keys = jax.random.split(key, len(sizes))
+    block_keys = split_key(key, len(sizes))
     blocks = [_make_block(config, each, block_key) for each, block_key in zip(sizes, block_keys, strict=True)]
     return nn.Stage(blocks, remat=config.remat)
 
 
 def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Block:
-    attention_key, mlp_key = jax.random.split(key)
+    attention_key, mlp_key = split_key(key, 2)
     activation = nn.ACTIVATIONS[config.activation]
     dropout = config.dropout if sizes.stride == 1 else 0.0
     of_attention: dict[str, Any] = {"activation": activation}

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,21 @@ def as_key(key: Any) -> PRNGKeyArray:
     return key
 
 
+@overload
+def split_key(key: PRNGKeyArray, num: int) -> tuple[PRNGKeyArray, ...]: ...
+
+
+@overload
+def split_key(key: PRNGKeyArray | None, num: int) -> tuple[PRNGKeyArray | None, ...]: ...
+
+
 def split_key(key: PRNGKeyArray | None, num: int) -> tuple[PRNGKeyArray | None, ...]:
-    """`jax.random.split`, or a `None` for each if `key` is `None`."""
+    """As many new keys, or a `None` for each if `key` is `None`."""
     if key is None:
         return (None,) * num
-    return tuple(jax.random.split(as_key(key), num))
+    key = as_key(key)
+    # Not `jax.random.split`, which compiles for each number of keys and for taking each key out of the array.
+    return tuple(jax.random.fold_in(key, np.uint32(index)) for index in range(num))
 
 
 def keys_of_batch(key: Any, size: int) -> Any:

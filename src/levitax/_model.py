@@ -1,7 +1,6 @@
 from typing import Unpack
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -54,7 +53,7 @@ class LeViT(eqx.Module):
         stem, images too small for the stages, and invalid keys.
         """
         self.config = LeViTConfig(**keywords)
-        stem_key, stages_key, head_key = jax.random.split(as_key(key), 3)
+        stem_key, stages_key, head_key = split_key(as_key(key), 3)
         self.stem = make_stem(self.config, stem_key)
         self.stages = make_stages(self.config, stages_key)
         self.head = make_head(self.config, head_key)

@@ -51,8 +51,10 @@ def by_path(arrays: Arrays, **keywords) -> Arrays:
 
 def _zeros(**keywords) -> tuple[levitax.LeViT, eqx.nn.State]:
     skeleton = eqx.filter_eval_shape(eqx.nn.make_with_state(levitax.LeViT), key=jax.random.key(0), **keywords)
-    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return jax.tree.map(zeros, skeleton)
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    # Of NumPy, because JAX compiles `jnp.zeros` for each shape.
+    zeros = lambda shape: jax.device_put(np.zeros(shape.shape, shape.dtype))
+    return jax.tree.map(lambda leaf: zeros(leaf) if is_shape(leaf) else leaf, skeleton)
 
 
 @eqx.filter_jit

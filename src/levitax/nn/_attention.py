@@ -2,7 +2,6 @@ import math
 from typing import TypeAlias
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -150,14 +149,14 @@ class Attention(eqx.Module):
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
-        in_key, bias_key, out_key = jax.random.split(as_key(key), 3)
+        in_key, bias_key, out_key = split_key(as_key(key), 3)
         # The queries are 6 to 12 times smaller than the scores at 14x14 tokens, so the scale is applied to them.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
         if stride == 1:
             linear = LinearNorm(dim, heads * (2 * key_dim + value_dim), key=in_key)
             self.project_in = QueryKeyValue(linear, **shared)
         else:
-            query_key, key_value_key = jax.random.split(in_key)
+            query_key, key_value_key = split_key(in_key, 2)
             query = LinearNorm(dim, heads * key_dim, key=query_key)
             key_value = LinearNorm(dim, heads * (key_dim + value_dim), key=key_value_key)
             self.project_in = SubsampledQueryKeyValue(query, key_value, (rows, columns), stride, **shared)

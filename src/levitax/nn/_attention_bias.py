@@ -1,11 +1,10 @@
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_integers, check_positive
 from .._keys import as_key
+from ._initial import full, normal
 
 
 class AttentionBias(eqx.Module):
@@ -48,21 +47,16 @@ class AttentionBias(eqx.Module):
         """
         check_positive(heads=heads, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
-        self.table = std * jax.random.normal(as_key(key), (heads, rows, columns), jnp.float32)
+        shape = heads, rows, columns
+        key = as_key(key)
+        self.table = normal(key, shape, std) if std else full(shape, 0)
         self.stride = stride
         self.scale = scale
 
     def __call__(self) -> Float[Array, "heads queries tokens"]:
         """Returns the full matrix `(heads, queries, tokens)`: a bias for each query and key, both in row-major
         order."""
-        heads, rows, columns = self.table.shape
-        # Row and column offsets are independent: two small gathers instead of one of the size of the result.
-        bias = self.table[:, self._offsets(rows)][..., self._offsets(columns)]
-        return self.scale * bias.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
-
-    def _offsets(self, size):
-        # In NumPy, so that the indices are constants of the program: never trained, averaged, cast or saved.
-        return np.abs(np.arange(0, size, self.stride)[:, None] - np.arange(size)[None, :])
+        return self.scale * expand(self.table, self.stride)
 
 
 class GatheredAttentionBias(eqx.Module):
@@ -78,3 +72,17 @@ class GatheredAttentionBias(eqx.Module):
     def __call__(self) -> Float[Array, "heads queries tokens"]:
         """Returns the matrix, `(heads, queries, tokens)`."""
         return self.matrix
+
+
+def expand(table, stride):
+    """The entry for the offset between each query and each key, `(heads, queries, tokens)`, of a table of NumPy or
+    JAX."""
+    heads, rows, columns = table.shape
+    # Row and column offsets are independent: two small gathers instead of one of the size of the result.
+    entries = table[:, _offsets(rows, stride)][..., _offsets(columns, stride)]
+    return entries.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
+
+
+def _offsets(size, stride):
+    # In NumPy, so that the indices are constants of the program: never trained, averaged, cast or saved.
+    return np.abs(np.arange(0, size, stride)[:, None] - np.arange(size)[None, :])

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_count, check_positive, check_state, naming_batch_axis, read_statistics
 from .._explicit import sum_over_axis
+from .._host import on_host
+from ._initial import full
 from ._xla import settled, stored, unfused
 
 
@@ -101,11 +103,9 @@ class BatchNorm(eqx.Module):
         **Raises:** `TypeError` or `ValueError` if `channels` is not a positive integer.
         """
         check_positive(channels=channels)
-        self.weight = jnp.zeros(channels, jnp.float32) if zero_init else jnp.ones(channels, jnp.float32)
-        self.bias = jnp.zeros(channels, jnp.float32)
-        self.statistics = eqx.nn.StateIndex(
-            RunningStatistics(jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32))
-        )
+        self.weight = full(channels, 0 if zero_init else 1)
+        self.bias = full(channels, 0)
+        self.statistics = eqx.nn.StateIndex(RunningStatistics(mean=full(channels, 0), var=full(channels, 1)))
         self.inference = inference
         self.axis_name = axis_name
         self.eps = eps
@@ -157,9 +157,12 @@ class BatchNorm(eqx.Module):
 
         **Raises:** the errors of [`levitax.nn.BatchNorm.running`][].
         """
-        mean, var = self.running(state)
-        scale = self.weight * lax.rsqrt(var + self.eps)
-        return Affine(scale=scale, shift=self.bias - mean * scale)
+        scale, shift = on_host(self._affine, self.weight, self.bias, *self.running(state))
+        return Affine(scale=scale, shift=shift)
+
+    def _affine(self, weight, bias, mean, var):
+        scale = weight * (var + self.eps) ** -0.5
+        return scale, bias - mean * scale
 
     def _centre(self, x, count):
         """The mean of each channel, up to rounding. Sums of squares about it lose no digits.

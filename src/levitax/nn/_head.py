@@ -1,14 +1,13 @@
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_positive
-from .._keys import as_key
+from .._keys import as_key, split_key
 from ._batch_norm import BatchNorm
-from ._linear import fan_in_uniform, linear
+from ._initial import fan_in_uniform, full, normal
+from ._linear import linear
 
 
 class NormLinear(eqx.Module):
@@ -36,13 +35,13 @@ class NormLinear(eqx.Module):
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
         """
         check_positive(in_features=in_features, out_features=out_features)
-        weight_key, bias_key = jax.random.split(as_key(key))
+        weight_key, bias_key = split_key(as_key(key), 2)
         shape = (out_features, in_features)
         if use_norm:
             # The reference truncates at +-2, which is a hundred standard deviations.
             self.norm = BatchNorm(in_features)
-            self.weight = 0.02 * jax.random.normal(weight_key, shape, jnp.float32)
-            self.bias = jnp.zeros(out_features, jnp.float32)
+            self.weight = normal(weight_key, shape, std=0.02)
+            self.bias = full(out_features, 0)
         else:
             self.norm = None
             self.weight = fan_in_uniform(weight_key, shape, in_features)
@@ -103,7 +102,7 @@ class DistilledHead(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
         """
-        classification_key, distillation_key = jax.random.split(as_key(key))
+        classification_key, distillation_key = split_key(as_key(key), 2)
         self.classification = NormLinear(dim, num_classes, use_norm=use_norm, key=classification_key)
         self.distillation = NormLinear(dim, num_classes, use_norm=use_norm, key=distillation_key)
         self.inference = inference

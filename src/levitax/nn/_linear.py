@@ -1,13 +1,11 @@
-import math
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_axis, check_map, check_odd, check_positive
-from .._keys import as_key
+from .._keys import as_key, split_key
 from ._batch_norm import BatchNorm
+from ._initial import fan_in_uniform
 from ._xla import convolve, stored
 
 
@@ -50,7 +48,7 @@ class LinearNorm(eqx.Module):
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
         """
         check_positive(in_features=in_features, out_features=out_features)
-        weight_key, bias_key = jax.random.split(as_key(key))
+        weight_key, bias_key = split_key(as_key(key), 2)
         self.weight = fan_in_uniform(weight_key, (out_features, in_features), in_features)
         self.bias = fan_in_uniform(bias_key, (out_features,), in_features) if use_bias else None
         self.norm = BatchNorm(out_features, zero_init=zero_init) if use_norm else None
@@ -112,7 +110,7 @@ class ConvNorm(eqx.Module):
         """
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         check_odd(kernel_size=kernel_size)
-        weight_key, bias_key = jax.random.split(as_key(key))
+        weight_key, bias_key = split_key(as_key(key), 2)
         fan_in = in_channels * kernel_size**2
         self.weight = fan_in_uniform(weight_key, (out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = fan_in_uniform(bias_key, (out_channels,), fan_in) if use_bias else None
@@ -137,12 +135,6 @@ class ConvNorm(eqx.Module):
         check_map("x", x)
         x = stored(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
         return (x, state) if self.norm is None else self.norm(x, state)
-
-
-def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
-    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), like PyTorch's `kaiming_uniform_(a=sqrt(5))`."""
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def linear(

@@ -1,5 +1,4 @@
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_rate, check_callable
@@ -41,7 +40,7 @@ class MLP(eqx.Module):
         activation that is not a function, and an invalid key.
         """
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
-        expand_key, contract_key = jax.random.split(as_key(key))
+        expand_key, contract_key = split_key(as_key(key), 2)
         self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
         self.contract = LinearNorm(
             hidden_dim, dim, use_bias=not use_norm, use_norm=use_norm, zero_init=True, key=contract_key

@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_callable, check_widths
-from .._keys import as_key
+from .._keys import as_key, split_key
 from ._activations import Activation, hard_swish
 from ._linear import ConvNorm
 from ._xla import checkpointed
@@ -40,7 +39,7 @@ class Stem(eqx.Module):
         """
         check_widths(widths)
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
-        keys = jax.random.split(as_key(key), len(widths))
+        keys = split_key(as_key(key), len(widths))
         self.convolutions = tuple(
             ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, key=conv_key)
             for before, after, conv_key in zip((in_channels, *widths[:-1]), widths, keys, strict=True)

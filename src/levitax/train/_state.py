@@ -105,4 +105,5 @@ def _averaged_part(model: PyTree, state: eqx.nn.State) -> PyTree:
 
 
 def _copy(tree):
-    return jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, tree)
+    # Not `leaf.copy()`, which compiles for each shape.
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False) if eqx.is_array(leaf) else leaf, tree)

@@ -4,7 +4,6 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -113,8 +112,9 @@ def fill_initial(model: Model, read: Reader) -> Model:
 
 def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.StateIndex]) -> Model:
     def get(path):
-        # A copy: `asarray` could share the memory of a mapped file.
-        return jnp.array(read(path), jnp.float32)
+        # A copy, because `device_put` may share the memory of a mapped file. NumPy makes it, because JAX would compile
+        # a program for each shape.
+        return jax.device_put(np.array(read(path), np.float32))
 
     def put(path, node):
         path = jax.tree_util.keystr(path, simple=True, separator=".")
