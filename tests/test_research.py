@@ -43,7 +43,7 @@ def percentages(text: str) -> list[float]:
 
 
 def test_an_ensemble_is_better_than_its_members():
-    printed = run("ensemble", "--members", 2, "--steps", 80)
+    printed = run("ensemble", "--members", 2, "--steps", 60)
     *alone, together = percentages(printed)
     assert len(alone) == 2 and min(alone) > 50 and together > max(alone)
 
@@ -64,7 +64,7 @@ def test_power_iteration_converges(weights):
 
 
 def test_frozen_parts_need_not_change_to_learn_another_task(weights):
-    printed = run("surgery", "--weights", weights, "--steps", 60)
+    printed = run("surgery", "--weights", weights, "--steps", 30)
     count = re.compile(r"([\d,]+) parameters")
     counts = count.findall(printed)
     assert len(set(counts)) == 3 and counts == count.findall((PAGES / "surgery.md").read_text())
@@ -73,7 +73,7 @@ def test_frozen_parts_need_not_change_to_learn_another_task(weights):
 
 
 def test_a_backbone_in_a_module_learns_to_mark_pixels():
-    printed = run("backbone", "--steps", 120)
+    printed = run("backbone", "--steps", 80)
     assert float(re.findall(r"unseen digits: ([\d.]+)", printed)[0]) > 0.7
 
 

@@ -75,6 +75,14 @@ def evaluate(model, state, images: np.ndarray) -> Arrays:
     return {name: np.asarray(value) for name, value in {**record, "logits": logits}.items()}
 
 
+def classify(model, state, record: Arrays) -> np.ndarray:
+    """Returns the logits of recorded maps, in inference. The network before the head is not compiled again."""
+    config = model.config
+    maps = record[f"stage{config.stages - 1}"].reshape(-1, *config.grid(-1), config.dim[-1])
+    model = eqx.nn.inference_mode(model)
+    return np.asarray(eqx.filter_jit(jax.vmap(lambda features: model.classify(features, state)[0]))(maps))
+
+
 def train(model, state, images: np.ndarray, labels: np.ndarray) -> tuple[Arrays, Arrays, Arrays]:
     """Plain gradient descent on one batch: first gradients and final arrays by path, losses and final logits."""
     optimizer = optax.sgd(cases.LEARNING_RATE)

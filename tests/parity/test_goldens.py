@@ -44,7 +44,7 @@ def test_inference_equals_timm(name, variant, size):
     model, state = ours.make("timm", **keywords)
     record = ours.evaluate(model, state, images)
     single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
-    record["logits_single"] = ours.evaluate(single, state, images)["logits"]
+    record["logits_single"] = ours.classify(single, state, record)
     errors = records.errors(record, golden)
     cases.check_forward(errors)
 
@@ -102,7 +102,7 @@ def test_inference_equals_transformers():
     model, state = ours.make("transformers", **levitax.VARIANTS["levit_128s"])
     record = ours.evaluate(model, state, images)
     single = eqx.tree_at(lambda model: model.head, model, model.head.classification)
-    record["logits_single"] = ours.evaluate(single, state, images)["logits"]
+    record["logits_single"] = ours.classify(single, state, record)
     errors = records.errors(record, records.load("transformers-levit_128s"))
     cases.check_forward(errors)
 
