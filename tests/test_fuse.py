@@ -219,3 +219,14 @@ def test_weights_in_numpy_are_folded_too(make, randomise, images):
     in_numpy = jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, (model, state))
     x = images(2, 16, 16, 3)
     assert np.array_equal(jax.vmap(levitax.fuse(*in_numpy))(x), jax.vmap(levitax.fuse(model, state))(x))
+
+
+def test_a_layer_keeps_the_dtype_of_its_weights(key):
+    layer = levitax.nn.QueryKeyValue(
+        levitax.nn.LinearNorm(8, 16, use_norm=False, use_bias=True, key=key), heads=1, key_dim=4, scale=0.5
+    )
+    layer = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_array(leaf) else leaf, layer)
+    fused = levitax.fuse(layer, eqx.nn.make_with_state(eqx.nn.Identity)()[1]).model
+    assert fused.linear.weight.dtype == fused.linear.bias.dtype == jnp.bfloat16
+    assert jnp.array_equal(fused.linear.weight[:4], layer.linear.weight[:4] / 2)
+    assert jnp.array_equal(fused.linear.weight[4:], layer.linear.weight[4:])

@@ -147,22 +147,21 @@ def _(layer: nn.NormLinear, state: eqx.nn.State) -> nn.NormLinear:
 @_fold.register
 def _(bias: nn.AttentionBias, state: eqx.nn.State) -> nn.GatheredAttentionBias:
     del state
-    matrix = lambda table: bias.scale * expand(table, bias.stride)
-    return nn.GatheredAttentionBias(on_host(matrix, bias.table))
+    return nn.GatheredAttentionBias(on_host(partial(expand, stride=bias.stride, scale=bias.scale), bias.table))
 
 
 @_fold.register
 def _(layer: nn.QueryKeyValue, state: eqx.nn.State) -> nn.QueryKeyValue:
     linear = _fold(layer.linear, state)
     is_query = np.arange(linear.weight.shape[0] // layer.heads) < layer.key_dim
-    scale = np.tile(np.where(is_query, layer.scale, 1.0), layer.heads).astype(np.float32)
+    scale = np.tile(np.where(is_query, layer.scale, 1.0), layer.heads).astype(linear.weight.dtype)
     return dataclasses.replace(layer, linear=_scale_rows(linear, scale), scale=1.0)
 
 
 @_fold.register
 def _(layer: nn.SubsampledQueryKeyValue, state: eqx.nn.State) -> nn.SubsampledQueryKeyValue:
     query = _fold(layer.query, state)
-    query = _scale_rows(query, np.full(query.weight.shape[0], layer.scale, np.float32))
+    query = _scale_rows(query, np.full(query.weight.shape[0], layer.scale, query.weight.dtype))
     return dataclasses.replace(layer, query=query, key_value=_fold(layer.key_value, state), scale=1.0)
 
 

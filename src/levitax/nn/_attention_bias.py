@@ -56,7 +56,7 @@ class AttentionBias(eqx.Module):
     def __call__(self) -> Float[Array, "heads queries tokens"]:
         """Returns the full matrix `(heads, queries, tokens)`: a bias for each query and key, both in row-major
         order."""
-        return self.scale * expand(self.table, self.stride)
+        return expand(self.table, self.stride, self.scale)
 
 
 class GatheredAttentionBias(eqx.Module):
@@ -74,13 +74,13 @@ class GatheredAttentionBias(eqx.Module):
         return self.matrix
 
 
-def expand(table, stride):
-    """The entry for the offset between each query and each key, `(heads, queries, tokens)`, of a table of NumPy or
-    JAX."""
+def expand(table, stride, scale):
+    """The scaled entry of a table of NumPy or JAX for the offset between each query and each key: `(heads, queries,
+    tokens)`."""
     heads, rows, columns = table.shape
     # Row and column offsets are independent: two small gathers instead of one of the size of the result.
     entries = table[:, _offsets(rows, stride)][..., _offsets(columns, stride)]
-    return entries.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
+    return scale * entries.transpose(0, 1, 3, 2, 4).reshape(heads, -1, rows * columns)
 
 
 def _offsets(size, stride):
