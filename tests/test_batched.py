@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import levitax
+from tests.equality import tree_equal
 
 
 BATCH = 6
@@ -78,7 +79,7 @@ def test_keys_given_one_for_each_are_those_that_one_key_is_split_into(group_size
     key = jax.random.key(3)
     ours = run(model, x, state, jax.random.split(key, BATCH), group_size=group_size)
     expected = run(model, x, state, key, group_size=group_size)
-    assert eqx.tree_equal(ours, expected)
+    assert tree_equal(ours, expected)
     assert len(np.unique(expected[0]["noise"])) == x.size
 
 
@@ -88,7 +89,7 @@ def test_raw_keys_are_keys_too(size, model_and_state, x):
     model, state = model_and_state
     ours, _ = run(model, x[:size], state, jax.random.PRNGKey(3))
     expected, _ = run(model, x[:size], state, jax.random.key(3))
-    assert eqx.tree_equal(ours, expected)
+    assert tree_equal(ours, expected)
 
 
 # For 6, 3 and 2 groups. The mean of three equal floats is not always that float.
@@ -98,9 +99,9 @@ def test_groups_make_no_difference_in_inference(group_size, model_and_state, x):
     model = eqx.nn.inference_mode(model)
     expected, _ = run(model, x, state)
     ours, new = run(model, x, state, group_size=group_size)
-    assert eqx.tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
+    assert tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
     # Equal to the bit: otherwise they would drift in a training run with frozen normalisations.
-    assert eqx.tree_equal(model.norm.running(new), model.norm.running(state))
+    assert tree_equal(model.norm.running(new), model.norm.running(state))
 
 
 def test_a_batch_that_the_groups_do_not_divide(model_and_state, x):
@@ -126,7 +127,7 @@ def test_inputs_may_be_any_pytree_of_arrays(model_and_state, x):
     pair = lambda inputs, state, *, key: model(inputs["a"] + inputs["b"], state, key=key)
     ours, _ = run(pair, {"a": x, "b": jnp.ones_like(x)}, state, group_size=3)
     expected, _ = run(model, x + 1, state, group_size=3)
-    assert eqx.tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
+    assert tree_equal(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_predictor_is_refused_with_a_hint_to_vmap(make):
@@ -140,7 +141,7 @@ def test_an_empty_batch_has_no_statistics(group_size, model_and_state, x):
     with pytest.raises(ValueError, match=r"more than one value per channel.*the batch holds none\. Use a larger batch"):
         levitax.batched(model, group_size=group_size)(x[:0], state)
     outputs, new = levitax.batched(eqx.nn.inference_mode(model), group_size=group_size)(x[:0], state)
-    assert outputs["sum"].shape == (0, 4, 3) and eqx.tree_equal(model.norm.running(new), model.norm.running(state))
+    assert outputs["sum"].shape == (0, 4, 3) and tree_equal(model.norm.running(new), model.norm.running(state))
 
 
 def test_images_without_tokens_have_no_statistics(model_and_state, x):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import levitax
+from tests.equality import tree_equal
 
 
 # Limit for the largest error over the largest magnitude.
@@ -84,7 +85,7 @@ def test_fusing_leaves_the_model_and_its_state_usable(make, randomise):
     model, state = randomise(*make())
     copy = jax.tree.map(lambda leaf: leaf, (model, state))
     levitax.fuse(model, state)
-    assert eqx.tree_equal((model, state), copy)
+    assert tree_equal((model, state), copy)
 
 
 def test_features_and_attention_maps_stay_the_same(make, randomise, images, error):
@@ -128,7 +129,7 @@ def test_a_users_module_is_folded_around_its_levit(backbone, randomise, images, 
     model, state = randomise(*eqx.nn.make_with_state(Classifier)(backbone, key=key))
     predict = levitax.fuse(model, state)
     assert isinstance(predict.model.norm, levitax.nn.Affine)
-    assert eqx.tree_equal(predict.model.linear, model.linear)
+    assert tree_equal(predict.model.linear, model.linear)
     assert jax.tree.leaves(predict.state) == []
     fused, exact = both(model, state, images(3, 16, 16, 3))
     assert error(fused, exact) < TOLERANCE

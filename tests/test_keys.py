@@ -14,6 +14,7 @@ import levitax
 from levitax import nn
 from levitax.data import Preprocessing
 from levitax.train import mix, prepare, random_affine, random_erase, RECIPES, TrainState
+from tests.equality import tree_equal
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -119,4 +120,4 @@ def test_keys_of_a_batch(model_and_state):
 @pytest.mark.parametrize("key", (jax.random.key(1), jax.random.PRNGKey(1), np.array([0, 1], np.uint32)), ids=repr)
 def test_keys_of_both_kinds_are_keys(key):
     expected = nn.LinearNorm(2, 2, key=jax.random.key(1))
-    assert eqx.tree_equal(nn.LinearNorm(2, 2, key=key).weight, expected.weight)
+    assert tree_equal(nn.LinearNorm(2, 2, key=key).weight, expected.weight)

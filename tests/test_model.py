@@ -14,6 +14,7 @@ import pytest
 
 import levitax
 from levitax.nn import DistilledLogits
+from tests.equality import tree_equal
 
 
 TINY = {"image_size": 32, "patch_size": 4, "dim": (16, 24, 32), "depth": 1, "heads": (1, 2, 2), "key_dim": 8}
@@ -208,7 +209,7 @@ def test_a_batch_in_inference_is_its_images_one_by_one(make, randomise, images, 
     logits, new = eqx.filter_jit(lambda model, x: levitax.batched(model)(x, state))(model, x)
     one = eqx.filter_jit(lambda model, image: model(image, state)[0])
     assert error(logits, jnp.stack([one(model, image) for image in x])) < 1e-6
-    assert eqx.tree_equal(new, state)
+    assert tree_equal(new, state)
 
 
 def test_changed_attention_biases_take_effect_at_once(make, randomise, images):
@@ -250,13 +251,13 @@ def test_a_model_is_pickled_and_copied_as_the_same_tree(network, key):
     model, state = eqx.nn.make_with_state(levitax.LeViT)(**TINY, network=network, key=key)
     for other, other_state in (pickle.loads(pickle.dumps((model, state))), copy.deepcopy((model, state))):
         assert jax.tree.structure(other) == jax.tree.structure(model)
-        assert eqx.tree_equal((model, state), (other, other_state))
+        assert tree_equal((model, state), (other, other_state))
 
 
 def test_a_model_is_made_again_from_its_configuration(key):
     model, _ = eqx.nn.make_with_state(levitax.LeViT)(**TINY, key=key)
     again, _ = eqx.nn.make_with_state(levitax.LeViT)(**model.config.to_dict(), key=key)
-    assert eqx.tree_equal(model, again)
+    assert tree_equal(model, again)
 
 
 @pytest.mark.parametrize(

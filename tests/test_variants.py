@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import levitax
+from tests.equality import tree_equal
 
 
 # With two heads, one head and no head, and fused with both heads merged.
@@ -89,7 +90,7 @@ def test_the_vit_pytorch_example_has_as_many_parameters_as_there():
 
 @pytest.mark.parametrize("name", levitax.VARIANTS)
 def test_every_variant_has_a_function_of_its_name(name):
-    assert eqx.tree_equal(shapes(getattr(levitax, name)), variant(name))
+    assert tree_equal(shapes(getattr(levitax, name)), variant(name))
 
 
 @pytest.mark.parametrize("name", levitax.VARIANTS)

@@ -85,12 +85,12 @@ def parity(tmp_path) -> Path:
 
 def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
     data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
-    mild = ("--set", "crop_scale=null", "flip_probability=0")
+    mild = ("--set", "crop_scale=null", "flip_probability=0", "learning_rate=0.01")
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
-    run("finetune", *data, *weights, "--epochs", 10, "--out", tmp_path / "tuned")
-    run("finetune", *data, *weights, "--epochs", 10, "--preset", "probe", "--out", tmp_path / "probe")
+    run("finetune", *data, *weights, "--epochs", 6, "--out", tmp_path / "tuned")
+    run("finetune", *data, *weights, "--epochs", 6, "--preset", "probe", "--out", tmp_path / "probe")
     small = ("--channels", 1, "--model", "digits", "--preset", "digits")
-    printed = run("train", *data, *small, "--epochs", 10, "--out", tmp_path)
+    printed = run("train", *data, *small, "--epochs", 6, "--out", tmp_path)
     last = {name: metrics(tmp_path / name)[-1]["validation_accuracy"] for name in ("tuned", "probe", ".")}
     assert last["tuned"] > last["."] and last["probe"] > last["."]
     accuracies = re.findall(r"validation accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", printed)

@@ -150,7 +150,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(
     draw = random.Random(workers)
     checkpoints = tmp_path / "killed" / "checkpoints"
     kills = 0
-    while kills < 5:
+    while kills < 3:
         process = start("killed", "--workers", workers, "--checkpoint-every", 1)
         before = set(checkpoints.glob("*"))
         # From the first thing that is written anew: within a save, or some steps on.

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from levitax.train import Checkpoints, TrainState
+from tests.equality import tree_equal
 
 
 OPTIMIZER = optax.adam(1e-3)
@@ -68,9 +69,9 @@ def test_saved_and_restored_train_states_are_equal(train_state, fresh, tmp_path)
     with Checkpoints(tmp_path / "run", description={"seed": 0}) as checkpoints:
         restored = checkpoints.restore(fresh)
     assert restored is not None
-    assert eqx.tree_equal(restored.train_state, at(train_state, 3))
+    assert tree_equal(restored.train_state, at(train_state, 3))
     assert restored.progress == progress
-    assert not eqx.tree_equal(fresh, at(train_state, 3))
+    assert not tree_equal(fresh, at(train_state, 3))
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(train_state, fresh, tmp_path):
@@ -92,7 +93,7 @@ def test_every_kept_checkpoint_can_be_restored(train_state, fresh, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best == (1, 0.9)
         best = checkpoints.restore(fresh, step=1)
-        assert best is not None and eqx.tree_equal(best.train_state, at(train_state, 1))
+        assert best is not None and tree_equal(best.train_state, at(train_state, 1))
         assert checkpoints.restore(fresh, step=4) is None
 
 
@@ -135,7 +136,7 @@ def test_saving_an_existing_step_again_changes_nothing(train_state, fresh, tmp_p
         restored = checkpoints.restore(fresh)
         assert restored is not None
         checkpoints.save(restored.train_state, restored.progress, score=0.5)
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 1))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_step_of_another_run_is_not_taken_for_one_of_this_run(train_state, fre
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"/1` was written by another run.*`restore`, or choose another folder"):
             checkpoints.save(at(fresh, 1), {"number": 1})
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 1))
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -354,17 +355,17 @@ def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(damage, message, t
     damage(tmp_path / "2")
     with pytest.warns(UserWarning, match=rf"(?s)/2` is corrupt \(.*{message}.*`corrupt-2` and skipped"):
         restored = restore(tmp_path, fresh)
-    assert eqx.tree_equal(restored, at(train_state, 1))
+    assert tree_equal(restored, at(train_state, 1))
     assert names(tmp_path) == {"1", "corrupt-2"}
     # The step can be saved again.
     save(tmp_path, train_state, 2)
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 2))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 2))
 
 
 def test_a_deleted_checkpoint_leaves_the_one_before(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1, 2)
     shutil.rmtree(tmp_path / "2")
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 1))
 
 
 def test_a_run_does_not_start_over_checkpoints_that_are_all_corrupt(train_state, fresh, tmp_path):
@@ -428,7 +429,7 @@ def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(trai
         monkeypatch.undo()
         checkpoints.save(at(train_state, 3), {"number": 3}, score=0.7)
     assert names(tmp_path) == {"1", "3"}
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 3))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 3))
 
 
 # The limit on file size makes writing fail, as on a full disk. It cannot be lifted, so this runs in a new process.
@@ -469,7 +470,7 @@ def test_a_half_written_checkpoint_is_ignored(train_state, fresh, tmp_path):
     save(tmp_path, train_state, 1)
     # Orbax uses this name while it writes; a killed process leaves it behind.
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
-    assert eqx.tree_equal(restore(tmp_path, fresh), at(train_state, 1))
+    assert tree_equal(restore(tmp_path, fresh), at(train_state, 1))
     assert names(tmp_path) == {"1"}
 
 

@@ -21,6 +21,7 @@ from levitax.train import (
     trainable,
     warmup_cosine,
 )
+from tests.equality import tree_equal
 
 
 MAPS = levitax.nn.ConvNorm, levitax.nn.LinearNorm, levitax.nn.NormLinear
@@ -38,7 +39,7 @@ def test_kernels_decay_and_nothing_else_does(network, make):
     model, _ = make(network=network)
     params = trainable(model)
     expected = eqx.tree_at(kernels, jax.tree.map(lambda _: False, params), replace_fn=lambda _: True)
-    assert eqx.tree_equal(decay_mask(params), expected)
+    assert tree_equal(decay_mask(params), expected)
 
 
 @networks
@@ -50,14 +51,14 @@ def test_without_gradients_only_kernels_shrink(network, keywords, decay, make):
     update = jax.jit(lambda ones: optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones))
     updates, _ = update(ones)
     expected = eqx.tree_at(kernels, ones, replace_fn=lambda kernel: (1 - 0.1 * decay) * kernel)
-    assert eqx.tree_equal(eqx.apply_updates(ones, updates), expected, rtol=1e-6, atol=0)
+    assert tree_equal(eqx.apply_updates(ones, updates), expected, rtol=1e-6, atol=0)
 
 
 def test_floating_point_arrays_are_trainable(make):
     model, _ = make()
     assert sum(leaf.size for leaf in jax.tree.leaves(trainable(model))) == levitax.count_parameters(model)
     tree = {"weight": jnp.ones(2), "index": jnp.arange(2), "activation": jax.nn.relu, "rate": 0.1}
-    assert eqx.tree_equal(trainable(tree), {"weight": tree["weight"], "index": None, "activation": None, "rate": None})
+    assert tree_equal(trainable(tree), {"weight": tree["weight"], "index": None, "activation": None, "rate": None})
 
 
 CLIPPING = 0.01
@@ -137,8 +138,8 @@ def test_adamw_clips_if_clipping_is_given():
     small = clip_once(gradient, params)
     # A large eps: with a small one, the first step of Adam does not depend on the size of a gradient.
     update = lambda gradient, **keywords: adamw_once(gradient, params, eps=0.1, **keywords)
-    assert eqx.tree_equal(update(gradient, clipping=CLIPPING), update(small), rtol=1e-5, atol=1e-8)
-    assert not eqx.tree_equal(update(gradient), update(small), rtol=1e-2, atol=1e-4)
+    assert tree_equal(update(gradient, clipping=CLIPPING), update(small), rtol=1e-5, atol=1e-8)
+    assert not tree_equal(update(gradient), update(small), rtol=1e-2, atol=1e-4)
 
 
 def adamw_once(gradient, params, **keywords):
@@ -252,7 +253,7 @@ def test_numbers_of_the_optimiser_may_be_traced():
     updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
     plain = adamw(0.1, weight_decay=0.5, clipping=0.01)
     expected, _ = plain.update(gradient, plain.init(params), params)
-    assert eqx.tree_equal(updates, expected, rtol=1e-6, atol=0)
+    assert tree_equal(updates, expected, rtol=1e-6, atol=0)
 
 
 def test_frozen_normalisations_keep_their_statistics_and_learn(make, randomise, images, key):
@@ -269,7 +270,7 @@ def test_frozen_normalisations_keep_their_statistics_and_learn(make, randomise, 
         return eqx.filter_value_and_grad(loss, has_aux=True)(model)
 
     (loss, new), gradient = train(frozen, key)
-    assert eqx.tree_equal(new, state)
+    assert tree_equal(new, state)
     # Dropout is on.
     assert abs(train(frozen, jax.random.key(1))[0][0] - loss) > 1e-3
     norms = norms_in(gradient)
@@ -282,7 +283,7 @@ def test_nothing_but_normalisations_is_frozen(make):
     frozen = freeze_norms(model)
     thawed = eqx.tree_at(lambda model: [norm.inference for norm in norms_in(model)], frozen, replace_fn=lambda _: False)
     assert all(norm.inference for norm in norms_in(frozen)) and not any(norm.inference for norm in norms_in(model))
-    assert eqx.tree_equal(thawed, model)
+    assert tree_equal(thawed, model)
 
 
 def norms_in(tree):
@@ -294,7 +295,7 @@ def norms_in(tree):
 def test_a_linear_probe_trains_the_head_alone(distillation, make):
     model, _ = make(distillation=distillation)
     probe = head_only(model)
-    assert eqx.tree_equal(probe.head, trainable(model.head))
+    assert tree_equal(probe.head, trainable(model.head))
     assert levitax.count_parameters(probe) == levitax.count_parameters(model.head) > 0
     # Combined with the rest, the probe is the original model.
-    assert eqx.tree_equal(eqx.combine(probe, model), model)
+    assert tree_equal(eqx.combine(probe, model), model)

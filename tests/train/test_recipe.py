@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import pytest
 import levitax
 from levitax.nn import DistilledLogits
 from levitax.train import cross_entropy, distillation_loss, head_only, Recipe, RECIPES, TeacherTargets, trainable
+from tests.equality import tree_equal
 
 
 presets = pytest.mark.parametrize("name", RECIPES)
@@ -120,7 +120,7 @@ def test_with_a_teacher_the_loss_is_that_of_distillation(keywords):
 @pytest.mark.parametrize(("name", "parameters"), [("paper", trainable), ("probe", head_only)])
 def test_the_recipe_selects_the_trainable_parameters(name, parameters, make):
     model, _ = make(image_size=8, stages=1, dim=16, heads=1)
-    assert eqx.tree_equal(RECIPES[name].parameters(model), parameters(model))
+    assert tree_equal(RECIPES[name].parameters(model), parameters(model))
 
 
 @pytest.mark.parametrize("drop_path", (None, 0.0, 0.1))

@@ -9,6 +9,7 @@ import pytest
 
 import levitax
 from levitax.train import head_only, make_step, TrainState
+from tests.equality import tree_equal
 
 
 OPTIMIZER = optax.sgd(0.5)
@@ -67,7 +68,7 @@ step = make_step(loss)
 
 
 def test_the_average_starts_as_the_model(start, made):
-    assert eqx.tree_equal(start(ema_decay=DECAY).averaged(), made)
+    assert tree_equal(start(ema_decay=DECAY).averaged(), made)
 
 
 @pytest.mark.parametrize("keywords", ({}, {"ema_decay": None}), ids=("default", "given"))
@@ -112,7 +113,7 @@ def test_averaging_leaves_the_model_that_is_trained(start, batches):
     for batch in batches:
         (averaging, _), (plain, _) = step(averaging, *batch), step(plain, *batch)
     assert plain.ema is None
-    assert eqx.tree_equal((averaging.model, averaging.state), (plain.model, plain.state))
+    assert tree_equal((averaging.model, averaging.state), (plain.model, plain.state))
 
 
 def test_a_decay_of_one_keeps_the_average_as_it_is(start, made, batches):
@@ -121,7 +122,7 @@ def test_a_decay_of_one_keeps_the_average_as_it_is(start, made, batches):
         train_state, _ = step(train_state, *batch)
     model, state = train_state.averaged()
     np.testing.assert_array_equal(model.weight, made[0].weight)
-    assert eqx.tree_equal(model.norm.running(state), made[0].norm.running(made[1]))
+    assert tree_equal(model.norm.running(state), made[0].norm.running(made[1]))
     assert not jnp.allclose(train_state.model.weight, made[0].weight)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import levitax
 from levitax.weights import adapt, load, state_dict
+from tests.equality import tree_equal
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_interpolation_is_linear_between_offsets(trained):
 def test_the_same_grid_is_left_as_it_is(trained, image_size):
     resized, state = adapt(*trained, image_size=image_size)
     assert resized.config.image_size == (image_size, image_size)
-    assert eqx.tree_equal(tables(resized), tables(trained[0]))
-    assert eqx.tree_equal(state, trained[1])
+    assert tree_equal(tables(resized), tables(trained[0]))
+    assert tree_equal(state, trained[1])
 
 
 def test_up_and_down_again_returns_smooth_tables(trained):
@@ -152,7 +153,7 @@ def test_colours_keep_their_old_filters(trained):
 def test_the_given_model_is_unchanged_and_its_mode_is_kept(trained):
     before = jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, trained)
     model, _ = adapt(eqx.nn.inference_mode(trained[0]), trained[1], image_size=48, in_channels=1)
-    assert eqx.tree_equal(before, trained)
+    assert tree_equal(before, trained)
     flags = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, bool)]
     assert flags and all(flags)
     model, _ = adapt(*trained, image_size=48)
@@ -163,10 +164,10 @@ def test_fields_that_change_no_array_are_changed(trained):
     model, _ = adapt(*trained, drop_path=0.3, dropout=0.2, dtype="bfloat16", remat=True, activation="silu")
     config = model.config
     assert (config.drop_path, config.dropout, config.dtype, config.remat) == (0.3, 0.2, "bfloat16", True)
-    assert eqx.tree_equal(tables(model), tables(trained[0]))
+    assert tree_equal(tables(model), tables(trained[0]))
 
 
 def test_loading_adapts_in_the_same_way(trained, key):
     changes = {"image_size": (48, 20), "num_classes": 7, "in_channels": 1, "distillation": False}
     arrays = state_dict(*trained, layout="levitax")
-    assert eqx.tree_equal(load(arrays, key=key, **changes), adapt(*trained, key=key, **changes), typematch=True)
+    assert tree_equal(load(arrays, key=key, **changes), adapt(*trained, key=key, **changes), typematch=True)

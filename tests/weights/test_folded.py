@@ -9,6 +9,7 @@ import pytest
 
 import levitax
 from levitax.weights import adapt, load, load_initial, load_into, save, state_dict
+from tests.equality import tree_equal
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_folded_checkpoint_computes_the_same_as_the_original_model(trained, fo
     # The model is saved like any fused model.
     save(tmp_path / "fused.safetensors", predict.model, predict.state)
     again = levitax.Predictor(*load(tmp_path / "fused.safetensors"))
-    assert eqx.tree_equal(again, predict, typematch=True)
+    assert tree_equal(again, predict, typematch=True)
 
 
 def test_fields_that_folding_does_not_fix_can_be_changed(trained, folded, error):

@@ -10,6 +10,7 @@ import pytest
 
 import levitax
 from levitax.weights import load, state_dict
+from tests.equality import tree_equal
 
 
 # The names of one array of each kind in the published files of LeViT-128S.
@@ -121,7 +122,7 @@ def test_sizes_are_inferred_from_the_shapes(make, randomise, layout, sizes):
     model, state = randomise(*make(**for_layout(layout, sizes)))
     arrays = state_dict(model, state, layout=layout)
     loaded = load(arrays)
-    assert eqx.tree_equal(loaded, (model, state), typematch=True)
+    assert tree_equal(loaded, (model, state), typematch=True)
     assert loaded[0].config == model.config
     again = state_dict(*loaded, layout=layout)
     assert again.keys() == arrays.keys()
@@ -132,17 +133,17 @@ def test_a_backbone_of_transformers_has_no_prefix(make, randomise):
     model, state = randomise(*make(num_classes=0, distillation=False, patch_size=16, image_size=48))
     arrays = state_dict(model, state, layout="transformers_backbone")
     assert "patch_embeddings.embedding_layer_1.convolution.weight" in arrays
-    assert eqx.tree_equal(load(arrays), (model, state), typematch=True)
+    assert tree_equal(load(arrays), (model, state), typematch=True)
 
 
 @pytest.mark.parametrize("distillation", (False, True), ids=("one head", "two heads"))
 def test_the_vit_pytorch_network_has_its_own_layout(make, randomise, distillation):
     model, state = randomise(*make(network="vit_pytorch", distillation=distillation, patch_size=16, image_size=48))
-    assert eqx.tree_equal(load(state_dict(model, state, layout="levitax")), (model, state), typematch=True)
+    assert tree_equal(load(state_dict(model, state, layout="levitax")), (model, state), typematch=True)
     arrays = state_dict(model, state, layout="vit_pytorch")
     assert arrays["backbone.0.layers.0.0.to_q.0.weight"].shape == (8, 16, 1, 1)
     assert arrays["backbone.1.layers.0.0.pos_bias.weight"].shape == (9, 2)
-    assert eqx.tree_equal(load(arrays), (model, state), typematch=True)
+    assert tree_equal(load(arrays), (model, state), typematch=True)
 
 
 def test_the_channels_of_a_head_stay_together(make):
@@ -167,7 +168,7 @@ def test_rectangles_need_the_image_size(make, randomise, layout):
     model, state = randomise(*make(**for_layout(layout, RECTANGLE)))
     arrays = state_dict(model, state, layout=layout)
     size = model.config.image_size
-    assert eqx.tree_equal(load(arrays, image_size=size), (model, state), typematch=True)
+    assert tree_equal(load(arrays, image_size=size), (model, state), typematch=True)
     if layout != "levitax":
         with pytest.raises(ValueError, match=r"24 tokens: 2x12 or 4x6 or 6x4 or 12x2\. Pass the `image_size`"):
             load(arrays)
@@ -188,7 +189,7 @@ def test_the_state_dict_of_a_wrapped_model_is_found(make, randomise):
     model, state = randomise(*make())
     arrays = state_dict(model, state, layout="timm")
     wrapped = {"epoch": 3, "state_dict": {f"module.{name}": array for name, array in arrays.items()}}
-    assert eqx.tree_equal(load(wrapped), (model, state), typematch=True)
+    assert tree_equal(load(wrapped), (model, state), typematch=True)
 
 
 @pytest.mark.slow
@@ -206,4 +207,4 @@ def test_published_variants_keep_what_shapes_do_not_show(variant):
 def test_prefixes_of_wrappers_are_removed(make, randomise, prefix):
     model, state = randomise(*make())
     arrays = {prefix + name: array for name, array in state_dict(model, state, layout="timm").items()}
-    assert eqx.tree_equal(load(arrays), (model, state), typematch=True)
+    assert tree_equal(load(arrays), (model, state), typematch=True)

@@ -14,11 +14,12 @@ import safetensors.numpy
 
 import levitax
 from levitax.weights import load, load_initial, load_into, save, state_dict
+from tests.equality import tree_equal
 
 
 @pytest.mark.parametrize("as_source", (str, Path, lambda path: path.parent), ids=("str", "path", "folder"))
 def test_a_file_is_given_by_its_path_or_its_folder(file, trained, as_source):
-    assert eqx.tree_equal(load(as_source(file)), trained, typematch=True)
+    assert tree_equal(load(as_source(file)), trained, typematch=True)
 
 
 def test_configuration_comes_with_a_file_of_ours(make, tmp_path):
@@ -35,7 +36,7 @@ def test_a_loaded_model_computes_what_the_saved_one_did(file, trained, images):
         ours, new = eqx.filter_jit(levitax.batched(mode(trained[0])))(batch, trained[1])
         model, state = load(file)
         theirs, other = eqx.filter_jit(levitax.batched(mode(model)))(batch, state)
-        assert eqx.tree_equal((ours, new), (theirs, other))
+        assert tree_equal((ours, new), (theirs, other))
 
 
 def test_loading_draws_no_random_numbers(file, monkeypatch):
@@ -160,7 +161,7 @@ def test_a_fused_model_is_saved_and_loaded(trained, tmp_path, images):
     predict = levitax.fuse(*trained)
     save(tmp_path / "fused.safetensors", predict.model, predict.state)
     loaded = levitax.Predictor(*load(tmp_path / "fused.safetensors"))
-    assert eqx.tree_equal(loaded, predict, typematch=True)
+    assert tree_equal(loaded, predict, typematch=True)
     batch = images(2, 16, 16, 3)
     assert jnp.array_equal(jax.jit(jax.vmap(loaded))(batch), jax.jit(jax.vmap(predict))(batch))
 
@@ -169,7 +170,7 @@ def test_trailing_arrays_of_pytorch_are_not_asked_for(trained):
     arrays = state_dict(*trained, layout="timm")
     kept = {name: array for name, array in arrays.items() if array.dtype == np.float32}
     assert len(kept) < len(arrays)
-    assert eqx.tree_equal(load(kept, image_size=16), trained, typematch=True)
+    assert tree_equal(load(kept, image_size=16), trained, typematch=True)
 
 
 def test_the_error_for_a_wrong_object_says_where_the_levit_is(trained, file, unchecked):
@@ -214,7 +215,7 @@ def test_a_config_next_to_the_weights_sets_the_image_size(make, randomise, tmp_p
     write = lambda **content: (tmp_path / "config.json").write_text(json.dumps(content))
     write(image_size=[15, 22], drop_path_rate=None, pretrained_cfg={"input_size": None}, model_args=[1])
     for source in (tmp_path, tmp_path / "model.safetensors"):
-        assert eqx.tree_equal(load(source), (model, state), typematch=True)
+        assert tree_equal(load(source), (model, state), typematch=True)
     write(pretrained_cfg={"input_size": [3, 15, 22]}, drop_path_rate=0.2, image_size="15")
     assert load(tmp_path)[0].config == levitax.LeViTConfig(**model.config.to_dict() | {"drop_path": 0.2})
 

@@ -3,11 +3,11 @@
 import json
 import pickle
 
-import equinox as eqx
 import numpy as np
 import pytest
 
 from levitax.weights import load, save, state_dict
+from tests.equality import tree_equal
 
 
 torch = pytest.importorskip("torch")
@@ -29,8 +29,8 @@ def tensors(trained):
 def test_a_checkpoint_is_loaded(trained, tensors, tmp_path, wrap, zipped):
     path = tmp_path / "LeViT.pth"
     torch.save(wrap(tensors), path, _use_new_zipfile_serialization=zipped)
-    assert eqx.tree_equal(load(path), trained, typematch=True)
-    assert eqx.tree_equal(load(tmp_path), trained, typematch=True)
+    assert tree_equal(load(path), trained, typematch=True)
+    assert tree_equal(load(tmp_path), trained, typematch=True)
 
 
 def test_a_dictionary_of_tensors_is_loaded(trained, tensors):
@@ -92,14 +92,14 @@ def test_shards_are_read_as_one_file(trained, tensors, tmp_path, ending):
     for shard in set(index.values()):
         torch.save({name: tensors[name] for name in tensors if index[name] == shard}, tmp_path / shard)
     (tmp_path / f"pytorch_model.{ending}.index.json").write_text(json.dumps({"weight_map": index}))
-    assert eqx.tree_equal(load(tmp_path), trained, typematch=True)
+    assert tree_equal(load(tmp_path), trained, typematch=True)
 
 
 def test_a_part_of_a_checkpoint_is_taken_by_its_prefix(trained, tensors, tmp_path):
     torch.save({"student": {}, "teacher": {"backbone": tensors}, "epoch": 3}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"pass `prefix=.teacher\.backbone\."):
         load(tmp_path)
-    assert eqx.tree_equal(load(tmp_path, prefix="teacher.backbone."), trained, typematch=True)
+    assert tree_equal(load(tmp_path, prefix="teacher.backbone."), trained, typematch=True)
 
 
 def test_a_pytorch_that_cannot_load_safely_is_refused(tensors, tmp_path, monkeypatch):

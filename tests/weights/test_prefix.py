@@ -10,6 +10,7 @@ import safetensors.numpy
 
 import levitax
 from levitax.weights import load, load_initial, load_into, state_dict
+from tests.equality import tree_equal
 
 
 SIZES = {"patch_size": 16, "image_size": 48}
@@ -49,8 +50,8 @@ def test_a_prefix_is_named_and_taken_off(trained, tmp_path, prefix, others):
     for source in (arrays, path):
         with offers(prefix):
             load(source)
-    assert eqx.tree_equal(load(path, prefix=prefix), trained, typematch=True)
-    assert eqx.tree_equal(load(arrays, prefix=prefix.removesuffix(".")), trained, typematch=True)
+    assert tree_equal(load(path, prefix=prefix), trained, typematch=True)
+    assert tree_equal(load(arrays, prefix=prefix.removesuffix(".")), trained, typematch=True)
 
 
 @pytest.mark.parametrize("layout", ("official", "transformers", "mmpretrain", "levitax"))
@@ -58,21 +59,21 @@ def test_prefixes_in_every_layout_also_if_its_names_share_a_beginning(trained, l
     arrays = behind("backbone.", trained, layout)
     with offers("backbone."):
         load(arrays)
-    assert eqx.tree_equal(load(arrays, prefix="backbone."), trained, typematch=True)
+    assert tree_equal(load(arrays, prefix="backbone."), trained, typematch=True)
 
 
 def test_a_layouts_own_prefix_leads_to_its_backbone(trained):
     model, _ = load(state_dict(*trained, layout="transformers"), prefix="levit")
     assert model.head is None
-    assert eqx.tree_equal(model.stages, trained[0].stages)
+    assert tree_equal(model.stages, trained[0].stages)
 
 
 def test_weights_behind_a_prefix_go_into_a_model(trained, make, key):
     arrays = behind("encoder.", trained)
     model, state = make(**SIZES)
-    assert eqx.tree_equal(load_into(model, state, arrays, prefix="encoder."), trained)
+    assert tree_equal(load_into(model, state, arrays, prefix="encoder."), trained)
     fresh = lambda key: load_initial(levitax.LeViT(**model.config.to_dict(), key=key), arrays, prefix="encoder.")
-    assert eqx.tree_equal(eqx.nn.make_with_state(fresh)(key), trained)
+    assert tree_equal(eqx.nn.make_with_state(fresh)(key), trained)
 
 
 def nested(student, teacher):
@@ -88,40 +89,40 @@ def test_each_of_several_models_can_be_loaded(trained, other, together):
     source = together(trained, other)
     with offers("student.", "teacher."):
         load(source)
-    assert eqx.tree_equal(load(source, prefix="student."), trained, typematch=True)
-    assert eqx.tree_equal(load(source, prefix="teacher."), other, typematch=True)
+    assert tree_equal(load(source, prefix="student."), trained, typematch=True)
+    assert tree_equal(load(source, prefix="teacher."), other, typematch=True)
 
 
 def test_other_content_that_training_scripts_save_with_a_model(trained, other):
     rest: dict[str, Any] = {"epoch": 3, "optimizer": {"state": {0: {"step": np.zeros(())}}, "param_groups": [{}]}}
     with offers("model_state_dict."):
         load({"model_state_dict": behind("", trained), **rest})
-    assert eqx.tree_equal(load({"model_state_dict": behind("", trained), **rest}, prefix="model_state_dict"), trained)
+    assert tree_equal(load({"model_state_dict": behind("", trained), **rest}, prefix="model_state_dict"), trained)
     # A prefix may be relative to the part that is loaded by default. Other parts need the whole prefix.
     source = {"state_dict": behind("backbone.", trained), "state_dict_ema": behind("", other), **rest}
     with offers("backbone."):
         load(source)
-    assert eqx.tree_equal(load(source, prefix="backbone."), trained)
-    assert eqx.tree_equal(load(source, prefix="state_dict.backbone."), trained)
-    assert eqx.tree_equal(load(source, prefix="state_dict_ema."), other)
+    assert tree_equal(load(source, prefix="backbone."), trained)
+    assert tree_equal(load(source, prefix="state_dict.backbone."), trained)
+    assert tree_equal(load(source, prefix="state_dict_ema."), other)
 
 
 def test_a_wrapper_is_taken_off_behind_the_prefix(trained):
-    assert eqx.tree_equal(load(behind("teacher.module.", trained), prefix="teacher."), trained)
+    assert tree_equal(load(behind("teacher.module.", trained), prefix="teacher."), trained)
 
 
 def test_a_copy_next_to_the_model_is_offered(trained):
     arrays = behind("", trained) | behind("ema.", trained)
     with offers("ema."):
         load(arrays)
-    assert eqx.tree_equal(load(arrays, prefix="ema."), trained)
+    assert tree_equal(load(arrays, prefix="ema."), trained)
 
 
 def test_a_copy_behind_a_wrapper_is_offered_by_its_whole_prefix(trained):
     arrays = behind("model.", trained) | behind("model.ema.", trained)
     with offers("model.ema."):
         load(arrays)
-    assert eqx.tree_equal(load(arrays, prefix="model.ema."), trained)
+    assert tree_equal(load(arrays, prefix="model.ema."), trained)
 
 
 def test_a_layouts_own_prefix_is_not_offered(trained):

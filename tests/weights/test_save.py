@@ -10,6 +10,7 @@ import safetensors
 
 import levitax
 from levitax.weights import load, save, state_dict
+from tests.equality import tree_equal
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_bfloat16_halves_the_file(make, randomise, tmp_path, layout):
     rounded = jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32) if eqx.is_array(leaf) else leaf, (model, state)
     )
-    assert eqx.tree_equal(load(half), rounded)
+    assert tree_equal(load(half), rounded)
 
 
 def test_a_model_in_bfloat16_is_saved_exactly(make, tmp_path):
@@ -34,7 +35,7 @@ def test_a_model_in_bfloat16_is_saved_exactly(make, tmp_path):
     save(tmp_path / "model.safetensors", half, state)
     loaded, _ = load(tmp_path / "model.safetensors")
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf, half)
-    assert eqx.tree_equal(loaded, exact)
+    assert tree_equal(loaded, exact)
 
 
 def test_a_levit_inside_a_module_is_saved_with_the_modules_state(small, randomise, tmp_path):
@@ -71,7 +72,7 @@ def test_a_tilde_is_the_users_home(make, tmp_path, monkeypatch):
     save("~/model.safetensors", model, state)
     assert (tmp_path / "model.safetensors").exists()
     for source in ("~/model.safetensors", "~"):
-        assert eqx.tree_equal(load(source), (model, state))
+        assert tree_equal(load(source), (model, state))
 
 
 def test_a_link_stays_a_link(make, tmp_path):

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import equinox as eqx
 import numpy as np
 import pytest
 import safetensors
@@ -12,6 +11,7 @@ import safetensors.numpy
 
 from levitax.data import Preprocessing
 from levitax.weights import load, load_into, load_preprocessing, save, state_dict
+from tests.equality import tree_equal
 
 
 INDEX = "model.safetensors.index.json"
@@ -45,9 +45,9 @@ def folder(trained, tmp_path):
 
 def test_shards_are_read_as_one_file(trained, folder, make):
     for source in (folder, folder / INDEX, str(folder / INDEX)):
-        assert eqx.tree_equal(load(source), trained, typematch=True)
+        assert tree_equal(load(source), trained, typematch=True)
     model, state = make(patch_size=16, image_size=(48, 64))
-    assert eqx.tree_equal(load_into(model, state, folder), trained)
+    assert tree_equal(load_into(model, state, folder), trained)
 
 
 def test_our_header_is_read_in_shards(make, randomise, tmp_path):
@@ -60,7 +60,7 @@ def test_our_header_is_read_in_shards(make, randomise, tmp_path):
     folder.mkdir()
     shards = write_shards(folder, state_dict(*trained, layout="timm"), metadata=metadata)
     model, state = load(folder)
-    assert model.config == trained[0].config and eqx.tree_equal((model, state), trained)
+    assert model.config == trained[0].config and tree_equal((model, state), trained)
     assert load_preprocessing(folder) == preprocessing
     arrays = safetensors.numpy.load_file(folder / shards[1])
     safetensors.numpy.save_file(arrays, folder / shards[1], {**metadata, "levitax.layout": "timm_conv"})
@@ -74,19 +74,19 @@ def test_shards_of_any_name(trained, folder):
     index = (folder / INDEX).read_text().replace("model-", "part")
     (folder / INDEX).unlink()
     (folder / "ours.safetensors.index.json").write_text(index)
-    assert eqx.tree_equal(load(folder, image_size=(48, 64)), trained)
+    assert tree_equal(load(folder, image_size=(48, 64)), trained)
 
 
 def test_next_to_shards_the_other_formats_shards_do_not_matter(trained, folder):
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
     (folder / "pytorch_model-1.bin").write_bytes(b"never opened")
-    assert eqx.tree_equal(load(folder), trained)
+    assert tree_equal(load(folder), trained)
 
 
 def test_a_prefix_is_taken_off_shards_too(trained, tmp_path):
     arrays = {f"encoder.{name}": array for name, array in state_dict(*trained, layout="timm").items()}
     write_shards(tmp_path, arrays)
-    assert eqx.tree_equal(load(tmp_path, prefix="encoder.", image_size=(48, 64)), trained)
+    assert tree_equal(load(tmp_path, prefix="encoder.", image_size=(48, 64)), trained)
 
 
 def test_missing_shards_are_named_at_once(folder):
@@ -116,9 +116,9 @@ def test_one_shard_is_not_taken_for_a_smaller_model(folder):
 def test_a_shard_of_one_is_a_whole_file(trained, tmp_path):
     (shard,) = write_shards(tmp_path, state_dict(*trained, layout="timm"), count=1)
     for source in (tmp_path, tmp_path / shard):
-        assert eqx.tree_equal(load(source, image_size=(48, 64)), trained)
+        assert tree_equal(load(source, image_size=(48, 64)), trained)
     (tmp_path / INDEX).unlink()
-    assert eqx.tree_equal(load(tmp_path, image_size=(48, 64)), trained)
+    assert tree_equal(load(tmp_path, image_size=(48, 64)), trained)
 
 
 def test_shards_of_another_checkpoint(trained, folder, tmp_path_factory):
@@ -158,4 +158,4 @@ def test_several_models_in_a_folder_are_not_taken_for_shards(folder, trained):
     write_shards(folder, state_dict(*trained, layout="timm"), name="ema")
     with pytest.raises(ValueError, match=rf"several weights files: `ema\.safetensors\.index\.json`, `{INDEX}`\. Pass"):
         load(folder)
-    assert eqx.tree_equal(load(folder / "ema.safetensors.index.json", image_size=(48, 64)), trained)
+    assert tree_equal(load(folder / "ema.safetensors.index.json", image_size=(48, 64)), trained)

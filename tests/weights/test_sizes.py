@@ -11,6 +11,7 @@ import safetensors.numpy
 
 import levitax
 from levitax.weights import adapt, load, load_initial, load_into, save, state_dict
+from tests.equality import tree_equal
 
 
 THREE = {"stages": 3, "dim": 16, "heads": 1, "patch_size": 16}
@@ -36,7 +37,7 @@ def rectangle(make, randomise, request):
 
 
 def same(loaded, written) -> bool:
-    return bool(eqx.tree_equal(loaded, written, typematch=True))
+    return bool(tree_equal(loaded, written, typematch=True))
 
 
 SLOW = ("128x512", "192x768", "higher than wide", "patches of 8")
@@ -67,12 +68,12 @@ def test_the_size_of_a_given_model_is_preferred_to_a_square(rectangle, layout, m
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
 @pytest.mark.parametrize("layout", ("official", "timm_conv", "transformers", "mmpretrain"))
 def test_the_requested_size_is_used_in_every_layout_with_flat_tables(rectangle, layout):
-    assert eqx.tree_equal(load(state_dict(*rectangle, layout=layout), image_size=(64, 256)), rectangle)
+    assert tree_equal(load(state_dict(*rectangle, layout=layout), image_size=(64, 256)), rectangle)
 
 
 @pytest.mark.parametrize("rectangle", [{**RECTANGLES["64x256"], "network": "vit_pytorch"}], indirect=True)
 def test_the_requested_size_is_used_in_the_layout_of_vit_pytorch(rectangle):
-    assert eqx.tree_equal(load(state_dict(*rectangle, layout="vit_pytorch"), image_size=(64, 256)), rectangle)
+    assert tree_equal(load(state_dict(*rectangle, layout="vit_pytorch"), image_size=(64, 256)), rectangle)
 
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
@@ -81,10 +82,10 @@ def test_a_requested_size_with_the_same_tokens_is_used(rectangle, asked, make):
     arrays = state_dict(*rectangle, layout="timm")
     model, state = load(arrays, image_size=asked)
     assert model.config.image_size == asked
-    assert eqx.tree_equal(state_dict(model, state, layout="timm"), arrays)
+    assert tree_equal(state_dict(model, state, layout="timm"), arrays)
     model, state = make(**{**THREE, "image_size": asked})
     model, state = load_into(model, state, arrays)
-    assert eqx.tree_equal(state_dict(model, state, layout="timm"), arrays)
+    assert tree_equal(state_dict(model, state, layout="timm"), arrays)
 
 
 @pytest.mark.parametrize("rectangle", [RECTANGLES["64x256"]], indirect=True)
@@ -98,7 +99,7 @@ def test_a_square_is_guessed_with_a_warning_that_names_the_others(rectangle, mak
     # It also warns if the requested size is none of the candidates.
     with pytest.warns(UserWarning, match=candidates):
         resized = load(arrays, image_size=96)
-    assert eqx.tree_equal(resized, adapt(*load(arrays, image_size=128), image_size=96))
+    assert tree_equal(resized, adapt(*load(arrays, image_size=128), image_size=96))
     model, state = make(**{**THREE, "image_size": 96})
     with pytest.warns(UserWarning, match=candidates):
         load_into(model, state, arrays)
