@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def tree_equal(one: Any, other: Any, *, typematch: bool = False, **tolerances: float) -> bool:
+def tree_equal(one: Any, other: Any, *, typematch: bool = False, rtol: float = 0.0, atol: float = 0.0) -> bool:
     """`eqx.tree_equal` with NumPy, because JAX compiles a comparison for each shape."""
     if typematch and [*map(type, jax.tree.leaves(one))] != [*map(type, jax.tree.leaves(other))]:
         return False
-    return bool(eqx.tree_equal(jax.tree.map(_on_host, one), jax.tree.map(_on_host, other), **tolerances))
+    return bool(eqx.tree_equal(jax.tree.map(_on_host, one), jax.tree.map(_on_host, other), rtol=rtol, atol=atol))
 
 
 def _on_host(leaf):

@@ -1,7 +1,7 @@
 """Wrong keys, for every function that takes one."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -114,7 +114,7 @@ def test_keys_of_a_batch(model_and_state):
     ):
         levitax.batched(model)(images, state, key=keys)
     with pytest.raises(TypeError, match=r"`key` is 0; expected .*`jax\.random\.key\(0\)`"):
-        levitax.batched(model)(images, state, key=0)
+        levitax.batched(model)(images, state, key=cast(Any, 0))
 
 
 @pytest.mark.parametrize("key", (jax.random.key(1), jax.random.PRNGKey(1), np.array([0, 1], np.uint32)), ids=repr)

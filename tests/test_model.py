@@ -261,15 +261,21 @@ def test_a_model_is_made_again_from_its_configuration(key):
 
 
 @pytest.mark.parametrize(
-    ("function", "described", "keywords", "defaults"),
+    ("function", "described", "first", "keywords", "defaults"),
     (
-        (levitax.LeViT, levitax.LeViT.__init__, levitax.LeViTKeywords, {}),
-        (levitax.levit_384, levitax.levit_384, levitax.Overrides, levitax.VARIANTS["levit_384"]),
+        (levitax.LeViT, levitax.LeViT.__init__, ["key"], levitax.LeViTKeywords, {}),
+        (
+            levitax.levit_384,
+            levitax.levit_384,
+            ["pretrained", "key"],
+            levitax.Overrides,
+            levitax.VARIANTS["levit_384"],
+        ),
     ),
 )
-def test_help_shows_every_keyword(function, described, keywords, defaults):
+def test_help_shows_every_keyword(function, described, first, keywords, defaults):
     parameters = inspect.signature(function).parameters
-    assert list(parameters) == ["key", *keywords.__annotations__]
+    assert list(parameters) == [*first, *keywords.__annotations__]
     assert re.findall(r"^ *- `(\w+)`: ", str(described.__doc__), re.MULTILINE) == list(parameters)
-    shown = {name: parameter.default for name, parameter in parameters.items() if name != "key"}
+    shown = {name: parameter.default for name, parameter in parameters.items() if name not in first}
     assert levitax.LeViTConfig(**{**defaults, **shown}) == levitax.LeViTConfig(**defaults)

@@ -1,10 +1,14 @@
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+import safetensors.numpy
 
 import levitax
 from tests.equality import tree_equal
@@ -133,3 +137,98 @@ def test_only_levit_384_is_published_with_drop_path(name):
     expected = 0.1 if name == "levit_384" else 0.0
     rates = {block.drop_path.rate for stage in model.stages for block in stage.blocks}
     assert model.config.drop_path == expected and rates == {expected}
+
+
+@pytest.fixture
+def published(key, tmp_path, monkeypatch):
+    """A folder in the place of the published weights of LeViT-128S, which `load` prefers to the hub: the weights are
+    random. Returns the model in it."""
+    folder = tmp_path / levitax.PRETRAINED["levit_128s"]
+    folder.mkdir(parents=True)
+    model, state = levitax.levit_128s(key=key)
+    arrays = levitax.weights.state_dict(model, state, layout="timm")
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return model
+
+
+def test_published_weights_are_loaded_and_adapted(published, key):
+    assert tree_equal(levitax.levit_128s(pretrained=True)[0], published)
+    model, _ = levitax.create_model("LeViT-128s", pretrained=True, num_classes=7, image_size=(96, 128), key=key)
+    assert (model.config.num_classes, model.config.image_size) == (7, (96, 128))
+    assert tree_equal(model.stem, published.stem)
+    with pytest.raises(ValueError, match=r"no classifier for `num_classes` 7: pass `key=\.\.\.` to draw one"):
+        levitax.levit_128s(pretrained=True, num_classes=7)
+
+
+def test_without_a_network_the_error_says_how_to_go_on(tmp_path):
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    code = "import levitax; levitax.levit_256(pretrained=True)"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ConnectionError: There is no folder") and "the hub is out of reach" in last
+    assert (
+        "timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors" in last and "pass the path of that folder" in last
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    (
+        (
+            "levit_512",
+            {},
+            r"`pretrained` is True, but 'levit_512' has no .* levit_128s, .* pass `key=jax.random.key\(0\)`",
+        ),
+        ("levit_256", {"patch_size": 8}, "`patch_size` is 8, but the published weights of 'levit_256' need 16: leave"),
+        ("levit_256", {"norm": eqx.nn.GroupNorm}, "`norm` is .*GroupNorm.*, but .* need None: leave out `norm`, or"),
+        ("levit_256", {"attention_bias": print}, "`attention_bias` is .*print.*, but the published weights"),
+        ("levit_256", {"image_size": 0}, "`image_size` is 0; expected"),
+    ),
+)
+def test_what_published_weights_do_not_fit_is_refused_before_a_download(name, overrides, message, monkeypatch):
+    monkeypatch.setattr("levitax._create.load", None)
+    with pytest.raises(ValueError, match=message):
+        levitax.create_model(name, pretrained=True, **overrides)
+
+
+@pytest.mark.parametrize("name", levitax.VARIANTS)
+def test_a_missing_key_leads_to_a_key_or_to_published_weights(name):
+    message = r"`key` is None; expected a JAX random key, such as `jax\.random\.key\(0\)`"
+    with pytest.raises(TypeError, match=message) as error:
+        getattr(levitax, name)()
+    assert ("pass `pretrained=True`" in str(error.value)) == (name in levitax.PRETRAINED)
+
+
+def test_pretrained_is_true_or_false(key, unchecked):
+    with pytest.raises(TypeError, match="`pretrained` is 'timm'; expected True or False"):
+        levitax.levit_256(pretrained="timm", key=key)  # type: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="`pretrained` is 1; expected True or False"):
+        levitax.list_models(pretrained=1)  # type: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    (
+        ("*", list(levitax.VARIANTS)),
+        ("levit_256*", ["levit_256", "levit_256d"]),
+        ("LeViT-384-S8", ["levit_384_s8"]),
+        ("levit-[1-2]*", ["levit_128s", "levit_128", "levit_192", "levit_256", "levit_256d"]),
+        ("*[0-9]d", ["levit_256d", "levit_512d"]),
+        ("resnet*", []),
+    ),
+)
+def test_models_are_listed_by_pattern(pattern, expected):
+    assert levitax.list_models(pattern) == expected
+
+
+def test_models_with_published_weights_are_listed():
+    assert levitax.list_models(pretrained=True) == list(levitax.PRETRAINED)
+    assert levitax.list_models("*128*", pretrained=True) == ["levit_128s", "levit_128"]
+    without = set(levitax.VARIANTS) - set(levitax.PRETRAINED)
+    assert all("no published weights" in re.sub(r"\s+", " ", getattr(levitax, name).__doc__) for name in without)
+
+
+def test_a_pattern_that_is_no_string_is_refused(unchecked):
+    with pytest.raises(TypeError, match=r"`pattern` is 256; expected a string"):
+        levitax.list_models(256)  # type: ignore[reportArgumentType]

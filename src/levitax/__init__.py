@@ -7,10 +7,7 @@ from typing import Any as _Any, TYPE_CHECKING as _TYPE_CHECKING
 from . import data as data, nn as nn, weights as weights
 from ._batched import batched as batched
 from ._config import LeViTConfig as LeViTConfig, LeViTKeywords as LeViTKeywords, Overrides as Overrides
-from ._fuse import fuse as fuse, Predictor as Predictor
-from ._model import LeViT as LeViT
-from ._parameters import count_parameters as count_parameters
-from ._variants import (
+from ._create import (
     create_model as create_model,
     levit_128 as levit_128,
     levit_128s as levit_128s,
@@ -22,8 +19,13 @@ from ._variants import (
     levit_512 as levit_512,
     levit_512_s8 as levit_512_s8,
     levit_512d as levit_512d,
-    VARIANTS as VARIANTS,
+    list_models as list_models,
 )
+from ._fuse import fuse as fuse, Predictor as Predictor
+from ._model import LeViT as LeViT
+from ._parameters import count_parameters as count_parameters
+from ._summary import Summary as Summary, summary as summary, SummaryRow as SummaryRow
+from ._variants import PRETRAINED as PRETRAINED, VARIANTS as VARIANTS
 from .weights import load as load, load_preprocessing as load_preprocessing, save as save
 
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Protocol, runtime_checkable, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,10 +12,21 @@ from ._fuse import Predictor
 from ._keys import keys_of_batch
 
 
-StatefulCallable: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
+Output_co = TypeVar("Output_co", covariant=True)
 
 
-def batched(model: StatefulCallable, *, group_size: int | None = None) -> StatefulCallable:
+@runtime_checkable
+class Batched(Protocol[Output_co]):
+    """What `batched` returns."""
+
+    def __call__(
+        self, images: PyTree, state: eqx.nn.State, *, key: PRNGKeyArray | Key[Array, " batch"] | None = None
+    ) -> tuple[Output_co, eqx.nn.State]: ...
+
+
+def batched(
+    model: Callable[..., tuple[Output_co, eqx.nn.State]], *, group_size: int | None = None
+) -> Batched[Output_co]:
     """Maps a model over a batch with `jax.vmap`: `logits, state = batched(model)(images, state, key=key)`.
 
     The axis is named "batch", as every [`levitax.nn.BatchNorm`][] of the model expects. In training, the batch

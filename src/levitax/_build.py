@@ -1,6 +1,7 @@
 """The layers of a LeViT, of the sizes in its configuration."""
 
 import math
+from functools import partial
 from typing import Any
 
 from jaxtyping import PRNGKeyArray
@@ -11,13 +12,14 @@ from ._keys import split_key
 
 
 def make_stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
+    norm, activation = _norm(config), _activation(config)
     convolutions = {16: 4, 8: 3, 4: 2}[config.patch_size]
     if config.network == "vit_pytorch":
         widths = [*(32, 64, 128)[-(convolutions - 1) :], config.dim[0]]
         return nn.Stem(config.in_channels, widths, activation=nn.identity, use_norm=False, key=key)
     # Each convolution has twice the channels of the one before: 32, 64, 128 and 256 in LeViT-256.
     widths = [config.dim[0] // 2**power for power in reversed(range(convolutions))]
-    return nn.Stem(config.in_channels, widths, activation=nn.ACTIVATIONS[config.activation], key=key)
+    return nn.Stem(config.in_channels, widths, activation=activation, norm=norm, key=key)
 
 
 def make_stages(config: LeViTConfig, key: PRNGKeyArray) -> tuple[nn.Stage, ...]:
@@ -29,7 +31,14 @@ def make_head(config: LeViTConfig, key: PRNGKeyArray) -> nn.NormLinear | nn.Dist
     if config.num_classes == 0:
         return None
     head = nn.DistilledHead if config.distillation else nn.NormLinear
-    return head(config.dim[-1], config.num_classes, use_norm=config.network == "paper", key=key)
+    return head(
+        config.dim[-1],
+        config.num_classes,
+        use_norm=config.network == "paper",
+        norm=_norm(config),
+        dropout=config.head_dropout,
+        key=key,
+    )
 
 
 def _make_stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
@@ -41,7 +50,7 @@ def _make_stage(config: LeViTConfig, stage: int, key: PRNGKeyArray) -> nn.Stage:
 
 def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn.Block:
     attention_key, mlp_key = split_key(key, 2)
-    activation = nn.ACTIVATIONS[config.activation]
+    norm, activation, attention_bias = _norm(config), _activation(config), nn.AttentionBias
     dropout = config.dropout if sizes.stride == 1 else 0.0
     of_attention: dict[str, Any] = {"activation": activation}
     of_mlp: dict[str, Any] = {}
@@ -50,10 +59,9 @@ def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn
             "activation": nn.gelu,
             "zero_init": True,
             "output_bias": True,
-            "bias_scale": math.sqrt(sizes.key_dim),
-            "bias_std": 1.0,
         }
         of_mlp = {"use_norm": False}
+        attention_bias = partial(nn.AttentionBias, scale=math.sqrt(sizes.key_dim), std=1.0)
     attention = nn.Attention(
         sizes.dim,
         sizes.grid,
@@ -63,8 +71,20 @@ def _make_block(config: LeViTConfig, sizes: BlockSizes, key: PRNGKeyArray) -> nn
         out_dim=sizes.out_dim,
         stride=sizes.stride,
         dropout=dropout,
+        norm=norm,
+        attention_bias=config.attention_bias or attention_bias,
         key=attention_key,
         **of_attention,
     )
-    mlp = nn.MLP(sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, key=mlp_key, **of_mlp)
+    mlp = nn.MLP(
+        sizes.out_dim, sizes.hidden_dim, activation=activation, dropout=dropout, norm=norm, key=mlp_key, **of_mlp
+    )
     return nn.Block(attention, mlp, nn.DropPath(config.drop_path))
+
+
+def _norm(config: LeViTConfig) -> nn.NormFactory:
+    return config.norm or nn.BatchNorm
+
+
+def _activation(config: LeViTConfig) -> nn.Activation:
+    return nn.ACTIVATIONS[config.activation] if isinstance(config.activation, str) else config.activation

@@ -1,8 +1,10 @@
 import difflib
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from typing import Any, cast
 
@@ -216,6 +218,73 @@ def check_callable(name: str, value: Any, what: str) -> None:
     """Raises unless `value` can be called; `what` names what is expected."""
     if not callable(value):
         raise TypeError(f"`{name}` is of type `{type(value).__name__}`; expected {what}.")
+
+
+def as_function(name: str, value: Any) -> Any:
+    """Returns `value` if it is a function or a class that can be a part of a configuration."""
+    if isinstance(value, Mapping) and "function" in value:
+        raise ValueError(
+            f"`{name}` is the function `{value['function']}`, of which a file holds the name only: pass the function, "
+            f"as in `{name}={str(value['function']).rpartition('.')[2]}`."
+        )
+    if not callable(value):
+        raise TypeError(f"`{name}` is {value!r}; expected a function.")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` is a `{type(value).__name__}`, which has no hash; expected a function or a class. Put a module "
+            "with parameters of its own into the model with `eqx.tree_at`."
+        ) from None
+    return value
+
+
+def name_of_function(function: Any) -> str:
+    """The name of a function, such as "package.module.name"."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def check_layer(name: str, layer: Any) -> None:
+    """Raises unless `layer`, which the factory `name` made, can be called as a layer is."""
+    expected = (
+        "expected a layer that is called as `x, state = layer(x, state, key=key)`, like a `levitax.nn.BatchNorm`. For "
+        "a function of an array alone, return `lambda x, state, *, key=None: (function(x), state)`."
+    )
+    if not callable(layer):
+        raise TypeError(f"`{name}` returned {_described(layer)}; {expected}")
+    try:
+        inspect.signature(layer).bind("x", "state", key=None)
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` returned {_described(layer)}, which cannot be called so ({error}); {expected}"
+        ) from None
+    except ValueError:
+        pass  # A built-in function, which has no signature.
+
+
+def check_result(name: str, layer: Any, result: Any, shape: tuple[int, ...]) -> Any:
+    """Returns `result`, or raises unless it is an array of this shape, with a state."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], eqx.nn.State):
+        raise TypeError(
+            f"The layer of `{name}`, {_described(layer)}, returned {_described(result)}; expected a tuple of the array "
+            "and the state: `return x, state`."
+        )
+    check_shape(f"The result of the layer of `{name}`, {_described(layer)},", result[0], shape)
+    return result
+
+
+def check_shape(what: str, array: Any, shape: tuple[int, ...]) -> Any:
+    """Returns `array`, or raises unless it has this shape."""
+    if jnp.shape(array) != shape:
+        raise ValueError(f"{what} has shape {jnp.shape(array)}; expected {shape}.")
+    return array
+
+
+def _described(value: Any) -> str:
+    return f"an array of shape {value.shape}" if eqx.is_array(value) else f"a value of type `{type(value).__name__}`"
 
 
 def as_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:

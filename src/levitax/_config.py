@@ -8,12 +8,24 @@ from typing import Any, get_args, Literal, NamedTuple, TypeAlias, TypedDict, Unp
 
 from jax.typing import DTypeLike
 
-from ._checks import as_choice, as_flag, as_floating, as_integer, as_integers, as_rate, check_keywords
+from ._checks import (
+    as_choice,
+    as_flag,
+    as_floating,
+    as_function,
+    as_integer,
+    as_integers,
+    as_rate,
+    check_keywords,
+    name_of_function,
+)
 
 
 PerStage: TypeAlias = int | Sequence[int]
 NetworkName: TypeAlias = Literal["paper", "vit_pytorch"]
 ActivationName: TypeAlias = Literal["hard_swish", "silu", "gelu", "relu"]
+Activation: TypeAlias = ActivationName | Callable[[Any], Any]
+Pooling: TypeAlias = Literal["mean", "none"]
 
 
 class Overrides(TypedDict, total=False):
@@ -26,11 +38,18 @@ class Overrides(TypedDict, total=False):
     - `in_channels`: channels of the image. By default 3.
     - `patch_size`: pixels along each side of a token of the first stage: 16, 8 or 4, from a stem of 4, 3 or 2
         convolutions. By default 16.
-    - `activation`: "hard_swish", "silu", "gelu" or "relu". By default the paper's, "hard_swish".
+    - `activation`: "hard_swish", "silu", "gelu" or "relu", or a function of an array. By default the paper's,
+        "hard_swish".
+    - `norm`: makes the normalisations in place of [`levitax.nn.BatchNorm`][], see [`levitax.nn.NormFactory`][].
+    - `attention_bias`: makes the attention biases in place of [`levitax.nn.AttentionBias`][], see
+        [`levitax.nn.BiasFactory`][].
+    - `pooling`: "mean", the default, or "none": the head, or without a head the result, is then computed for each token
+        of the last stage.
     - `distillation`: whether there is a second head, which learns from a teacher. In training the model then returns a
         [`levitax.nn.DistilledLogits`][], in inference mode the mean of both heads' logits. By default `True`.
     - `dropout`: rate on the attention weights, after attention, and twice in the MLP. Blocks that downsample have no
         dropout. The paper has none. By default 0.
+    - `head_dropout`: rate on the features before the classifiers. The paper has none. By default 0.
     - `drop_path`: rate of stochastic depth, the same in every residual branch. By default 0; LeViT-384 has 0.1.
     - `remat`: recompute each block in the backward pass instead of storing its intermediate results. By default
         `False`.
@@ -42,9 +61,13 @@ class Overrides(TypedDict, total=False):
     num_classes: int
     in_channels: int
     patch_size: int
-    activation: ActivationName
+    activation: Activation
+    norm: Callable[..., Any] | None
+    attention_bias: Callable[..., Any] | None
+    pooling: Pooling
     distillation: bool | None
     dropout: float
+    head_dropout: float
     drop_path: float
     remat: bool
     dtype: DTypeLike
@@ -124,13 +147,23 @@ def _subsample_heads(config: "LeViTConfig") -> list[int]:
     return [max(dim // key_dim, 1) for dim, key_dim in zip(config.dim[:-1], config.key_dim[:-1], strict=True)]
 
 
+def _as_activation(name: str, value: Any) -> Any:
+    if callable(value) or isinstance(value, Mapping):
+        return as_function(name, value)
+    return as_choice(name, value, get_args(ActivationName))
+
+
+def _as_factory(name: str, value: Any) -> Any:
+    return None if value is None else as_function(name, value)
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class LeViTConfig:
     """The keywords of a [`levitax.LeViT`][], checked, with one number for each stage.
 
     Immutable and hashable. `to_dict` and `from_dict` convert it to and from a dictionary for JSON. The configuration of
     a model is `model.config`. To make a model from a configuration, call
-    `eqx.nn.make_with_state(levitax.LeViT)(**config.to_dict(), key=key)`.
+    `eqx.nn.make_with_state(levitax.LeViT)(**vars(config), key=key)`.
     """
 
     network: NetworkName = _keyword("paper", partial(as_choice, choices=get_args(NetworkName)))
@@ -148,9 +181,13 @@ class LeViTConfig:
     subsample_heads: tuple[int, ...] = _per_downsampling(_subsample_heads)
     subsample_value_ratio: tuple[int, ...] = _per_downsampling(lambda config: 4 if config.network == "paper" else 2)
     subsample_mlp_mult: tuple[int, ...] = _per_downsampling(2)
-    activation: ActivationName = _keyword("hard_swish", partial(as_choice, choices=get_args(ActivationName)))
+    activation: Activation = _keyword("hard_swish", _as_activation)
+    norm: Callable[..., Any] | None = _keyword(None, _as_factory)
+    attention_bias: Callable[..., Any] | None = _keyword(None, _as_factory)
+    pooling: Pooling = _keyword("mean", partial(as_choice, choices=get_args(Pooling)))
     distillation: bool = _keyword(lambda config: config.network == "paper", as_flag)
     dropout: float = _keyword(0.0, as_rate)
+    head_dropout: float = _keyword(0.0, as_rate)
     drop_path: float = _keyword(0.0, as_rate)
     remat: bool = _keyword(False, as_flag)
     dtype: str = _keyword("float32", as_floating)
@@ -233,19 +270,29 @@ class LeViTConfig:
         return number % self.stages
 
     def to_dict(self) -> dict[str, Any]:
-        """Converts the fields to a dictionary for JSON, with lists instead of tuples."""
-        fields = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        """Converts the fields to a dictionary for JSON, with lists instead of tuples.
+
+        In place of a function, the dictionary has its name, as `{"function": "package.module.name"}`. `from_dict` then
+        asks for the function.
+        """
+        return {name: _as_json(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LeViTConfig":
         """The inverse of `to_dict`. A field that is not in `fields` has its default.
 
-        **Raises:** `TypeError` for a field that does not exist, and the errors of [`levitax.LeViT`][].
+        **Raises:** `TypeError` for a field that does not exist, `ValueError` for the name of a function in place of the
+        function, and the errors of [`levitax.LeViT`][].
         """
         if not isinstance(fields, Mapping):
             raise TypeError(f"`fields` is of type `{type(fields).__name__}`; expected a dictionary, as of `to_dict`.")
         return cls(**fields)
+
+
+def _as_json(value: Any) -> Any:
+    if callable(value):
+        return {"function": name_of_function(value)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(

@@ -1,15 +1,22 @@
-from typing import Unpack
+from collections.abc import Sequence
+from typing import TypeAlias, Unpack
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
+from ._blocks import after_blocks, as_blocks, BlockNumber, depth
 from ._build import make_head, make_stages, make_stem
 from ._checks import check_features, check_image
 from ._config import DEFAULTS, LeViTConfig, LeViTKeywords, Overrides
 from ._keys import as_key, split_key
+from ._outline import outline
 from ._spelled_out import spelled_out
+
+
+# With `pooling="none"`, a row for each token of the last stage.
+Logits: TypeAlias = Float[Array, "*tokens classes"] | nn.DistilledLogits
 
 
 class LeViT(eqx.Module):
@@ -60,7 +67,7 @@ class LeViT(eqx.Module):
 
     def __call__(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[PyTree[Float[Array, " classes"]], eqx.nn.State]:
+    ) -> tuple[Logits, eqx.nn.State]:
         """**Arguments:**
 
         - `image`: one image, `(height, width, channels)`, of the size that the model was made for. For a batch use
@@ -68,57 +75,72 @@ class LeViT(eqx.Module):
         - `state`: the batch statistics that were made with the model.
         - `key`: needed in training if dropout or drop path is active.
 
-        **Returns:** float32 logits `(classes,)`, and the new state. In training, two heads return a
-        [`levitax.nn.DistilledLogits`][]. If `num_classes` is 0, the model returns the mean token, of `dim[-1]`
-        channels.
+        **Returns:** float32 logits `(..., classes)`, with one leading axis, of tokens, if `pooling` is "none"; and the
+        new state. In training, two heads return a [`levitax.nn.DistilledLogits`][]. If `num_classes` is 0, the model
+        returns the mean token, of `dim[-1]` channels, or all tokens.
 
         **Raises:** `TypeError` or `ValueError` if the image is not one floating-point image of that size, channels
         last, or if `state` belongs to another model. In training, also if a key or the batch axis is missing, or if a
         normalisation sees one value per channel. In the head, that is the case for a batch of one image.
         """
         maps, state = self.features(image, state, key=key)
-        return self.classify(maps[-1], state)
+        return self.classify(maps[-1], state, key=key)
 
     def features(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+        self,
+        image: Float[Array, "height width channels"],
+        state: eqx.nn.State,
+        *,
+        blocks: Sequence[int | str] | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[tuple[Float[Array, "rows columns dim"], ...], eqx.nn.State]:
-        """Computes the feature map after each stage, for detection or segmentation.
+        """Computes the feature map after each stage, for detection or segmentation, or after each of some blocks.
 
         **Arguments:**
 
         - `image`: `(height, width, channels)`, as in a call.
-        - `state`, `key`: as in a call.
+        - `state`: as in a call.
+        - `blocks`: numbers of blocks, from 0 in the first stage, or from the end if negative; or their paths, such as
+            "stages.1.blocks.0". A block that downsamples counts too. Nothing is computed after the last of these
+            blocks. By default the last block of each stage.
+        - `key`: as in a call.
 
-        **Returns:** for each stage `(rows, columns, dim)`, in the dtype of the computation; and the new state.
+        **Returns:** for each stage, or each of `blocks` in the given order, `(rows, columns, dim)`, in the dtype of the
+        computation; and the new state.
 
-        **Raises:** `TypeError` or `ValueError`, as in a call.
+        **Raises:** `TypeError` or `ValueError`, as in a call, and for a block that does not exist.
         """
-        tokens, state = self._embed(image, state)
-        maps = []
-        for index, (stage, stage_key) in enumerate(zip(self.stages, split_key(key, len(self.stages)), strict=True)):
-            tokens, state = stage(tokens, state, key=stage_key)
-            maps.append(tokens.reshape(*self.config.grid(index), -1))
-        return tuple(maps), state
+        wanted = as_blocks(blocks, [depth(stage) for stage in self.stages])
+        maps = {}
+        results = self._after_blocks(image, state, key)
+        while not maps.keys() >= set(wanted):
+            block, tokens, state = next(results)
+            if block in wanted:
+                maps[block] = tokens.reshape(*self.config.grid(block.stage), -1)
+        return tuple(maps[block] for block in wanted), state
 
     def classify(
-        self, features: Float[Array, "rows columns dim"], state: eqx.nn.State
-    ) -> tuple[PyTree[Float[Array, " classes"]], eqx.nn.State]:
+        self, features: Float[Array, "rows columns dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
         """Completes a call from the last feature map, for callers that need both.
 
         **Arguments:**
 
         - `features`: the last of the maps from `features`, `(rows, columns, dim)`.
         - `state`: the state that `features` returned with the maps.
+        - `key`: that of the call.
 
-        **Returns:** float32 logits `(classes,)`, or the other results of a call; and the new state.
+        **Returns:** float32 logits `(..., classes)`, or the other results of a call; and the new state.
 
         **Raises:** `TypeError` if `features` is not a floating-point array, for example all maps; `ValueError` for
-        another shape.
+        another shape, or if a key is missing.
         """
         check_features(features, (*self.config.grid(-1), self.config.dim[-1]))
+        tokens = features.astype(jnp.float32)
         # Average pooling, since there is no classification token (section 4.2 of the paper).
-        pooled = features.astype(jnp.float32).mean((0, 1))
-        return (pooled, state) if self.head is None else self.head(pooled, state)
+        pooled = tokens.mean((0, 1)) if self.config.pooling == "mean" else tokens.reshape(-1, tokens.shape[-1])
+        *_, head_key = split_key(key, len(self.stages) + 2)
+        return (pooled, state) if self.head is None else self.head(pooled, state, key=head_key)
 
     def attention_maps(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State
@@ -146,7 +168,19 @@ class LeViT(eqx.Module):
                 tokens, state = block(tokens, state)
         return tuple(map(tuple, maps))
 
-    def _embed(self, image, state):
+    def __repr__(self) -> str:
+        return outline(self)
+
+    def _after_blocks(self, image, state, key):
+        """Yields each block's number, the tokens after it, and the state."""
+        *keys, stem_key, _ = split_key(key, len(self.stages) + 2)
+        tokens, state = self._embed(image, state, stem_key)
+        for index, (stage, stage_key) in enumerate(zip(self.stages, keys, strict=True)):
+            for number, result in enumerate(after_blocks(stage, tokens, state, stage_key)):
+                tokens, state = result
+                yield BlockNumber(index, number), tokens, state
+
+    def _embed(self, image, state, key=None):
         check_image(image, (*self.config.image_size, self.config.in_channels))
-        x, state = self.stem(image.astype(self.config.dtype), state)
+        x, state = self.stem(image.astype(self.config.dtype), state, key=key)
         return x.reshape(-1, x.shape[-1]), state

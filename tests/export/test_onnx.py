@@ -171,6 +171,7 @@ def test_an_operation_that_cannot_be_written(make, randomise, tmp_path, unchecke
 
         def __call__(self, image, state):
             logits, state = self.backbone(image, state)
+            assert isinstance(logits, jax.Array)
             return jnp.sort(logits), state
 
     backbone, state = randomise(*make())

@@ -1,3 +1,5 @@
+import io
+import pickle
 import sys
 from typing import Any
 
@@ -110,6 +112,25 @@ def test_figures_have_a_transparent_background_and_can_be_saved(make, randomise,
     with Image.open(tmp_path / "biases.png") as image:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
     assert alpha[0, 0] == 0 and alpha.max() == 255
+
+
+def test_a_notebook_shows_figures_at_the_end_of_a_cell(make):
+    from PIL import Image
+
+    figure: Any = plot.attention_biases(make()[0])
+    shown = Image.open(io.BytesIO(figure._repr_png_()))
+    assert shown.format == "PNG" and shown.size == tuple(figure.get_size_inches() * figure.dpi)
+    assert np.asarray(shown.convert("RGBA"))[0, 0, 3] == 0
+
+
+def test_ipython_finds_the_image_of_a_figure(make):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    assert formatters.PNGFormatter()(plot.attention_biases(make()[0])).startswith(b"\x89PNG")
+
+
+def test_figures_can_be_pickled(make):
+    figure = plot.attention_biases(make()[0])
+    assert type(pickle.loads(pickle.dumps(figure))) is type(figure)
 
 
 def test_no_window_and_no_global_figure_is_made(make):

@@ -5,13 +5,25 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import levitax
 from levitax.nn import DistilledLogits
-from levitax.train import cross_entropy, distillation_loss, head_only, Recipe, RECIPES, TeacherTargets, trainable
+from levitax.train import (
+    adamw,
+    cross_entropy,
+    distillation_loss,
+    head_only,
+    Recipe,
+    RECIPES,
+    scale_by_layer,
+    TeacherTargets,
+    trainable,
+)
 from tests.equality import tree_equal
 
 
@@ -91,6 +103,34 @@ def test_the_optimiser_is_adamw_with_the_numbers_of_the_recipe(changes):
         gradient = gradient * np.minimum(1, recipe.clipping * norms[0] / norms[1])
     adam = gradient / (np.abs(gradient) + recipe.eps)
     np.testing.assert_allclose(np.asarray(update), -1e-6 * (adam + recipe.weight_decay * params), rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", ({}, {"clipping": None}), ids=str)
+def test_the_layer_decay_scales_the_updates_of_the_optimiser(changes, make):
+    params = trainable(make(image_size=8, stages=1, dim=16, heads=1)[0])
+    updates, opt_states = [], []
+    for decay in (1.0, 0.5):
+        optimizer = replace(PAPER, **changes, layer_decay=decay).optimizer(10)
+        opt_states.append(optimizer.init(params))
+        updates.append(jax.jit(optimizer.update)(params, opt_states[-1], params)[0])
+    whole, ours = updates
+    assert tree_equal(ours, scale_by_layer(0.5).update(whole, optax.EmptyState())[0])
+    assert not tree_equal(ours.stem, whole.stem)
+    # With 1, a checkpoint of the optimiser's state fits as without the field.
+    plain = adamw(PAPER.schedule(10), clipping=replace(PAPER, **changes).clipping).init(params)
+    assert jax.tree.structure(opt_states[0]) == jax.tree.structure(plain)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("value", (0, -0.1, 1.1, math.nan, "0.5", True, None))
+def test_the_layer_decay_is_above_0_and_at_most_1(value):
+    with fails(
+        ValueError, f"`layer_decay` is {value!r}; expected a number above 0 and at most 1, where 1 turns it off."
+    ):
+        replace(PAPER, layer_decay=value)
+    for value in (1e-3, 1, np.float32(0.5)):
+        changed = replace(PAPER, layer_decay=value)
+        assert changed.layer_decay == value and type(changed.layer_decay) is float
 
 
 LOGITS = DistilledLogits(*jnp.asarray(np.random.default_rng(0).normal(0, 2, (2, 4, 5)), jnp.float32))
@@ -228,7 +268,17 @@ def test_numbers_are_finite(name):
 
 
 def test_all_numbers_are_tried():
-    others = {"crop_scale", "distillation", "trained", "freeze_norms", "by_epoch", "late", "dtype", "remat"}
+    others = {
+        "crop_scale",
+        "distillation",
+        "trained",
+        "freeze_norms",
+        "by_epoch",
+        "late",
+        "layer_decay",
+        "dtype",
+        "remat",
+    }
     assert NUMBERS.keys() | COUNTS.keys() | others == set(FIELDS)
 
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, assert_type
 
 import equinox as eqx
 import jax
@@ -76,6 +76,15 @@ def test_without_an_average_there_is_none(keywords, start):
     assert start(**keywords).ema is None
     with pytest.raises(ValueError, match=r"There is no average.*`ema_decay=`"):
         start(**keywords).averaged()
+
+
+def test_a_step_keeps_the_type_of_the_model(batches, key):
+    model, state = eqx.nn.make_with_state(Odd)()
+    train_state = TrainState(model, state, OPTIMIZER, ema_decay=DECAY, key=key)
+    train_state, _ = step(train_state, images=batches[0][0], targets=batches[0][1])
+    # Pyright checks these types.
+    assert type(assert_type(train_state.model, Odd)) is Odd
+    assert type(assert_type(train_state.averaged()[0], Odd)) is Odd
 
 
 def test_the_average_shares_no_arrays_with_the_model(start, made, batches):

@@ -328,6 +328,15 @@ def test_arguments_of_other_types(rows, key, unchecked):
         make_step()(cast(Any, model), *rows)
 
 
+@pytest.mark.parametrize("inside", (False, True), ids=("alone", "inside"))
+def test_a_model_in_float16_is_not_trained(inside, make, batches, key):
+    model, state = make(**SMALL, dtype="float16")
+    train_state = start(({"backbone": model} if inside else model, state), key)
+    message = r"The model has `dtype` 'float16'.*below 6e-8 would become 0.*above 65,504 infinite.*`dtype=.bfloat16.`"
+    with pytest.raises(ValueError, match=message):
+        STEP(train_state, *batches[0])
+
+
 @pytest.mark.parametrize("accumulate", (1, 2))
 def test_a_train_state_is_used_once(accumulate, rows, key):
     train_state = TrainState(*make_small(Normed, key), OPTIMIZER, key=key)

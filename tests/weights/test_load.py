@@ -112,6 +112,7 @@ class Classifier(eqx.Module):
 
     def __call__(self, image, state, *, key=None):
         x, state = self.backbone(image, state, key=key)
+        assert isinstance(x, jax.Array)
         return self.linear(x), state
 
 

@@ -16,6 +16,7 @@ from ._activations import (
 )
 from ._attention import (
     Attention as Attention,
+    BiasFactory as BiasFactory,
     QueryKeyValue as QueryKeyValue,
     SubsampledQueryKeyValue as SubsampledQueryKeyValue,
 )
@@ -28,5 +29,11 @@ from ._head import (
 )
 from ._linear import ConvNorm as ConvNorm, LinearNorm as LinearNorm
 from ._mlp import MLP as MLP
+from ._norm import (
+    ChannelsFirst as ChannelsFirst,
+    Layer as Layer,
+    NormFactory as NormFactory,
+    PerToken as PerToken,
+)
 from ._stage import Block as Block, DropPath as DropPath, Stage as Stage
 from ._stem import Stem as Stem

@@ -1,15 +1,19 @@
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_integers, as_rate, check_axis, check_callable, check_positive
+from .._checks import as_integers, as_rate, check_axis, check_callable, check_positive, check_shape
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
-from ._attention_bias import AttentionBias, GatheredAttentionBias
+from ._attention_bias import AttentionBias
+from ._batch_norm import BatchNorm
 from ._linear import LinearNorm
+from ._norm import NormFactory
 from ._xla import every_nth, softmax, stored
 
 
@@ -19,6 +23,14 @@ Projections: TypeAlias = tuple[
     Float[Array, "heads tokens key_dim"],
     Float[Array, "heads tokens value_dim"],
 ]
+
+
+BiasFactory: TypeAlias = Callable[..., Any]
+"""A function, or a class, that makes an attention bias: `bias = attention_bias(heads, grid, stride=stride, key=key)`.
+
+`heads`, `grid` and `stride` are those of a [`levitax.nn.Attention`][]. The result is called as `bias()` and returns an
+array `(heads, queries, tokens)`.
+"""
 
 
 class QueryKeyValue(eqx.Module):
@@ -40,15 +52,18 @@ class QueryKeyValue(eqx.Module):
     key_dim: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Projections, eqx.nn.State]:
         """**Arguments:**
 
         - `x`: `(tokens, dim)`.
+        - `key`: for the linear layer.
 
         **Returns:** queries `(heads, queries, key_dim)`, one for each token, already multiplied by `scale`; keys
         `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
         """
-        x, state = self.linear(x, state)
+        x, state = self.linear(x, state, key=key)
         queries, keys, values = jnp.split(_split_heads(x, self.heads), (self.key_dim, 2 * self.key_dim), axis=-1)
         return (queries * self.scale, keys, values), state
 
@@ -74,18 +89,22 @@ class SubsampledQueryKeyValue(eqx.Module):
     key_dim: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> tuple[Projections, eqx.nn.State]:
+    def __call__(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Projections, eqx.nn.State]:
         """**Arguments:**
 
         - `x`: `(tokens, dim)`, all tokens of the grid in row-major order.
+        - `key`: for the linear layers.
 
         **Returns:** queries `(heads, queries, key_dim)`, already multiplied by `scale`; keys
         `(heads, tokens, key_dim)`; values `(heads, tokens, value_dim)`; and the new state.
         """
-        key_value, state = self.key_value(x, state)
+        key_value_key, query_key = split_key(key, 2)
+        key_value, state = self.key_value(x, state, key=key_value_key)
         keys, values = jnp.split(_split_heads(key_value, self.heads), (self.key_dim,), axis=-1)
         subsampled = every_nth(x.reshape(*self.grid, -1), self.stride).reshape(-1, x.shape[-1])
-        queries, state = self.query(subsampled, state)
+        queries, state = self.query(subsampled, state, key=query_key)
         return (_split_heads(queries, self.heads) * self.scale, keys, values), state
 
 
@@ -101,10 +120,10 @@ class Attention(eqx.Module):
     """
 
     project_in: QueryKeyValue | SubsampledQueryKeyValue
-    bias: AttentionBias | GatheredAttentionBias
+    bias: Callable[[], Float[Array, "heads queries tokens"]]
     project_out: LinearNorm
     dropout: eqx.nn.Dropout
-    activation: Activation = eqx.field(static=True)
+    activation: Activation
     stride: int = eqx.field(static=True)
     tokens: int = eqx.field(static=True)
 
@@ -122,8 +141,8 @@ class Attention(eqx.Module):
         dropout: float = 0.0,
         zero_init: bool | None = None,
         output_bias: bool = False,
-        bias_scale: float = 1.0,
-        bias_std: float = 0.0,
+        norm: NormFactory = BatchNorm,
+        attention_bias: BiasFactory = AttentionBias,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -140,11 +159,13 @@ class Attention(eqx.Module):
         - `zero_init`: start the last normalisation with a weight of 0. By default only with a stride of 1, which has a
             residual connection around the layer.
         - `output_bias`: add a bias in the output projection. The paper has none; the vit-pytorch network has one.
-        - `bias_scale`, `bias_std`: see [`levitax.nn.AttentionBias`][].
+        - `norm`: makes the normalisations, see [`levitax.nn.NormFactory`][].
+        - `attention_bias`: makes the bias of the scores, see [`levitax.nn.BiasFactory`][].
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
-        activation that is not a function, and an invalid key.
+        activation that is not a function, an invalid key, and if `norm` returns no layer or `attention_bias` nothing
+        that can be called.
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
@@ -152,16 +173,18 @@ class Attention(eqx.Module):
         in_key, bias_key, out_key = split_key(as_key(key), 3)
         # The queries are 6 to 12 times smaller than the scores at 14x14 tokens, so the scale is applied to them.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
+        make = partial(LinearNorm, norm=norm)
         if stride == 1:
-            linear = LinearNorm(dim, heads * (2 * key_dim + value_dim), key=in_key)
+            linear = make(dim, heads * (2 * key_dim + value_dim), key=in_key)
             self.project_in = QueryKeyValue(linear, **shared)
         else:
             query_key, key_value_key = split_key(in_key, 2)
-            query = LinearNorm(dim, heads * key_dim, key=query_key)
-            key_value = LinearNorm(dim, heads * (key_dim + value_dim), key=key_value_key)
+            query = make(dim, heads * key_dim, key=query_key)
+            key_value = make(dim, heads * (key_dim + value_dim), key=key_value_key)
             self.project_in = SubsampledQueryKeyValue(query, key_value, (rows, columns), stride, **shared)
-        self.bias = AttentionBias(heads, grid, stride=stride, scale=bias_scale, std=bias_std, key=bias_key)
-        self.project_out = LinearNorm(
+        self.bias = attention_bias(heads, (rows, columns), stride=stride, key=bias_key)
+        check_callable("attention_bias(...)", self.bias, "a bias that is called as `bias()`")
+        self.project_out = make(
             heads * value_dim,
             dim if out_dim is None else out_dim,
             use_bias=output_bias,
@@ -189,12 +212,12 @@ class Attention(eqx.Module):
         """
         check_axis("x", x, 0, self.tokens, "tokens of the grid")
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
-        weights_key, out_key = split_key(key, 2)
-        (queries, keys, values), state = self.project_in(x, state)
+        weights_key, out_key, in_key, project_key = split_key(key, 4)
+        (queries, keys, values), state = self.project_in(x, state, key=in_key)
         weights = softmax(self._scores(queries, keys)).astype(values.dtype)
         weights = self.dropout(weights, key=weights_key)
         mixed = stored(jnp.matmul(weights, values))
-        x, state = self.project_out(self.activation(_join_heads(mixed)), state)
+        x, state = self.project_out(self.activation(_join_heads(mixed)), state, key=project_key)
         return self.dropout(x, key=out_key), state
 
     def weights(self, x: Float[Array, "tokens dim"], state: eqx.nn.State) -> Float[Array, "heads queries tokens"]:
@@ -214,7 +237,7 @@ class Attention(eqx.Module):
 
     def _scores(self, queries, keys):
         products = jnp.matmul(queries, jnp.swapaxes(keys, 1, 2), preferred_element_type=jnp.float32)
-        return products + self.bias()
+        return products + check_shape("The attention bias", self.bias(), products.shape)
 
 
 def _split_heads(x, heads):

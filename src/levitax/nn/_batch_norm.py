@@ -89,6 +89,7 @@ class BatchNorm(eqx.Module):
         momentum: float = 0.1,
         zero_init: bool = False,
         inference: bool = False,
+        key: PRNGKeyArray | None = None,
     ):
         """**Arguments:**
 
@@ -99,9 +100,11 @@ class BatchNorm(eqx.Module):
         - `momentum`: weight of the new statistics in the running ones (PyTorch's meaning, not Flax's).
         - `zero_init`: start with a weight of 0 instead of 1, so that a residual branch that ends here starts at zero.
         - `inference`: use the running statistics.
+        - `key`: ignored, so that this class is a [`levitax.nn.NormFactory`][].
 
         **Raises:** `TypeError` or `ValueError` if `channels` is not a positive integer.
         """
+        del key
         check_positive(channels=channels)
         self.weight = full(channels, 0 if zero_init else 1)
         self.bias = full(channels, 0)

@@ -6,6 +6,7 @@ from .._checks import check_axis, check_map, check_odd, check_positive
 from .._keys import as_key, split_key
 from ._batch_norm import BatchNorm
 from ._initial import fan_in_uniform
+from ._norm import Layer, make_norm, normalise, NormFactory
 from ._xla import convolve, stored
 
 
@@ -20,12 +21,12 @@ class LinearNorm(eqx.Module):
 
     - `weight`: `(out_features, in_features)`, as in PyTorch.
     - `bias`: `(out_features,)`, or `None`.
-    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][] or another normalisation, or `None`.
     """
 
     weight: Float[Array, "out_features in_features"]
     bias: Float[Array, " out_features"] | None
-    norm: BatchNorm | None
+    norm: Layer | None
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class LinearNorm(eqx.Module):
         *,
         use_bias: bool = False,
         use_norm: bool = True,
+        norm: NormFactory = BatchNorm,
         zero_init: bool = False,
         key: PRNGKeyArray,
     ):
@@ -42,16 +44,18 @@ class LinearNorm(eqx.Module):
         - `in_features`, `out_features`: sizes of the last axis, before and after.
         - `use_bias`: add a bias. A batch normalisation cancels it; the vit-pytorch network has one.
         - `use_norm`: normalise.
+        - `norm`: makes the normalisation, see [`levitax.nn.NormFactory`][].
         - `zero_init`: start the normalisation with a weight of 0.
         - `key`: draws weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), PyTorch's default.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, and for an invalid key.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, for an invalid key, and if
+        `norm` returns no layer.
         """
         check_positive(in_features=in_features, out_features=out_features)
-        weight_key, bias_key = split_key(as_key(key), 2)
+        weight_key, bias_key, norm_key = split_key(as_key(key), 3)
         self.weight = fan_in_uniform(weight_key, (out_features, in_features), in_features)
         self.bias = fan_in_uniform(bias_key, (out_features,), in_features) if use_bias else None
-        self.norm = BatchNorm(out_features, zero_init=zero_init) if use_norm else None
+        self.norm = make_norm(norm, out_features, zero_init=zero_init, key=norm_key) if use_norm else None
 
     def __call__(
         self, x: Float[Array, "*tokens in_features"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
@@ -59,15 +63,15 @@ class LinearNorm(eqx.Module):
         """**Arguments:**
 
         - `x`: `(..., in_features)`.
+        - `key`: for the normalisation; a [`levitax.nn.BatchNorm`][] needs none.
 
         **Returns:** `(..., out_features)` in the dtype of `x`, and the new state.
 
         **Raises:** `TypeError` if `x` is not a floating-point array; `ValueError` for another number of channels; and
         the errors of the normalisation.
         """
-        del key
         x = stored(linear(x, self.weight, self.bias))
-        return (x, state) if self.norm is None else self.norm(x, state)
+        return normalise(self.norm, x, state, key)
 
 
 class ConvNorm(eqx.Module):
@@ -77,12 +81,12 @@ class ConvNorm(eqx.Module):
 
     - `weight`: `(out_channels, in_channels, kernel, kernel)`, as in PyTorch.
     - `bias`: `(out_channels,)`, or `None`.
-    - `norm`: a [`levitax.nn.BatchNorm`][], or `None`.
+    - `norm`: a [`levitax.nn.BatchNorm`][] or another normalisation, or `None`.
     """
 
     weight: Float[Array, "out_channels in_channels kernel kernel"]
     bias: Float[Array, " out_channels"] | None
-    norm: BatchNorm | None
+    norm: Layer | None
     stride: int = eqx.field(static=True)
 
     def __init__(
@@ -94,6 +98,7 @@ class ConvNorm(eqx.Module):
         stride: int = 2,
         use_bias: bool = False,
         use_norm: bool = True,
+        norm: NormFactory = BatchNorm,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -102,19 +107,19 @@ class ConvNorm(eqx.Module):
         - `kernel_size`: odd. Half of it pads the map on every side, like PyTorch's `padding=kernel_size // 2` (`"SAME"`
             would shift maps of even size by one pixel).
         - `stride`: in pixels.
-        - `use_bias`, `use_norm`: as in [`levitax.nn.LinearNorm`][].
+        - `use_bias`, `use_norm`, `norm`: as in [`levitax.nn.LinearNorm`][].
         - `key`: draws weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default.
 
-        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, an even `kernel_size`, and an
-        invalid key.
+        **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, an even `kernel_size`, an
+        invalid key, and if `norm` returns no layer.
         """
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         check_odd(kernel_size=kernel_size)
-        weight_key, bias_key = split_key(as_key(key), 2)
+        weight_key, bias_key, norm_key = split_key(as_key(key), 3)
         fan_in = in_channels * kernel_size**2
         self.weight = fan_in_uniform(weight_key, (out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = fan_in_uniform(bias_key, (out_channels,), fan_in) if use_bias else None
-        self.norm = BatchNorm(out_channels) if use_norm else None
+        self.norm = make_norm(norm, out_channels, key=norm_key) if use_norm else None
         self.stride = stride
 
     def __call__(
@@ -123,6 +128,7 @@ class ConvNorm(eqx.Module):
         """**Arguments:**
 
         - `x`: `(height, width, in_channels)`.
+        - `key`: for the normalisation; a [`levitax.nn.BatchNorm`][] needs none.
 
         **Returns:** `(new_height, new_width, out_channels)`, of `ceil(size / stride)` pixels a side, in the dtype of
         `x`; and the new state.
@@ -130,11 +136,10 @@ class ConvNorm(eqx.Module):
         **Raises:** `TypeError` if `x` is not a floating-point array; `ValueError` for another number of channels or
         axes; and the errors of the normalisation.
         """
-        del key
         check_axis("x", x, -1, self.weight.shape[1], "channels")
         check_map("x", x)
         x = stored(_add_bias(convolve(x, self.weight.astype(x.dtype), self.stride), self.bias))
-        return (x, state) if self.norm is None else self.norm(x, state)
+        return normalise(self.norm, x, state, key)
 
 
 def linear(

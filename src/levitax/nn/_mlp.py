@@ -1,10 +1,14 @@
+from functools import partial
+
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_rate, check_callable
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
+from ._batch_norm import BatchNorm
 from ._linear import LinearNorm
+from ._norm import NormFactory
 
 
 class MLP(eqx.Module):
@@ -14,7 +18,7 @@ class MLP(eqx.Module):
     expand: LinearNorm
     contract: LinearNorm
     dropout: eqx.nn.Dropout
-    activation: Activation = eqx.field(static=True)
+    activation: Activation
 
     def __init__(
         self,
@@ -24,6 +28,7 @@ class MLP(eqx.Module):
         activation: Activation = hard_swish,
         dropout: float = 0.0,
         use_norm: bool = True,
+        norm: NormFactory = BatchNorm,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -34,6 +39,7 @@ class MLP(eqx.Module):
         - `dropout`: rate after the activation and after the second layer.
         - `use_norm`: normalise both layers; the second normalisation starts with a weight of 0. Otherwise both layers
             have a bias.
+        - `norm`: makes the normalisations, see [`levitax.nn.NormFactory`][].
         - `key`: draws the initial weights.
 
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
@@ -41,10 +47,9 @@ class MLP(eqx.Module):
         """
         check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
         expand_key, contract_key = split_key(as_key(key), 2)
-        self.expand = LinearNorm(dim, hidden_dim, use_bias=not use_norm, use_norm=use_norm, key=expand_key)
-        self.contract = LinearNorm(
-            hidden_dim, dim, use_bias=not use_norm, use_norm=use_norm, zero_init=True, key=contract_key
-        )
+        make = partial(LinearNorm, use_bias=not use_norm, use_norm=use_norm, norm=norm)
+        self.expand = make(dim, hidden_dim, key=expand_key)
+        self.contract = make(hidden_dim, dim, zero_init=True, key=contract_key)
         self.dropout = eqx.nn.Dropout(as_rate("dropout", dropout))
         self.activation = activation
 
@@ -62,8 +67,8 @@ class MLP(eqx.Module):
         normalisations.
         """
         check_key("Dropout", self.dropout.p, self.dropout.inference, key)
-        hidden_key, output_key = split_key(key, 2)
-        x, state = self.expand(x, state)
+        hidden_key, output_key, expand_key, contract_key = split_key(key, 4)
+        x, state = self.expand(x, state, key=expand_key)
         x = self.dropout(self.activation(x), key=hidden_key)
-        x, state = self.contract(x, state)
+        x, state = self.contract(x, state, key=contract_key)
         return self.dropout(x, key=output_key), state

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import equinox as eqx
 import jax
@@ -112,6 +112,21 @@ class Stage(eqx.Module):
         **Raises:** `ValueError` for another number of tokens or channels, or if a key is missing; and the errors of the
         normalisations.
         """
+        *_, last = ((x, state), *self.after_blocks(x, state, key=key))
+        return last
+
+    def after_blocks(
+        self, x: Float[Array, "tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> Iterator[tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]]:
+        """Computes one block after the other, each when the iterator is asked for it.
+
+        **Arguments:**
+
+        - `x`: `(tokens, dim)`, as in a call.
+        - `state`, `key`: as in a call.
+
+        **Returns:** an iterator over the tokens after each block, `(new_tokens, out_dim)`, with the new state.
+        """
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
             x, state = checkpointed(block, stores=not self.remat)(x, state, key=block_key)
-        return x, state
+            yield x, state

@@ -22,8 +22,11 @@ def matplotlib(module: str) -> ModuleType:
 
 def make_figure(width: float, height: float) -> "Figure":
     """Makes a figure with a transparent background."""
+    matplotlib("figure")  # Says what to install if Matplotlib is missing.
+    from ._notebook import Figure
+
     # Not with `pyplot`, which keeps figures in memory and may need a display.
-    return matplotlib("figure").Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 
 def make_panels(rows: int, columns: int, width: float, height: float) -> tuple["Figure", np.ndarray]:

@@ -12,6 +12,11 @@ try:
         predict_logits as predict_logits,
     )
     from ._fit import fit as fit, Fitted as Fitted
+    from ._layer_groups import (
+        layer_groups as layer_groups,
+        LayerGroups as LayerGroups,
+        scale_by_layer as scale_by_layer,
+    )
     from ._loss import (
         cross_entropy as cross_entropy,
         distillation_loss as distillation_loss,
@@ -41,7 +46,7 @@ try:
     from ._recipe import Recipe as Recipe, RECIPES as RECIPES
     from ._splits import evaluate_split as evaluate_split, predict_split as predict_split
     from ._state import TrainState as TrainState
-    from ._step import make_step as make_step, Metrics as Metrics
+    from ._step import make_step as make_step, Metrics as Metrics, Step as Step
     from ._targets import one_hot as one_hot
     from ._teacher import load_teacher as load_teacher, Teacher as Teacher, torch_teacher as torch_teacher
     from ._teacher_logits import TeacherLogits as TeacherLogits

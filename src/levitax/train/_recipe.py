@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._checks import as_choice, as_crop_scale, as_flag, as_integer, as_number, check_keywords
+from ._layer_groups import as_layer_decay, scale_by_layer
 from ._loss import cross_entropy, distillation_loss, Loss
 from ._optimizer import adamw, check_schedule, head_only, trainable, warmup_cosine
 
@@ -67,6 +68,8 @@ class Recipe:
     - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
         [`levitax.train.warmup_cosine`][]. These learning rates do not scale with the batch size.
     - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
+    - `layer_decay`: the learning rate of each group of [`levitax.train.layer_groups`][] is this factor times that of
+        the group before it; the head has the whole rate. As in [`levitax.train.scale_by_layer`][]; 1 turns it off.
     - `ema_decay`: of the moving average of the weights, as in [`levitax.train.TrainState`][]; `None` for no average.
     - `group_size`: images that share batch statistics and are mixed with one another, as in [`levitax.batched`][]; 256
         is one GPU of the official training. `None` takes the whole batch.
@@ -107,6 +110,7 @@ class Recipe:
     weight_decay: float = 0.025
     eps: float = 1e-8
     clipping: float | None = 0.01
+    layer_decay: float = 1.0
     ema_decay: float | None = 0.99996
     group_size: int | None = 256
     accumulate: int = 1
@@ -127,6 +131,7 @@ class Recipe:
         as_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name, (low, high, optional) in _RANGES.items():
             put(name, as_number(name, getattr(self, name), low, high, optional=optional))
+        put("layer_decay", as_layer_decay("layer_decay", self.layer_decay))
         put("crop_scale", as_crop_scale(self.crop_scale))
         self._check_together()
 
@@ -217,7 +222,9 @@ class Recipe:
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """The optimiser with its schedule, for epochs of `steps_per_epoch` steps."""
         schedule = self.schedule(steps_per_epoch)
-        return adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
+        optimizer = adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
+        # Checkpoints without layer decay stay as they were: a chain would change the structure of the state.
+        return optimizer if self.layer_decay == 1 else optax.chain(optimizer, scale_by_layer(self.layer_decay))
 
     def loss(self) -> Loss:
         """The loss, with or without a teacher."""

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Generic
 
 import equinox as eqx
 import jax
@@ -8,10 +8,10 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import as_number
 from .._keys import as_key
-from ._optimizer import check_optimizer, check_trained, Parameters, promoting, trainable
+from ._optimizer import check_optimizer, check_trained, Model, Parameters, promoting, trainable
 
 
-class TrainState(eqx.Module):
+class TrainState(eqx.Module, Generic[Model]):
     """Everything that training carries from step to step, as one PyTree, with the settings of a step.
 
     [`levitax.train.Checkpoints`][] saves and restores one. `equinox.tree_serialise_leaves` does not write keys: convert
@@ -27,7 +27,7 @@ class TrainState(eqx.Module):
     - `optimizer`, `parameters`, `ema_decay`: as given.
     """
 
-    model: PyTree
+    model: Model
     state: eqx.nn.State
     opt_state: optax.OptState
     ema: PyTree
@@ -39,7 +39,7 @@ class TrainState(eqx.Module):
 
     def __init__(
         self,
-        model: PyTree,
+        model: Model,
         state: eqx.nn.State,
         optimizer: optax.GradientTransformation,
         *,
@@ -73,7 +73,7 @@ class TrainState(eqx.Module):
         self.ema = None if ema_decay is None else _copy(_averaged_part(model, state))
         self.step = jnp.zeros((), jnp.int32)
 
-    def averaged(self) -> tuple[Any, eqx.nn.State]:
+    def averaged(self) -> tuple[Model, eqx.nn.State]:
         """Returns model and state with the moving averages in place of the arrays they average. The results share
         memory with this train state, so the next step frees them.
 
@@ -83,7 +83,7 @@ class TrainState(eqx.Module):
             raise ValueError("There is no average: make the train state with `ema_decay=`, such as 0.99996.")
         return eqx.combine(self.ema, (self.model, self.state))
 
-    def updated(self, gradient: PyTree) -> "TrainState":
+    def updated(self, gradient: PyTree) -> "TrainState[Model]":
         """Returns the train state after a step of the optimiser. `gradient` is the gradient of the arrays that
         `parameters` picks."""
         updates, opt_state = promoting(self.optimizer).update(gradient, self.opt_state, self.parameters(self.model))

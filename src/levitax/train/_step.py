@@ -1,5 +1,4 @@
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -13,8 +12,9 @@ from ._accumulate import in_parts
 from ._compile import compile_update
 from ._loss import cross_entropy, Loss
 from ._mesh import in_auto, replicated
+from ._optimizer import Model
 from ._state import TrainState
-from ._step_checks import as_batch, check_images, check_memory, check_train_state
+from ._step_checks import as_batch, check_dtype, check_images, check_memory, check_train_state
 
 
 class Metrics(NamedTuple):
@@ -30,13 +30,31 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
+@runtime_checkable
+class Step(Protocol):
+    """A training step, made by [`levitax.train.make_step`][]."""
+
+    def __call__(
+        self, train_state: TrainState[Model], images: PyTree, targets: PyTree
+    ) -> tuple[TrainState[Model], Metrics]:
+        """**Arguments:**
+
+        - `train_state`: a [`levitax.train.TrainState`][], whose memory the step frees.
+        - `images`: a batch, with a leading axis on every array.
+        - `targets`: of the loss.
+
+        **Returns:** the train state after the step, and the metrics.
+        """
+        ...
+
+
 def make_step(
     loss: Loss = cross_entropy,
     *,
     accumulate: int = 1,
     group_size: int | None = None,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]:
+) -> Step:
     """Makes a compiled training step.
 
     **Arguments:**
@@ -50,15 +68,15 @@ def make_step(
     - `mesh`: the devices that the batch is spread over, as by [`levitax.train.shard_batch`][]. Each device holds the
         whole train state.
 
-    **Returns:** `step(train_state, images, targets) -> (train_state, metrics)`, for a [`levitax.train.TrainState`][], a
-    batch of `images` (a leading axis on every array) and the targets of `loss`. A step frees the memory of its train
-    state: continue with the new one. Without `accumulate`, a call returns while the device still computes; reading a
-    metric waits.
+    **Returns:** a [`levitax.train.Step`][], called as `train_state, metrics = step(train_state, images, targets)`. A
+    step frees the memory of its train state: continue with the new one. Without `accumulate`, a call returns while the
+    device still computes; reading a metric waits.
 
     **Raises:** `TypeError` if `loss` is not a function or `mesh` not a mesh; `TypeError` or `ValueError` if
     `accumulate` or `group_size` is not a positive integer. The step raises `TypeError` without a train state;
-    `ValueError` for a train state that a step has used up, for a batch that is empty or cannot be split as requested,
-    and inside `jax.pmap` and `jax.shard_map`.
+    `ValueError` for a train state that a step has used up, for a LeViT whose `dtype` is "float16" (its gradients would
+    underflow and overflow; use "bfloat16"), for a batch that is empty or cannot be split as requested, and inside
+    `jax.pmap` and `jax.shard_map`.
     """
     check_callable("loss", loss, "a function of outputs and targets; a train state holds the optimiser")
     as_integer("accumulate", accumulate)
@@ -98,8 +116,9 @@ def make_step(
             check_memory(jax.tree.leaves(train_state))
             return finish(*forward_and_backward(train_state, *batch))
 
-    def step(train_state: TrainState, images: PyTree, targets: PyTree) -> tuple[TrainState, Metrics]:
+    def step(train_state: TrainState[Model], images: PyTree, targets: PyTree) -> tuple[TrainState[Model], Metrics]:
         check_train_state(train_state)
+        check_dtype(train_state.model)
         images, targets = as_batch("images", images), as_batch("targets", targets)
         check_images(images)
         return compiled(train_state, images, targets)

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from .._array_checks import check_width
 from .._batched import batch_size
+from ._layer_groups import find_levits
 from ._state import TrainState
 
 
@@ -18,6 +19,16 @@ def check_train_state(train_state: Any) -> None:
         raise TypeError(
             f"`train_state` is of type `{type(train_state).__name__}`; expected a `levitax.train.TrainState`, made of "
             "model, state and optimiser."
+        )
+
+
+def check_dtype(model: PyTree) -> None:
+    """Raises if `model` is or contains a LeViT that computes in float16."""
+    if any(levit.config.dtype == "float16" for _, levit in find_levits(model)):
+        raise ValueError(
+            "The model has `dtype` 'float16', which a step does not train: gradients below 6e-8 would become 0 and "
+            'those above 65,504 infinite, because a step does not scale the loss. Train with `dtype="bfloat16"`. For '
+            'inference in float16, use `levitax.weights.adapt(model, state, dtype="float16")` after the training.'
         )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .._checks import name_of_function
 from .._config import LeViTConfig
 from .._variants import VARIANTS
 from ..data import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -184,6 +185,11 @@ def _timm(config: LeViTConfig, preprocessing: Preprocessing, infix: str = "") ->
     ]
     name = names[0] if names else "levit_256"
     _check_describes("timm", config)
+    if not isinstance(config.activation, str):
+        raise ValueError(
+            f"`activation` is the function `{name_of_function(config.activation)}`, for which timm's `config.json` has "
+            "no name. Use a path that does not end in model.safetensors: then no `config.json` is written."
+        )
     if preprocessing.crop_offset != "round":
         raise ValueError(
             f"`preprocessing` has `crop_offset` {preprocessing.crop_offset!r}; timm has 'round'. Use "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import cast, NamedTuple
+from typing import Any, cast, NamedTuple
 
 from .._checks import as_choice
 from .._config import LeViTConfig
@@ -35,10 +35,12 @@ class Header(NamedTuple):
         return entries
 
 
-def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
+def read_header(metadata: Mapping[str, str], where: str, activation: Any = None) -> Header | None:
     """Reads the header that `Header.to_metadata` wrote; `None` if another library wrote the file.
 
-    **Raises:** `ValueError` if a later version wrote the header, or if it is corrupt.
+    `activation` is needed if the header has only the name of a function.
+
+    **Raises:** `ValueError` if a later version wrote the header, if it is corrupt, or if it needs an activation.
     """
     version = metadata.get("levitax.format_version")
     if version is None:
@@ -53,7 +55,10 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
     try:
         layout = metadata["levitax.layout"]
         as_choice("layout", layout, LAYOUTS)
-        config = LeViTConfig.from_dict(json.loads(metadata["levitax.config"]))
+        fields = json.loads(metadata["levitax.config"])
+        if isinstance(fields, dict) and isinstance(fields.get("activation"), dict) and activation is not None:
+            fields["activation"] = activation
+        config = LeViTConfig.from_dict(fields)
         preprocessing = json.loads(metadata.get("levitax.preprocessing", "null"))
         return Header(
             cast(LayoutName, layout),
@@ -62,4 +67,4 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header | None:
             None if preprocessing is None else Preprocessing.from_dict(preprocessing),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The header of {where} describes no valid model: {error}") from error
+        raise ValueError(f"The header of {where} describes no model that can be made: {error}") from error

@@ -2,7 +2,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._config import ActivationName, LeViTConfig
+from .._config import Activation, ActivationName, LeViTConfig
 from .._variants import VARIANTS
 
 
@@ -36,7 +36,7 @@ class Hints(NamedTuple):
     where: str
     image_sizes: list[tuple[int, int]]
     drop_path: float | None
-    activation: ActivationName | None
+    activation: Activation | None
     expected: Mapping[str, Any]
 
     def applied(self, config: LeViTConfig) -> LeViTConfig:
@@ -92,7 +92,7 @@ def read_hints(content: Mapping[str, Any], where: str) -> Hints:
     )
 
 
-def _activation(variant: LeViTConfig | None, act_layer: Any, where: str) -> ActivationName | None:
+def _activation(variant: LeViTConfig | None, act_layer: Any, where: str) -> Activation | None:
     """timm's activation, by the name of the model and its `act_layer`."""
     if act_layer is None:
         return variant.activation if variant else None

@@ -1,13 +1,14 @@
 import dataclasses
+from contextlib import AbstractContextManager
 from functools import cache
-from typing import Unpack
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
 from .._build import make_head
-from .._checks import check_keywords, check_state
+from .._checks import check_keywords, check_state, name_of_function
 from .._config import LeViTConfig, Overrides
 from .._fuse import check_levit, fuse
 from .._keys import as_key
@@ -52,7 +53,8 @@ def load(
 
     The shapes do not determine every keyword. The other keywords come from the header of our own files, from a
     `config.json` next to other files, or from the published variant with these sizes. If none of these sources gives
-    the activation, `load` assumes hard-swish. If none gives the image size, `load` takes `image_size`, provided that it
+    the activation, `load` assumes hard-swish. A file of a model whose activation is a function has the function's name
+    only: pass `activation=function`. If none gives the image size, `load` takes `image_size`, provided that it
     fits the weights exactly. Otherwise it assumes square images, with a warning if rectangles fit as well. A file
     without its last blocks or without a head is read as a smaller model, unless a header or `config.json` says
     otherwise.
@@ -71,7 +73,12 @@ def load(
     an unknown keyword.
     """
     with open_weights(
-        source, revision, overrides.get("image_size"), prefix=prefix, allow_nonfinite=allow_nonfinite
+        source,
+        revision,
+        overrides.get("image_size"),
+        prefix=prefix,
+        allow_nonfinite=allow_nonfinite,
+        activation=overrides.get("activation"),
     ) as weights:
         config = _changed(weights.config, overrides)
         _check_fixed(weights, config, overrides)
@@ -116,9 +123,7 @@ def load_into(
     """
     check_levit(model)
     check_state(state)
-    with open_weights(
-        source, revision, model.config.image_size, prefix=prefix, allow_nonfinite=allow_nonfinite
-    ) as weights:
+    with _open_for(model, source, revision, prefix=prefix, allow_nonfinite=allow_nonfinite) as weights:
         model, state = _tree.fill(model, state, _for_model(weights, model, state))
     return model, state
 
@@ -152,9 +157,7 @@ def load_initial(
     state.
     """
     check_levit(model)
-    with open_weights(
-        source, revision, model.config.image_size, prefix=prefix, allow_nonfinite=allow_nonfinite
-    ) as weights:
+    with _open_for(model, source, revision, prefix=prefix, allow_nonfinite=allow_nonfinite) as weights:
         model = _tree.fill_initial(model, _for_model(weights, model, None))
     return model
 
@@ -195,8 +198,19 @@ def adapt(
     return _in_mode_of(model, new), new_state
 
 
+def _open_for(model: LeViT, source: Source, revision: str | None, **options: Any) -> AbstractContextManager[Weights]:
+    config = model.config
+    return open_weights(source, revision, config.image_size, activation=config.activation, **options)
+
+
 def _changed(config: LeViTConfig, overrides: Overrides) -> LeViTConfig:
     check_keywords(overrides, Overrides)
+    for name in ("norm", "attention_bias"):
+        if (factory := overrides.get(name)) is not None:
+            raise ValueError(
+                f"`{name}` is `{name_of_function(factory)}`, and the weights are those of a LeViT with its own. "
+                f"Make the model with `{name}=...`, and take over the parts that fit with `eqx.tree_at`."
+            )
     return dataclasses.replace(config, **overrides)
 
 

@@ -95,10 +95,12 @@ def open_weights(
     *,
     prefix: str | None = None,
     allow_nonfinite: bool = False,
+    activation: Any = None,
 ) -> Iterator[Weights]:
     """Opens a file, folder, repository on the hub or mapping, recognises the layout, and checks all names and shapes.
 
-    `image_size` decides which images the weights are for, if the shapes leave that open. Raises what `load` raises. The
+    `image_size` decides which images the weights are for, if the shapes leave that open; `activation` is the function
+    of a header that has only its name. Raises what `load` raises. The
     error for non-finite values comes at the end, and names all arrays read with such values.
     """
     with contextlib.ExitStack() as stack:
@@ -110,7 +112,7 @@ def open_weights(
         archive = _selected(archive, prefix)
         wrappers = _wrappers(archive.shapes)
         archive, before = _without_prefix(archive, wrappers), _dotted(prefix or "") + wrappers
-        header = read_header(archive.metadata, archive.where)
+        header = read_header(archive.metadata, archive.where, activation)
         form: _tree.Form
         if header is not None:
             if sum(header.config.depth) > len(archive.shapes):

@@ -40,7 +40,8 @@ def load_preprocessing(
     **Raises:** the errors of [`levitax.load`][] for files; `ValueError` if no preprocessing is found and the weights
     are not a published variant, or if the preprocessing does not fit the weights.
     """
-    with open_weights(source, revision, image_size, prefix=prefix) as weights:
+    # The preprocessing does not depend on the activation, so a header may lack the function.
+    with open_weights(source, revision, image_size, prefix=prefix, activation="hard_swish") as weights:
         config = weights.config
         preprocessing = weights.preprocessing() or _published(weights.layout, config, weights.where)
         if config.num_classes == 0:

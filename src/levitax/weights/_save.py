@@ -1,13 +1,13 @@
 import json
 import os
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import as_choice, check_state
+from .._checks import as_choice, check_state, name_of_function
 from .._files import as_path
 from .._fuse import check_levit
 from .._model import LeViT
@@ -40,7 +40,9 @@ def save(
 
     - `path`: ends in `.safetensors`. An existing file is replaced.
     - `model`, `state`: a [`levitax.LeViT`][], and its state or the state of the module that contains it. For a fused
-        model, `predict.model` and `predict.state`; only our own layout can hold it.
+        model, `predict.model` and `predict.state`; only our own layout can hold it. A file does not hold functions: of
+        an activation that is one it has the name, and [`levitax.load`][] asks for the function. A model with parts that
+        are not levitax's is refused; write it with `eqx.tree_serialise_leaves`.
     - `preprocessing`: the preprocessing of the model's images and the names of its classes, for
         [`levitax.load_preprocessing`][]. By default the file has none.
     - `layout`: our own, from which [`levitax.load`][] restores every keyword of the model; or the layout of another
@@ -142,7 +144,7 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
         if config.activation != "hard_swish" or config.patch_size != 16:
             raise ValueError(
                 f"`layout` is {layout!r}, whose models have `activation` 'hard_swish' and `patch_size` 16; this one "
-                f"has {config.activation!r} and {config.patch_size}. Use timm's layout, which can hold it."
+                f"has {_shown(config.activation)} and {config.patch_size}. Use timm's layout, which can hold it."
             )
     if layout == "transformers_backbone" and config.num_classes:
         raise ValueError(
@@ -161,6 +163,10 @@ def state_dict(model: LeViT, state: eqx.nn.State, *, layout: LayoutName) -> dict
             sizes = config.block_sizes(place.stage)[place.block]
             found[f"{names.attention(place)}.{names.bias_index}"] = _bias_index(sizes.grid, sizes.stride)
     return found
+
+
+def _shown(activation: Any) -> str:
+    return repr(activation) if isinstance(activation, str) else f"the function `{name_of_function(activation)}`"
 
 
 def _bias_index(grid: tuple[int, int], stride: int) -> np.ndarray:

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -27,7 +28,7 @@ def skeleton(config: LeViTConfig, form: Form = "whole") -> tuple[LeViT, eqx.nn.S
     """A model and its state with shapes instead of arrays. Allocates nothing and draws no random numbers."""
 
     def make(key):
-        model, state = eqx.nn.make_with_state(LeViT)(**config.to_dict(), key=key)
+        model, state = eqx.nn.make_with_state(LeViT)(**vars(config), key=key)
         if form == "whole":
             return model, state
         if form == "folded":
@@ -68,8 +69,8 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
 
 def is_fused(model: LeViT) -> bool:
     """Whether a model is the result of `fuse`."""
-    blocks = [block for stage in model.stages for block in stage.blocks]
-    return any(isinstance(block.attention.bias, nn.GatheredAttentionBias) for block in blocks)
+    is_gathered = lambda node: isinstance(node, nn.GatheredAttentionBias)
+    return any(map(is_gathered, jax.tree.leaves(model.stages, is_leaf=is_gathered)))
 
 
 def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: bool = False) -> dict[str, Array]:
@@ -80,14 +81,34 @@ def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: boo
     fused = is_fused(model)
     if fused and not allow_fused:
         raise ValueError("`model` is fused and has no normalisations: pass the model from before fusing.")
-    expected, found = shapes(skeleton(model.config, "fused" if fused else "whole")[0]), shapes(model)
-    if expected != found:
-        different = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    own = dataclasses.replace(model.config, norm=None, attention_bias=None)
+    as_made = skeleton(own, "fused" if fused else "whole")[0]
+    expected, found = _parts(as_made), _parts(model)
+    different = [name for name in ("norm", "attention_bias") if getattr(model.config, name) is not None]
+    different += sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    if different or _structure(as_made) != _structure(model):
+        where = f", at {', '.join(different[:8])}{', ...' if different[8:] else ''}" if different else ""
         raise ValueError(
-            "`model` does not match its configuration: parts were added or changed, at "
-            f"{', '.join(different[:8])}{', ...' if different[8:] else ''}. Pass the model as `levitax.LeViT` makes it."
+            f"`model` does not match its configuration as files describe it: parts were added or changed{where}. Pass "
+            "the model as `levitax.LeViT` makes it without factories of your own. Or write it with "
+            '`eqx.tree_serialise_leaves("model.eqx", (model, state))`, and read it with '
+            '`eqx.tree_deserialise_leaves("model.eqx", like)`, where `like` is a model and a state made in the same '
+            "way."
         )
     return arrays(model, state)
+
+
+def _parts(model: LeViT) -> dict[str, Any]:
+    """The shape of each array, and each function and rate, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    others = {_dotted(path): leaf for path, leaf in leaves if callable(leaf) or isinstance(leaf, float)}
+    return shapes(model) | others
+
+
+def _structure(model: LeViT) -> Any:
+    """The classes of all parts and their static fields. An index of the state differs inside a larger module."""
+    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
+    return jax.tree.structure(jax.tree.map(lambda node: 0, (model.stem, model.stages, model.head), is_leaf=is_index))
 
 
 def fill(model: Model, state: eqx.nn.State, read: Reader) -> tuple[Model, eqx.nn.State]:
@@ -117,7 +138,7 @@ def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.Stat
         return jax.device_put(np.array(read(path), np.float32))
 
     def put(path, node):
-        path = jax.tree_util.keystr(path, simple=True, separator=".")
+        path = _dotted(path)
         if _is_norm(node):
             statistics = nn.RunningStatistics(get(f"{path}.mean"), get(f"{path}.var"))
             new = get(f"{path}.weight"), get(f"{path}.bias"), index(node, statistics)
@@ -130,7 +151,11 @@ def _replace(model: Model, read: Reader, index: Callable[[Any, Any], eqx.nn.Stat
 def _nodes(model: eqx.Module) -> Iterator[tuple[str, Any]]:
     for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_norm):
         if _is_norm(node) or _is_array(node):
-            yield jax.tree_util.keystr(path, simple=True, separator="."), node
+            yield _dotted(path), node
+
+
+def _dotted(path):
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_norm(node):
