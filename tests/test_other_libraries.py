@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import levitax
-from levitax.nn import LinearNorm, NormLinear
-from levitax.train import cross_entropy, make_step, TrainState
+from levitax.nn import BatchNorm, LinearNorm, NormLinear
+from levitax.train import adamw, cross_entropy, freeze_norms, head_only, make_step, trainable, TrainState
 
 
 pytestmark = pytest.mark.slow
@@ -122,7 +122,7 @@ def test_quax_trains_lora_weights(make, images, key, dtype, error):
     assert error(jax.vmap(predict)(images), expected) < (1e-4 if dtype == "float32" else 5e-2)
 
     assert eqx.tree_equal(lora.loraify(model, rank=2, key=key), model)
-    assert len(levitax.fuse(adapted, state).unfused) >= len(trained) - 2 and not predict.unfused
+    assert len(levitax.fuse(adapted, state).unfused) == len(trained) and not predict.unfused
     model = eqx.nn.inference_mode(model)
     strict = lora.LoraArray(model.stages[0].blocks[0].mlp.expand.weight, rank=2, key=key)
     model = eqx.tree_at(lambda model: model.stages[0].blocks[0].mlp.expand.weight, model, strict)
@@ -188,7 +188,8 @@ def test_treescope_renders_a_model(make, tmp_path):
         page = treescope.render_to_html(model)
     (tmp_path / "model.html").write_text(page)
 
-    assert "LinearNorm" in page and len(page) > 10_000
+    # With arrays as images, it is longer.
+    assert len(page) > 2 * len(treescope.render_to_html(model))
     assert "expand=LinearNorm(" in treescope.render_to_text(model)
 
 

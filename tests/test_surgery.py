@@ -129,7 +129,7 @@ def test_a_branch_starts_at_zero_with_any_normalisation_that_has_a_weight(make):
 
 
 def _weight(norm: Any) -> jax.Array:
-    return norm.layer.weight if isinstance(norm, nn.ChannelsFirst) else norm.weight
+    return getattr(norm, "layer", norm).weight
 
 
 def test_a_normalisation_of_ones_own_gets_a_key(make, images, key):
