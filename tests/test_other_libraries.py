@@ -75,7 +75,7 @@ def test_lbfgs_needs_its_own_loop(make, images, key):
         return optax.apply_updates(params, updates), opt_state, value
 
     opt_state, values = optimizer.init(params), []
-    for _ in range(10):
+    for _ in range(40):
         params, opt_state, value = step(params, opt_state)
         values.append(float(value))
     assert values == sorted(values, reverse=True) and values[-1] < values[0] - 0.1
@@ -180,6 +180,8 @@ def test_distreqx_takes_the_logits(make, images, key):
     assert (modes == logs.argmax(1)).all()
 
 
+# Treescope reads all names of JAX, also deprecated ones.
+@pytest.mark.filterwarnings("ignore:jax.* is deprecated:DeprecationWarning")
 def test_treescope_renders_a_model(make, tmp_path):
     treescope = pytest.importorskip("treescope")
     model, _ = make()
@@ -241,7 +243,7 @@ def test_flax_holds_a_frozen_predictor(make, images):
         def __init__(self, predict):
             self.predict = predict
 
-    with pytest.raises(ValueError, match="Static attributes should not contain data values"):
+    with pytest.raises(ValueError, match="static attribute 'predict'"):
         Plain(predict)
 
 
@@ -286,7 +288,7 @@ def test_flax_trains_a_model(make, images, key):
     optimizer = nnx.Optimizer(wrapped, optax.adam(1e-2), wrt=nnx.Param)
     gradient = nnx.grad(lambda wrapped: wrapped.layer.get_value()(jnp.arange(3.0)).sum())(wrapped)
     optimizer.update(wrapped, gradient)
-    with pytest.raises(ValueError, match="pytree structure error"):
+    with pytest.raises(ValueError, match="LayerNorm"):
         optimizer.update(wrapped, gradient)
 
 

@@ -276,11 +276,10 @@ def check_result(name: str, layer: Any, result: Any, shape: tuple[int, ...]) -> 
     return result
 
 
-def check_shape(what: str, array: Any, shape: tuple[int, ...]) -> Any:
-    """Returns `array`, or raises unless it has this shape."""
+def check_shape(what: str, array: Any, shape: tuple[int, ...]) -> None:
+    """Raises unless `array` has this shape."""
     if jnp.shape(array) != shape:
         raise ValueError(f"{what} has shape {jnp.shape(array)}; expected {shape}.")
-    return array
 
 
 def _described(value: Any) -> str:

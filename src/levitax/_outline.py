@@ -47,7 +47,7 @@ def title(model: Any) -> str:
     config = model.config
     images = "x".join(map(str, (*config.image_size, config.in_channels)))
     classes = f"{config.num_classes:,} classes" if config.num_classes else "no classes"
-    fused = "fused" if _is_fused(model) else "not fused"
+    fused = "fused" if is_fused(model) else "not fused"
     return f"{type(model).__name__}: {images} images, {classes}, {config.dtype}, {_mode(model)}, {fused}"
 
 
@@ -122,7 +122,7 @@ def _mode(model: Any) -> str:
     return "inference mode" if flags == {True} else "training mode"
 
 
-def _is_fused(model: Any) -> bool:
+def is_fused(model: Any) -> bool:
     """Whether a model is the result of `fuse`, which expands attention biases and folds in the scale of queries."""
     projections = nn.QueryKeyValue, nn.SubsampledQueryKeyValue
     is_part = lambda node: isinstance(node, (nn.GatheredAttentionBias, *projections))

@@ -114,7 +114,8 @@ def test_the_layer_decay_scales_the_updates_of_the_optimiser(changes, make):
         opt_states.append(optimizer.init(params))
         updates.append(jax.jit(optimizer.update)(params, opt_states[-1], params)[0])
     whole, ours = updates
-    assert tree_equal(ours, scale_by_layer(0.5).update(whole, optax.EmptyState())[0])
+    # Compiled with AdamW, the product may round in another way.
+    assert tree_equal(ours, scale_by_layer(0.5).update(whole, optax.EmptyState())[0], rtol=1e-6)
     assert not tree_equal(ours.stem, whole.stem)
     # With 1, a checkpoint of the optimiser's state fits as without the field.
     plain = adamw(PAPER.schedule(10), clipping=replace(PAPER, **changes).clipping).init(params)

@@ -237,7 +237,9 @@ class Attention(eqx.Module):
 
     def _scores(self, queries, keys):
         products = jnp.matmul(queries, jnp.swapaxes(keys, 1, 2), preferred_element_type=jnp.float32)
-        return products + check_shape("The attention bias", self.bias(), products.shape)
+        bias = self.bias()
+        check_shape("The attention bias", bias, products.shape)
+        return products + bias
 
 
 def _split_heads(x, heads):

@@ -11,6 +11,7 @@ from .._checks import as_choice, check_state, name_of_function
 from .._files import as_path
 from .._fuse import check_levit
 from .._model import LeViT
+from .._outline import is_fused
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
 from . import _tree
@@ -81,7 +82,7 @@ def save(
         check_fits(preprocessing, **sizes)
     if layout == "levitax":
         arrays = _tree.checked_arrays(model, state, allow_fused=True)
-        metadata = Header(layout, config, _tree.is_fused(model), preprocessing).to_metadata()
+        metadata = Header(layout, config, is_fused(model), preprocessing).to_metadata()
     else:
         arrays = state_dict(model, state, layout=layout)
         # transformers requires "format". Our own header holds what the layout cannot.

@@ -12,6 +12,7 @@ from .. import nn
 from .._config import LeViTConfig
 from .._fuse import fold_norms, fuse
 from .._model import LeViT
+from .._outline import is_fused
 from ._entries import Shape
 
 
@@ -65,12 +66,6 @@ def arrays(model: eqx.Module, state: eqx.nn.State | None) -> dict[str, Array]:
         else:
             found[path] = node
     return found
-
-
-def is_fused(model: LeViT) -> bool:
-    """Whether a model is the result of `fuse`."""
-    is_gathered = lambda node: isinstance(node, nn.GatheredAttentionBias)
-    return any(map(is_gathered, jax.tree.leaves(model.stages, is_leaf=is_gathered)))
 
 
 def checked_arrays(model: LeViT, state: eqx.nn.State | None, *, allow_fused: bool = False) -> dict[str, Array]:
