@@ -150,7 +150,8 @@ def test_layers_of_other_classes_are_counted(make, unchecked):
     model, _ = make()
     plain = levitax.summary(model)
     where: Any = lambda model: model.stages[1].blocks[1].mlp.expand
-    low_rank = eqx.tree_at(where, model, LowRank(where(model), jnp.zeros((24, 3)), jnp.zeros((3, 48))))
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    low_rank = eqx.tree_at(where, model, LowRank(where(model), zeros(24, 3), zeros(3, 48)))
     more = levitax.summary(low_rank)
     assert more.total.multiply_adds - plain.total.multiply_adds == 4 * (24 * 3 + 3 * 48)
     assert more.total.parameters - plain.total.parameters == 24 * 3 + 3 * 48

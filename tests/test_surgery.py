@@ -29,11 +29,11 @@ class Scaled(eqx.Module):
     weight: jax.Array
 
     def __init__(self, channels, *, key):
-        self.scale = jax.random.uniform(key, (channels,))
-        self.weight = jnp.ones(channels)
+        self.scale = jax.random.uniform(key, (channels,), jnp.float32)
+        self.weight = jnp.ones(channels, jnp.float32)
 
     def __call__(self, x, state, *, key=None):
-        noise = 0.0 if key is None else 0.1 * jax.random.normal(key)
+        noise = 0.0 if key is None else 0.1 * jax.random.normal(key, (), jnp.float32)
         factor = (self.scale + noise) * self.weight
         return jnp.expand_dims(factor, tuple(range(x.ndim - 1))) * x, state
 
@@ -51,7 +51,7 @@ class Signed(eqx.Module):
     stride: int = eqx.field(static=True)
 
     def __init__(self, heads, grid, *, stride, key):
-        self.table = jax.random.normal(key, (heads, *(2 * size - 1 for size in grid)))
+        self.table = jax.random.normal(key, (heads, *(2 * size - 1 for size in grid)), jnp.float32)
         self.stride = stride
 
     def __call__(self):
@@ -70,7 +70,8 @@ class LoRA(eqx.Module):
     def __init__(self, linear, *, key):
         self.linear = linear
         out_features, in_features = linear.weight.shape
-        self.a, self.b = jax.random.normal(key, (in_features, 2)), jnp.full((2, out_features), 0.1)
+        self.a = jax.random.normal(key, (in_features, 2), jnp.float32)
+        self.b = jnp.full((2, out_features), 0.1, jnp.float32)
 
     def __call__(self, x, state, *, key=None):
         y, state = self.linear(x, state, key=key)
