@@ -12,14 +12,13 @@ from ._keys import split_key
 
 
 def make_stem(config: LeViTConfig, key: PRNGKeyArray) -> nn.Stem:
-    norm, activation = _norm(config), _activation(config)
     convolutions = {16: 4, 8: 3, 4: 2}[config.patch_size]
     if config.network == "vit_pytorch":
         widths = [*(32, 64, 128)[-(convolutions - 1) :], config.dim[0]]
         return nn.Stem(config.in_channels, widths, activation=nn.identity, use_norm=False, key=key)
     # Each convolution has twice the channels of the one before: 32, 64, 128 and 256 in LeViT-256.
     widths = [config.dim[0] // 2**power for power in reversed(range(convolutions))]
-    return nn.Stem(config.in_channels, widths, activation=activation, norm=norm, key=key)
+    return nn.Stem(config.in_channels, widths, activation=_activation(config), norm=_norm(config), key=key)
 
 
 def make_stages(config: LeViTConfig, key: PRNGKeyArray) -> tuple[nn.Stage, ...]:

@@ -224,7 +224,7 @@ def as_function(name: str, value: Any) -> Any:
     """Returns `value` if it is a function or a class that can be a part of a configuration."""
     if isinstance(value, Mapping) and "function" in value:
         raise ValueError(
-            f"`{name}` is the function `{value['function']}`, of which a file holds the name only: pass the function, "
+            f"`{name}` is the function `{value['function']}`, and a file holds only its name: pass the function, "
             f"as in `{name}={str(value['function']).rpartition('.')[2]}`."
         )
     if not callable(value):

@@ -105,7 +105,7 @@ def summary(model: LeViT, state: eqx.nn.State | None = None) -> Summary:
     total = multiply_adds(traced.jaxpr, counts)
     shapes["head"] = _shapes(output)
     for stage in range(config.stages):
-        # A stage returns tokens, of which `features` makes a map.
+        # A stage returns a row of tokens; `features` gives them as a map.
         shapes[f"stage {stage + 1}"] = (*config.grid(stage), shapes[f"stage {stage + 1}"][-1])
     rows = tuple(
         SummaryRow(
@@ -137,7 +137,7 @@ def _with_initial_state(model: LeViT) -> LeViT:
         if is_index(node) and isinstance(node.marker, str):
             where = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
-                f"`model.{where}` keeps a state, of which the shape is not known: pass the state too, as in "
+                f"`model.{where}` keeps a state, and the model alone does not show its shape: pass the state too, as in "
                 "`levitax.summary(model, state)`."
             )
     return model
