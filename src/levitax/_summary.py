@@ -137,8 +137,8 @@ def _with_initial_state(model: LeViT) -> LeViT:
         if is_index(node) and isinstance(node.marker, str):
             where = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
-                f"`model.{where}` keeps a state, and the model alone does not show its shape: pass the state too, as in "
-                "`levitax.summary(model, state)`."
+                f"`model.{where}` keeps a state, and the model alone does not show its shape: pass the state too, "
+                "as in `levitax.summary(model, state)`."
             )
     return model
 

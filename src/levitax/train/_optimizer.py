@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._checks import as_flag, as_integer, as_number
-from ..nn import AttentionBias, BatchNorm
+from ..nn import Attention, AttentionBias, BatchNorm
 
 
 Model = TypeVar("Model")
@@ -28,9 +28,19 @@ def decay_mask(params: PyTree) -> PyTree:
     Vectors (biases, and the weights of batch normalisations) and the tables of attention biases do not decay, like in
     the official training.
     """
-    is_table = lambda node: isinstance(node, AttentionBias)
-    decays = lambda node: jax.tree.map(lambda _: False, node) if is_table(node) else node.ndim > 1
-    return jax.tree.map(decays, params, is_leaf=is_table)
+    is_leaf = lambda node: isinstance(node, Attention | AttentionBias)
+    none = lambda node: jax.tree.map(lambda _: False, node)
+
+    def decays(node):
+        if isinstance(node, AttentionBias):
+            return none(node)
+        if isinstance(node, Attention):
+            # Whatever its class, as `attention_bias=` may have made it.
+            layers = jax.tree.map(lambda leaf: leaf.ndim > 1, node)
+            return eqx.tree_at(lambda layer: layer.bias, layers, none(node.bias), is_leaf=lambda part: part is None)
+        return node.ndim > 1
+
+    return jax.tree.map(decays, params, is_leaf=is_leaf)
 
 
 def adaptive_grad_clip(clipping: float = 0.01, *, eps: float = 1e-3) -> optax.GradientTransformation:
