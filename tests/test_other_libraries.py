@@ -296,7 +296,8 @@ def test_flax_trains_a_model(make, images, key):
         optimizer.update(wrapped, gradient)
 
 
-def test_orbax_saves_the_arrays(make, tmp_path):
+def test_orbax_saves_the_arrays(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # For the relative path below.
     ocp = pytest.importorskip("orbax.checkpoint")
     model, state = make()
     folder = tmp_path / "levit"

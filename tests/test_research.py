@@ -10,10 +10,16 @@ from PIL import Image
 
 
 pytest.importorskip("tqdm", reason="needs the extra `examples`")
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS, PAGES = ROOT / "examples" / "research", ROOT / "docs" / "pages" / "research"
+
+
+@pytest.fixture(autouse=True)
+def optimised(scripts_share_compilations, monkeypatch) -> None:
+    """Compiles with all optimisations, which these scripts run long enough to be worth."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
 
 
 @pytest.fixture
