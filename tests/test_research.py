@@ -40,7 +40,7 @@ def run(script: str, *arguments: object) -> str:
 
 def lines(text: str) -> list[str]:
     """Splits the text into lines, with one # for each number or list of numbers."""
-    number = r"\d+(?:[.,]\d+)*%?"
+    number = r"\d+(?:[.,]\d+)*(?:e-\d+)?%?"
     return re.sub(f"{number}(?:, {number})*", "#", text).splitlines()
 
 
@@ -76,6 +76,20 @@ def test_frozen_parts_need_not_change_to_learn_another_task(weights):
     assert len(set(counts)) == 3 and counts == count.findall((PAGES / "surgery.md").read_text())
     head, stage, all_, *_ = percentages(printed)
     assert min(head, stage, all_) > 85
+
+
+def test_lora_learns_more_than_the_head_and_merges(weights, tmp_path):
+    printed = run("lora", "--weights", weights, "--steps", 30, "--out", tmp_path / "lora.onnx")
+    before, head, lora, _ = percentages(printed)
+    assert before < head < lora
+    assert all(float(number) < 1e-4 for number in re.findall(r"difference .*: (\S+)", printed))
+
+
+def test_parts_of_ones_own_train_fuse_and_export(tmp_path):
+    printed = run("own_parts", "--out", tmp_path / "own_parts.onnx")
+    first, last = map(float, re.findall(r"loss ([\d.]+) at the first step, ([\d.]+) at", printed)[0])
+    assert last < first - 0.5 and percentages(printed)[0] > 30
+    assert float(re.findall(r"ONNX Runtime: (\S+)", printed)[0]) < 1e-4
 
 
 def test_a_backbone_in_a_module_learns_to_mark_pixels():

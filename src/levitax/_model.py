@@ -29,7 +29,7 @@ class LeViT(eqx.Module):
 
     ```python
     model, state = eqx.nn.make_with_state(levitax.LeViT)(image_size=224, num_classes=1000, key=key)
-    logits, state = levitax.batched(model)(images, state, key=key)
+    logits, state = eqx.filter_jit(levitax.batched(model))(images, state, key=key)
     ```
 
     **Attributes:**
