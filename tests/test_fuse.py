@@ -67,18 +67,22 @@ def test_nothing_of_training_is_left(make, randomise):
 
 
 @pytest.mark.slow
-def test_weights_have_the_dtype_of_the_computation(make, randomise, images):
-    model, state = randomise(*make(dtype="bfloat16", num_classes=5))
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+def test_weights_have_the_dtype_of_the_computation(dtype, make, randomise, images, error):
+    model, state = randomise(*make(dtype=dtype, num_classes=5))
     fused = levitax.fuse(model, state)
     is_map = lambda node: isinstance(node, levitax.nn.LinearNorm | levitax.nn.ConvNorm)
     maps, rest = eqx.partition(fused, is_map, is_leaf=is_map)
     dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)}
-    assert dtypes(maps) == {jnp.dtype("bfloat16")} and dtypes(rest) == {jnp.dtype("float32")}
+    assert dtypes(maps) == {jnp.dtype(dtype)} and dtypes(rest) == {jnp.dtype("float32")}
     # Without fusing, every call rounds the weights in the same way.
     wide = jax.tree.map(lambda leaf: leaf.astype("float32") if eqx.is_array(leaf) else leaf, fused)
     x = images(3, *model.config.image_size, 3)
     run = eqx.filter_jit(lambda predict: jax.vmap(predict)(x))
     assert (run(fused) == run(wide)).all()
+    exact = run(levitax.fuse(*levitax.weights.adapt(model, state, dtype="float32")))
+    # 8 or 11 bits of precision, through some twenty layers.
+    assert error(run(fused), exact) < 20 * float(jnp.finfo(dtype).eps)
 
 
 def test_fusing_leaves_the_model_and_its_state_usable(make, randomise):

@@ -209,6 +209,9 @@ def test_a_removed_block_and_one_of_a_users_own(make, randomise, images, key):
     reversed_ = eqx.tree_at(lambda model: model.stages[0], model, Reversed(model.stages[0].blocks, remat=False))
     predict = levitax.fuse(reversed_, state)
     assert predict.unfused == {"stages.0": Reversed}
+    for model_of_others, name in ((reversed_, "Reversed"), (skipped, "function")):
+        with pytest.raises(TypeError, match=f"A `{name}` in the model has no attention weights; expected blocks like"):
+            model_of_others.attention_maps(batch[0], state)
     expected = eqx.tree_at(lambda model: model.stages[0], model, nn.Stage(model.stages[0].blocks[::-1]))
     run = eqx.filter_jit(lambda predict: predict(batch[0]))
     np.testing.assert_allclose(run(predict), run(levitax.fuse(expected, state)), rtol=1e-4, atol=1e-5)
@@ -284,6 +287,16 @@ def test_an_activation_that_is_a_function_is_asked_for(make, randomise, images, 
             {"norm": lambda channels, key: lambda x, state, *, key: (x[..., :1], state)},
             ValueError,
             r"The result of the layer of `norm`.*expected \(8, 8, 8\)",
+        ),
+        (
+            {"norm": lambda channels, key: nn.ChannelsFirst(lambda x, state, *, key: x)},
+            TypeError,
+            "The layer of `ChannelsFirst`, .* returned an array of shape .*`return x, state`",
+        ),
+        (
+            {"norm": lambda channels, key: nn.PerToken(lambda x: x[:1])},
+            ValueError,
+            r"The result of the layer of `PerToken` has shape \(64, 1\); expected \(64, 8\)",
         ),
         ({"norm": "batch"}, TypeError, "`norm` is 'batch'; expected a function"),
         ({"attention_bias": lambda heads, grid, stride, key: None}, TypeError, "`attention_bias.*`bias\\(\\)`"),

@@ -168,7 +168,8 @@ def test_without_a_network_the_error_says_how_to_go_on(tmp_path):
     last = result.stderr.splitlines()[-1]
     assert last.startswith("ConnectionError: There is no folder") and "the hub is out of reach" in last
     assert (
-        "timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors" in last and "pass the path of that folder" in last
+        "timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors" in last
+        and "pass the path of that folder to `levitax.load`" in last
     )
 
 

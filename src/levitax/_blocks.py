@@ -52,6 +52,28 @@ def after_blocks(
     return map(lambda stage: stage(tokens, state, key=key), (stage,))
 
 
+def blocks_of(stage: Any) -> tuple[Any, ...]:
+    """The blocks of a stage in the order in which it runs them. A stage of another class counts as one block."""
+    return stage.blocks if type(stage) is nn.Stage else (stage,)
+
+
+def attention_weights(
+    block: Any, tokens: Float[Array, "tokens dim"], state: eqx.nn.State
+) -> Float[Array, "heads queries tokens"]:
+    """Computes the attention weights of a block.
+
+    **Raises:** `TypeError` for a block, or a stage in its place, that has none.
+    """
+    weights: Any = getattr(getattr(block, "attention", None), "weights", None)
+    if not callable(weights):
+        raise TypeError(
+            f"A `{type(block).__name__}` in the model has no attention weights; expected blocks like a "
+            "`levitax.nn.Block`, in a `levitax.nn.Stage`. For a stage of your own, call the "
+            "`attention.weights(tokens, state)` of each of its blocks."
+        )
+    return weights(tokens, state)
+
+
 def _has_blocks(stage):
     return type(stage) is nn.Stage and len(stage.blocks) > 0
 

@@ -40,7 +40,8 @@ class Overrides(TypedDict, total=False):
         convolutions. By default 16.
     - `activation`: "hard_swish", "silu", "gelu" or "relu", or a function of an array. By default the paper's,
         "hard_swish".
-    - `norm`: makes the normalisations in place of [`levitax.nn.BatchNorm`][], see [`levitax.nn.NormFactory`][].
+    - `norm`: makes the normalisations in place of [`levitax.nn.BatchNorm`][], see [`levitax.nn.NormFactory`][]. With
+        `network="vit_pytorch"` only the attention has them.
     - `attention_bias`: makes the attention biases in place of [`levitax.nn.AttentionBias`][], see
         [`levitax.nn.BiasFactory`][].
     - `pooling`: "mean", the default, or "none": the head, or without a head the result, is then computed for each token

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
-from ._blocks import after_blocks, as_blocks, BlockNumber, depth
+from ._blocks import after_blocks, as_blocks, attention_weights, BlockNumber, blocks_of, depth
 from ._build import make_head, make_stages, make_stem
 from ._checks import check_features, check_image
 from ._config import DEFAULTS, LeViTConfig, LeViTKeywords, Overrides
@@ -156,15 +156,16 @@ class LeViT(eqx.Module):
         to 1 over the tokens. Queries and tokens are in row-major order on the stage's grid. In the first block of each
         later stage, the tokens belong to the stage before.
 
-        **Raises:** `TypeError` or `ValueError` for an image or a state that a call refuses.
+        **Raises:** `TypeError` or `ValueError` for an image or a state that a call refuses; `TypeError` for a stage or
+        a block without attention weights.
         """
         model = eqx.nn.inference_mode(self)
         tokens, state = model._embed(image, state)
         maps = []
         for stage in model.stages:
             maps.append([])
-            for block in stage.blocks:
-                maps[-1].append(block.attention.weights(tokens, state))
+            for block in blocks_of(stage):
+                maps[-1].append(attention_weights(block, tokens, state))
                 tokens, state = block(tokens, state)
         return tuple(map(tuple, maps))
 

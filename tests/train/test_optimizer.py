@@ -34,6 +34,24 @@ def kernels(tree):
     return [node.weight for node in jax.tree.leaves(tree, is_leaf=is_map) if is_map(node)]
 
 
+def test_attention_biases_of_other_classes_do_not_decay(make):
+    class Bias(eqx.Module):
+        kernel: jax.Array
+
+        def __init__(self, heads, grid, *, stride, key):
+            rows, columns = grid
+            self.kernel = jnp.zeros((heads, -(-rows // stride) * -(-columns // stride), rows * columns), jnp.float32)
+
+        def __call__(self):
+            return self.kernel
+
+    model, _ = make(attention_bias=Bias)
+    biases = jax.tree.leaves([block.attention.bias for stage in model.stages for block in stage.blocks])
+    mask = decay_mask(trainable(model))
+    kept = [block.attention.bias.kernel for stage in mask.stages for block in stage.blocks]
+    assert len(biases) == 3 and kept == [False] * 3 and len(kernels(model)) == sum(jax.tree.leaves(mask))
+
+
 @networks
 def test_kernels_decay_and_nothing_else_does(network, make):
     model, _ = make(network=network)
@@ -284,6 +302,13 @@ def test_nothing_but_normalisations_is_frozen(make):
     thawed = eqx.tree_at(lambda model: [norm.inference for norm in norms_in(model)], frozen, replace_fn=lambda _: False)
     assert all(norm.inference for norm in norms_in(frozen)) and not any(norm.inference for norm in norms_in(model))
     assert tree_equal(thawed, model)
+
+
+def test_the_batch_normalisation_of_equinox_is_frozen_too(make):
+    norm = lambda channels, key: eqx.nn.BatchNorm(channels, axis_name="batch", mode="batch")
+    model, _ = make(image_size=8, stages=1, dim=16, heads=1, norm=norm)
+    layer = freeze_norms(model).stages[0].blocks[0].mlp.expand.norm.layer
+    assert layer.inference and not model.stages[0].blocks[0].mlp.expand.norm.layer.inference
 
 
 def norms_in(tree):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_layer, check_result
+from .._checks import check_layer, check_result, check_shape
 from ._initial import full
 
 
@@ -41,8 +41,12 @@ class ChannelsFirst(eqx.Module):
         - `key`: for the layer.
 
         **Returns:** the result of the layer, `(..., channels)` in the dtype of `x`, and the new state.
+
+        **Raises:** `TypeError` or `ValueError` if the layer returns something else.
         """
-        y, state = self.layer(jnp.moveaxis(x, -1, 0), state, key=key)
+        channels_first = jnp.moveaxis(x, -1, 0)
+        result = self.layer(channels_first, state, key=key)
+        y, state = check_result("ChannelsFirst", self.layer, result, channels_first.shape)
         return jnp.moveaxis(y, 0, -1).astype(x.dtype), state
 
 
@@ -64,10 +68,14 @@ class PerToken(eqx.Module):
         - `x`: `(..., channels)`.
 
         **Returns:** the results of the layer, `(..., channels)` in the dtype of `x`, and `state`, unchanged.
+
+        **Raises:** `ValueError` if the layer returns a vector of another size.
         """
         del key
         tokens = x.reshape(-1, x.shape[-1])
-        return jax.vmap(self.layer)(tokens).reshape(x.shape).astype(x.dtype), state
+        y = jax.vmap(self.layer)(tokens)
+        check_shape("The result of the layer of `PerToken`", y, tokens.shape)
+        return y.reshape(x.shape).astype(x.dtype), state
 
 
 def make_norm(norm: NormFactory, channels: int, *, zero_init: bool = False, key: PRNGKeyArray) -> Layer:

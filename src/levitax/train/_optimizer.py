@@ -207,9 +207,9 @@ def trainable(model: PyTree) -> PyTree:
 
 
 def freeze_norms(model: Model) -> Model:
-    """Puts every [`levitax.nn.BatchNorm`][] of `model` into inference mode, to train with fixed running statistics. The
-    weights and biases of these layers still learn."""
-    is_norm = lambda node: isinstance(node, BatchNorm)
+    """Puts every [`levitax.nn.BatchNorm`][] and `eqx.nn.BatchNorm` of `model` into inference mode, to train with fixed
+    running statistics. The weights and biases of these layers still learn."""
+    is_norm = lambda node: isinstance(node, BatchNorm | eqx.nn.BatchNorm)
     freeze = lambda node: eqx.tree_at(lambda norm: norm.inference, node, True) if is_norm(node) else node
     return jax.tree.map(freeze, model, is_leaf=is_norm)
 

@@ -2,16 +2,12 @@ import dataclasses
 import warnings
 
 from .._config import LeViTConfig, PerStage
-from .._variants import VARIANTS
+from .._variants import PRETRAINED, VARIANTS
 from ..data import Preprocessing
 from ..data._preprocessing import misfits
 from ._layouts import LayoutName
 from ._open import open_weights, Source
 from ._recognise import differences
-
-
-# The variants with published weights.
-_PUBLISHED = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 
 
 def load_preprocessing(
@@ -60,7 +56,7 @@ def load_preprocessing(
 
 
 def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preprocessing:
-    published = [LeViTConfig(**VARIANTS[name]) for name in _PUBLISHED]
+    published = [LeViTConfig(**VARIANTS[name]) for name in PRETRAINED]
     is_of_imagenet = (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
     if not is_of_imagenet or all(differences(one, config) for one in published):
         raise ValueError(
