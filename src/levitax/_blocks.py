@@ -64,8 +64,8 @@ def attention_weights(
 
     **Raises:** `TypeError` for a block, or a stage in its place, that has none.
     """
-    weights: Any = getattr(getattr(block, "attention", None), "weights", None)
-    if not callable(weights):
+    weights = getattr(getattr(block, "attention", None), "weights", None)
+    if weights is None:
         raise TypeError(
             f"A `{type(block).__name__}` in the model has no attention weights; expected blocks like a "
             "`levitax.nn.Block`, in a `levitax.nn.Stage`. For a stage of your own, call the "
