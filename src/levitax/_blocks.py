@@ -1,13 +1,18 @@
 """The blocks of a LeViT by number or path."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
 from ._checks import as_choice
+
+
+Blocks: TypeAlias = Sequence[int | str]
+"""Numbers of blocks, from 0 in the first stage or from the end if negative, or paths such as "stages.1.blocks.0"."""
 
 
 class BlockNumber(NamedTuple):
@@ -17,14 +22,23 @@ class BlockNumber(NamedTuple):
     block: int
 
 
-def as_blocks(blocks: Any, depths: Sequence[int]) -> list[BlockNumber]:
-    """Converts a sequence of numbers and paths of blocks to numbers by stage, for stages of these depths.
+class AfterBlock(NamedTuple):
+    """The tokens and the state after a block."""
+
+    block: BlockNumber
+    tokens: Float[Array, "tokens dim"]
+    state: eqx.nn.State
+
+
+def as_blocks(blocks: Any, stages: Sequence[Any]) -> list[BlockNumber]:
+    """Converts a sequence of numbers and paths of blocks in `stages` to numbers by stage; `None` to the last block of
+    each stage.
 
     **Raises:** `TypeError` if it is no such sequence, `ValueError` for a block that does not exist.
     """
-    every = [BlockNumber(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     if blocks is None:
-        return [BlockNumber(stage, depth - 1) for stage, depth in enumerate(depths)]
+        return [BlockNumber(index, _depth(stage) - 1) for index, stage in enumerate(stages)]
+    every = [BlockNumber(index, block) for index, stage in enumerate(stages) for block in range(_depth(stage))]
     if isinstance(blocks, str) or not isinstance(blocks, Iterable) or not (blocks := list(blocks)):
         raise TypeError(
             f"`blocks` is {blocks!r}; expected a list of numbers or paths, such as `[0, -1]` or "
@@ -37,41 +51,59 @@ def as_blocks(blocks: Any, depths: Sequence[int]) -> list[BlockNumber]:
     ]
 
 
-def depth(stage: Any) -> int:
-    """The number of blocks in a stage. One without blocks counts as one block, and so does a stage of another class,
-    which may run its blocks in its own way."""
-    return len(stage.blocks) if _has_blocks(stage) else 1
-
-
 def after_blocks(
-    stage: Any, tokens: Float[Array, "tokens dim"], state: eqx.nn.State, key: PRNGKeyArray | None
-) -> Iterator[tuple[Float[Array, "new_tokens out_dim"], eqx.nn.State]]:
-    """Computes the tokens and the state after each block of a stage, when it is asked for."""
-    if _has_blocks(stage):
-        return stage.after_blocks(tokens, state, key=key)
-    return map(lambda stage: stage(tokens, state, key=key), (stage,))
-
-
-def blocks_of(stage: Any) -> tuple[Any, ...]:
-    """The blocks of a stage in the order in which it runs them. A stage of another class counts as one block."""
-    return stage.blocks if type(stage) is nn.Stage else (stage,)
+    stages: Sequence[Any],
+    tokens: Float[Array, "tokens dim"],
+    state: eqx.nn.State,
+    keys: Sequence[PRNGKeyArray | None],
+    *,
+    last: BlockNumber,
+) -> Iterator[AfterBlock]:
+    """Computes one block after the other, with a key for each stage, up to the block `last`."""
+    for index, (stage, key) in enumerate(zip(stages, keys, strict=True)):
+        run = stage.after_blocks if _has_blocks(stage) else partial(_as_one_block, stage)
+        for number, result in enumerate(run(tokens, state, key=key)):
+            tokens, state = result
+            yield AfterBlock(BlockNumber(index, number), tokens, state)
+            if (index, number) == last:
+                return
 
 
 def attention_weights(
-    block: Any, tokens: Float[Array, "tokens dim"], state: eqx.nn.State
-) -> Float[Array, "heads queries tokens"]:
-    """Computes the attention weights of a block.
+    stages: Sequence[Any], tokens: Float[Array, "first_tokens dim"], state: eqx.nn.State
+) -> tuple[tuple[Float[Array, "heads queries tokens"], ...], ...]:
+    """Computes the attention weights of each block of each stage, in inference mode.
 
-    **Raises:** `TypeError` for a block, or a stage in its place, that has none.
+    **Raises:** `TypeError` for a block, or a stage of another class, that has none.
     """
-    weights = getattr(getattr(block, "attention", None), "weights", None)
-    if weights is None:
+    weights = []
+    for stage in stages:
+        weights.append([])
+        for block in stage.blocks if type(stage) is nn.Stage else (stage,):
+            weights[-1].append(_attention_of(block).weights(tokens, state))
+            tokens, state = block(tokens, state)
+    return tuple(map(tuple, weights))
+
+
+def _attention_of(block):
+    attention = getattr(block, "attention", None)
+    if attention is None or not hasattr(attention, "weights"):
         raise TypeError(
             f"A `{type(block).__name__}` in the model has no attention weights; expected blocks like a "
             "`levitax.nn.Block`, in a `levitax.nn.Stage`. For a stage of your own, call the "
             "`attention.weights(tokens, state)` of each of its blocks."
         )
-    return weights(tokens, state)
+    return attention
+
+
+def _depth(stage):
+    """The number of blocks in a stage. One without blocks counts as one block, and so does a stage of another class,
+    which may run its blocks in its own way."""
+    return len(stage.blocks) if _has_blocks(stage) else 1
+
+
+def _as_one_block(stage, tokens, state, *, key):
+    yield stage(tokens, state, key=key)
 
 
 def _has_blocks(stage):

@@ -1,22 +1,16 @@
-from collections.abc import Sequence
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
-from ._blocks import after_blocks, as_blocks, attention_weights, BlockNumber, blocks_of, depth
+from ._blocks import after_blocks, as_blocks, attention_weights, Blocks
 from ._build import make_head, make_stages, make_stem
 from ._checks import check_features, check_image
 from ._config import DEFAULTS, LeViTConfig, LeViTKeywords, Overrides
 from ._keys import as_key, split_key
 from ._outline import outline
 from ._spelled_out import spelled_out
-
-
-# With `pooling="none"`, a row for each token of the last stage.
-Logits: TypeAlias = Float[Array, "*tokens classes"] | nn.DistilledLogits
 
 
 class LeViT(eqx.Module):
@@ -67,7 +61,7 @@ class LeViT(eqx.Module):
 
     def __call__(
         self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
+    ) -> tuple[nn.Logits, eqx.nn.State]:
         """**Arguments:**
 
         - `image`: one image, `(height, width, channels)`, of the size that the model was made for. For a batch use
@@ -91,7 +85,7 @@ class LeViT(eqx.Module):
         image: Float[Array, "height width channels"],
         state: eqx.nn.State,
         *,
-        blocks: Sequence[int | str] | None = None,
+        blocks: Blocks | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[tuple[Float[Array, "rows columns dim"], ...], eqx.nn.State]:
         """Computes the feature map after each stage, for detection or segmentation, or after each of some blocks.
@@ -110,18 +104,16 @@ class LeViT(eqx.Module):
 
         **Raises:** `TypeError` or `ValueError`, as in a call, and for a block that does not exist.
         """
-        wanted = as_blocks(blocks, [depth(stage) for stage in self.stages])
-        maps = {}
-        results = self._after_blocks(image, state, key)
-        while not maps.keys() >= set(wanted):
-            block, tokens, state = next(results)
-            if block in wanted:
-                maps[block] = tokens.reshape(*self.config.grid(block.stage), -1)
-        return tuple(maps[block] for block in wanted), state
+        wanted = as_blocks(blocks, self.stages)
+        *keys, stem_key, _ = split_key(key, len(self.stages) + 2)
+        tokens, state = self._embed(image, state, stem_key)
+        results = list(after_blocks(self.stages, tokens, state, keys, last=max(wanted)))
+        maps = {result.block: result.tokens.reshape(*self.config.grid(result.block.stage), -1) for result in results}
+        return tuple(maps[block] for block in wanted), results[-1].state
 
     def classify(
         self, features: Float[Array, "rows columns dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
+    ) -> tuple[nn.Logits, eqx.nn.State]:
         """Completes a call from the last feature map, for callers that need both.
 
         **Arguments:**
@@ -136,7 +128,7 @@ class LeViT(eqx.Module):
         another shape, or if a key is missing.
         """
         check_features(features, (*self.config.grid(-1), self.config.dim[-1]))
-        tokens = features.astype(jnp.float32)
+        tokens = features.astype("float32")
         # Average pooling, since there is no classification token (section 4.2 of the paper).
         pooled = tokens.mean((0, 1)) if self.config.pooling == "mean" else tokens.reshape(-1, tokens.shape[-1])
         *_, head_key = split_key(key, len(self.stages) + 2)
@@ -160,26 +152,10 @@ class LeViT(eqx.Module):
         a block without attention weights.
         """
         model = eqx.nn.inference_mode(self)
-        tokens, state = model._embed(image, state)
-        maps = []
-        for stage in model.stages:
-            maps.append([])
-            for block in blocks_of(stage):
-                maps[-1].append(attention_weights(block, tokens, state))
-                tokens, state = block(tokens, state)
-        return tuple(map(tuple, maps))
+        return attention_weights(model.stages, *model._embed(image, state))
 
     def __repr__(self) -> str:
         return outline(self)
-
-    def _after_blocks(self, image, state, key):
-        """Yields each block's number, the tokens after it, and the state."""
-        *keys, stem_key, _ = split_key(key, len(self.stages) + 2)
-        tokens, state = self._embed(image, state, stem_key)
-        for index, (stage, stage_key) in enumerate(zip(self.stages, keys, strict=True)):
-            for number, result in enumerate(after_blocks(stage, tokens, state, stage_key)):
-                tokens, state = result
-                yield BlockNumber(index, number), tokens, state
 
     def _embed(self, image, state, key=None):
         check_image(image, (*self.config.image_size, self.config.in_channels))

@@ -25,6 +25,7 @@ from ._batch_norm import Affine as Affine, BatchNorm as BatchNorm, RunningStatis
 from ._head import (
     DistilledHead as DistilledHead,
     DistilledLogits as DistilledLogits,
+    Logits as Logits,
     NormLinear as NormLinear,
 )
 from ._linear import ConvNorm as ConvNorm, LinearNorm as LinearNorm

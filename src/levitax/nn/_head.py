@@ -1,5 +1,5 @@
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -95,6 +95,10 @@ class DistilledLogits(NamedTuple):
     distillation: Float[Array, "*tokens classes"]
 
 
+Logits: TypeAlias = Float[Array, "*tokens classes"] | DistilledLogits
+"""What a head returns: logits `(..., classes)`, or in training with two heads a [`levitax.nn.DistilledLogits`][]."""
+
+
 class DistilledHead(eqx.Module):
     """Two classifiers on the same features: one learns from the labels, the other from a teacher (section 4.2,
     "No classification token").
@@ -134,7 +138,7 @@ class DistilledHead(eqx.Module):
 
     def __call__(
         self, x: Float[Array, "*tokens dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[DistilledLogits | Float[Array, "*tokens classes"], eqx.nn.State]:
+    ) -> tuple[Logits, eqx.nn.State]:
         """**Arguments:**
 
         - `x`: the features of one image or of its tokens, `(..., dim)`.
