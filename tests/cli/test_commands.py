@@ -85,7 +85,7 @@ def parity(tmp_path) -> Path:
 
 def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
     data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
-    mild = ("--set", "crop_scale=null", "flip_probability=0", "learning_rate=0.01")
+    mild = ("--set", "crop_scale=null", "flip_probability=0")
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
     run("finetune", *data, *weights, "--epochs", 6, "--out", tmp_path / "tuned")
     run("finetune", *data, *weights, "--epochs", 6, "--preset", "probe", "--out", tmp_path / "probe")

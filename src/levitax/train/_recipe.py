@@ -272,7 +272,8 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.0,
         trained="head",
         freeze_norms=True,
-        learning_rate=2e-3,
+        # With 2e-3, a probe of 400 digits in batches of 40 reached 83.5 % after six epochs instead of 94 %.
+        learning_rate=1e-2,
         layer_decay=1.0,
         warmup_epochs=0,
         weight_decay=0.0,
