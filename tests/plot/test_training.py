@@ -20,6 +20,10 @@ def test_curves_have_the_numbers_of_the_epochs():
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in losses.get_lines()}
     np.testing.assert_allclose(lines["validation"], [1, 0.5, 0.25])
     np.testing.assert_allclose(np.asarray(errors.get_lines()[0].get_ydata()), [50, 25, 12.5])
+    # An error of 0 is drawn too, without a warning of the logarithmic axis.
+    _, errors = (figure := plot.training_curves([line | {"validation_accuracy": 1.0} for line in history])).axes
+    figure.canvas.draw()
+    assert errors.get_ylim()[0] <= 0 and "0" in [label.get_text() for label in errors.get_yticklabels()]
     with pytest.raises(ValueError, match="`history` is empty"):
         plot.training_curves([])
 

@@ -32,8 +32,10 @@ def training_curves(history: Sequence[dict[str, float]]) -> "Figure":
     losses.plot(of("epoch"), of("validation_loss"), label="validation")
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=0)
     losses.legend(frameon=False, labelcolor=GREY)
-    errors.semilogy(of("epoch"), 100 * (1 - of("validation_accuracy")), color="C1")
-    ticks = [1, 2, 5, 10, 20, 50, 100]
+    errors.plot(of("epoch"), 100 * (1 - of("validation_accuracy")), color="C1")
+    # Logarithmic, but linear below 1 %, so that it shows an error of 0.
+    errors.set_yscale("symlog", linthresh=1, linscale=0.2)
+    ticks = [0, 1, 2, 5, 10, 20, 50, 100]
     errors.set_yticks(ticks, labels=map(str, ticks))
     errors.minorticks_off()
     errors.set(xlabel="epoch", ylabel="validation error, %")
