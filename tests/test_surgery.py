@@ -48,7 +48,7 @@ class Doubled(nn.BatchNorm):
 
 
 class Signed(eqx.Module):
-    """An attention bias that tells left from right."""
+    """An attention bias that distinguishes left from right."""
 
     table: jax.Array
     stride: int = eqx.field(static=True)
@@ -209,9 +209,9 @@ def test_a_removed_block_and_one_of_a_users_own(make, randomise, images, key):
     reversed_ = eqx.tree_at(lambda model: model.stages[0], model, Reversed(model.stages[0].blocks, remat=False))
     predict = levitax.fuse(reversed_, state)
     assert predict.unfused == {"stages.0": Reversed}
-    for model_of_others, name in ((reversed_, "Reversed"), (skipped, "function")):
+    for changed, name in ((reversed_, "Reversed"), (skipped, "function")):
         with pytest.raises(TypeError, match=f"A `{name}` in the model has no attention weights; expected blocks like"):
-            model_of_others.attention_maps(batch[0], state)
+            changed.attention_maps(batch[0], state)
     expected = eqx.tree_at(lambda model: model.stages[0], model, nn.Stage(model.stages[0].blocks[::-1]))
     run = eqx.filter_jit(lambda predict: predict(batch[0]))
     np.testing.assert_allclose(run(predict), run(levitax.fuse(expected, state)), rtol=1e-4, atol=1e-5)
@@ -298,6 +298,11 @@ def test_an_activation_that_is_a_function_is_asked_for(make, randomise, images, 
             ValueError,
             r"The result of the layer of `PerToken` has shape \(64, 1\); expected \(64, 8\)",
         ),
+        (
+            {"norm": lambda channels, key: nn.PerToken(lambda x: (x, x))},
+            TypeError,
+            r"The result of the layer of `PerToken` is a value of type `tuple`; expected an array of shape \(64, 8\)",
+        ),
         ({"norm": "batch"}, TypeError, "`norm` is 'batch'; expected a function"),
         ({"attention_bias": lambda heads, grid, stride, key: None}, TypeError, "`attention_bias.*`bias\\(\\)`"),
         (
@@ -339,6 +344,18 @@ def test_maps_after_any_block(make, randomise, images):
     assert products([0]).count("dot_general") < products([1]).count("dot_general") < products([-1]).count("dot_general")
 
 
+def test_only_the_maps_that_are_wanted_need_a_grid(make, images):
+    """A block may add a token that a later block takes away."""
+    model, state = make(**ONE_STAGE, depth=3, patch_size=8, image_size=24)
+    adds = lambda x, state, key=None: (jnp.concatenate([x[:1], x]), state)
+    takes = lambda x, state, key=None: (x[1:], state)
+    model = eqx.tree_at(lambda model: model.stages[0].blocks, model, (adds, takes, model.stages[0].blocks[2]))
+    model, image = eqx.nn.inference_mode(model), images(1, 24, 24, 3)[0]
+    assert model(image, state)[0].shape == (5,)
+    with pytest.raises(TypeError, match="reshape"):
+        model.features(image, state, blocks=[0])
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("blocks", "error", "message"),
@@ -372,13 +389,14 @@ def test_without_pooling_every_token_is_classified(num_classes, make, randomise,
 
 def test_dropout_before_the_classifiers(make, images, key):
     model, state = make(**ONE_STAGE, head_dropout=0.5)
+    heads = lambda model: (model.head.classification, model.head.distillation)
+    model = eqx.tree_at(heads, model, (model.head.classification,) * 2)
     batch = images(4, 16, 16, 3)
     with pytest.raises(ValueError, match=r"Dropout at rate 0\.5 draws random numbers in training: pass `key"):
         levitax.batched(model)(batch, state)
     one, other = eqx.filter_jit(levitax.batched(model))(batch, state, key=key)[0]
-    plain, _ = eqx.filter_jit(levitax.batched(make(**ONE_STAGE)[0]))(batch, state)
-    assert not tree_equal(one, plain.classification, rtol=1e-3)
-    # Each head drops on its own.
-    kept = [(head == 0).all() for head in (one, other)]
+    # Two equal heads, each with numbers of its own.
+    assert not tree_equal(one, other, rtol=1e-3)
+    plain = eqx.tree_at(lambda model: [head.dropout.p for head in heads(model)], model, (0.0, 0.0))
     run = eqx.filter_jit(lambda predict: predict(batch[0]))
-    assert not any(kept) and tree_equal(run(levitax.fuse(model, state)), run(levitax.fuse(*make(**ONE_STAGE))))
+    assert tree_equal(run(levitax.fuse(model, state)), run(levitax.fuse(plain, state)))

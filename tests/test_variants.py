@@ -169,7 +169,7 @@ def test_without_a_network_the_error_says_how_to_go_on(tmp_path):
     assert last.startswith("ConnectionError: There is no folder") and "the hub is out of reach" in last
     assert (
         "timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors" in last
-        and "pass the path of that folder to `levitax.load`" in last
+        and "pass the path of that folder instead of the name" in last
     )
 
 

@@ -58,7 +58,7 @@ def is_lora(node) -> bool:
     return isinstance(node, LoRA)
 
 
-def adapt(model: levitax.LeViT, rank: int, key: PRNGKeyArray) -> levitax.LeViT:
+def with_lora(model: levitax.LeViT, rank: int, key: PRNGKeyArray) -> levitax.LeViT:
     """Puts LoRA around each linear layer."""
     layers, tree = jax.tree.flatten(model, is_leaf=is_linear)
     keys = jax.random.split(key, len(layers))
@@ -87,12 +87,12 @@ def main() -> None:
     )
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path("lora.onnx"), help="a file to write")
+    parser.add_argument("--out", type=Path, default=Path("lora.onnx"), help="the ONNX file to write")
     arguments = parser.parse_args()
     model, state = levitax.load(arguments.weights)
-    # The running statistics stay those of the weights, so that only LoRA differs.
+    # Fixes the running statistics, so that the ways differ only in the arrays that they train.
     model = freeze_norms(model)
-    adapted = adapt(model, arguments.rank, jax.random.key(0))
+    adapted = with_lora(model, arguments.rank, jax.random.key(0))
 
     digits = data.digits()
     turn = lambda images: jnp.rot90(jnp.asarray(images), axes=(1, 2))
@@ -116,7 +116,8 @@ def main() -> None:
     logits = jax.jit(jax.vmap(predict))(test_images)
     apart = jax.jit(jax.vmap(levitax.Predictor(learnt["LoRA"], state)))(test_images)
     print(f"largest difference of a logit after merging and fusing: {jnp.abs(logits - apart).max():.0e}")
-    session = onnxruntime.InferenceSession(levitax.export.to_onnx(predict, arguments.out))
+    path = levitax.export.to_onnx(predict, arguments.out)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (theirs,) = session.run(None, {"images": np.asarray(test_images)})
     print(f"largest difference of a logit in ONNX Runtime: {np.abs(logits - theirs).max():.0e}")
 

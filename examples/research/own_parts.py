@@ -7,6 +7,7 @@ checks the shapes of the parts.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import equinox as eqx
@@ -47,7 +48,8 @@ class SignedBias(eqx.Module):
 
 
 class QueryLoRA(eqx.Module):
-    """A linear layer whose queries, the first channels of each head, change only by a product of low rank."""
+    """A linear layer in which the weights of the queries, the first channels of each head, change only by low-rank
+    updates."""
 
     linear: nn.LinearNorm
     up: Float[Array, "heads key_dim rank"]
@@ -62,6 +64,7 @@ class QueryLoRA(eqx.Module):
     def merged(self) -> nn.LinearNorm:
         heads, key_dim, _ = self.up.shape
         weight = self.linear.weight.reshape(heads, -1, self.down.shape[1])
+        # No gradient reaches the frozen weights. Weight decay would still shrink them, so train without it.
         queries = jax.lax.stop_gradient(weight[:, :key_dim]) + self.up @ self.down
         weight = jnp.concatenate([queries, weight[:, key_dim:]], axis=1).reshape(self.linear.weight.shape)
         return eqx.tree_at(lambda linear: linear.weight, self.linear, weight)
@@ -73,13 +76,13 @@ def with_lora(attention: nn.Attention, *, rank: int, key: PRNGKeyArray) -> nn.At
     name = "query" if isinstance(project_in, nn.SubsampledQueryKeyValue) else "linear"
     linear = getattr(project_in, name)
     up = jnp.zeros((project_in.heads, project_in.key_dim, rank))
-    down = jax.random.normal(key, (rank, linear.weight.shape[1])) / rank
+    down = jax.random.normal(key, (rank, linear.weight.shape[1])) / math.sqrt(linear.weight.shape[1])
     return eqx.tree_at(lambda layer: getattr(layer.project_in, name), attention, QueryLoRA(linear, up, down))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("own_parts.onnx"), help="a file to write")
+    parser.add_argument("--out", type=Path, default=Path("own_parts.onnx"), help="the ONNX file to write")
     out = parser.parse_args().out
     model_key, lora_key, train_key = jax.random.split(jax.random.key(0), 3)
     model, state = eqx.nn.make_with_state(levitax.LeViT)(

@@ -1,7 +1,6 @@
-"""The blocks of a LeViT by number or path."""
+"""Finds the blocks of a LeViT by number or path, and runs them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -31,10 +30,10 @@ class AfterBlock(NamedTuple):
 
 
 def as_blocks(blocks: Any, stages: Sequence[Any]) -> list[BlockNumber]:
-    """Converts a sequence of numbers and paths of blocks in `stages` to numbers by stage; `None` to the last block of
-    each stage.
+    """Converts numbers and paths of blocks to numbers by stage. `None` stands for the last block of each stage.
 
-    **Raises:** `TypeError` if it is no such sequence, `ValueError` for a block that does not exist.
+    **Raises:** `TypeError` if `blocks` is not a sequence of numbers and paths, or is empty; `ValueError` for a block
+    that does not exist.
     """
     if blocks is None:
         return [BlockNumber(index, _depth(stage) - 1) for index, stage in enumerate(stages)]
@@ -51,7 +50,7 @@ def as_blocks(blocks: Any, stages: Sequence[Any]) -> list[BlockNumber]:
     ]
 
 
-def after_blocks(
+def run_blocks(
     stages: Sequence[Any],
     tokens: Float[Array, "tokens dim"],
     state: eqx.nn.State,
@@ -59,10 +58,11 @@ def after_blocks(
     *,
     last: BlockNumber,
 ) -> Iterator[AfterBlock]:
-    """Computes one block after the other, with a key for each stage, up to the block `last`."""
+    """Runs the blocks of all stages in order, up to `last`, and yields the result of each. `keys` has a key for each
+    stage."""
     for index, (stage, key) in enumerate(zip(stages, keys, strict=True)):
-        run = stage.after_blocks if _has_blocks(stage) else partial(_as_one_block, stage)
-        for number, result in enumerate(run(tokens, state, key=key)):
+        results = stage.after_blocks(tokens, state, key=key) if _has_blocks(stage) else [stage(tokens, state, key=key)]
+        for number, result in enumerate(results):
             tokens, state = result
             yield AfterBlock(BlockNumber(index, number), tokens, state)
             if (index, number) == last:
@@ -100,10 +100,6 @@ def _depth(stage):
     """The number of blocks in a stage. One without blocks counts as one block, and so does a stage of another class,
     which may run its blocks in its own way."""
     return len(stage.blocks) if _has_blocks(stage) else 1
-
-
-def _as_one_block(stage, tokens, state, *, key):
-    yield stage(tokens, state, key=key)
 
 
 def _has_blocks(stage):

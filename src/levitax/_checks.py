@@ -277,9 +277,11 @@ def check_result(name: str, layer: Any, result: Any, shape: tuple[int, ...]) -> 
 
 
 def check_shape(what: str, array: Any, shape: tuple[int, ...]) -> None:
-    """Raises unless `array` has this shape."""
-    if jnp.shape(array) != shape:
-        raise ValueError(f"{what} has shape {jnp.shape(array)}; expected {shape}.")
+    """Raises unless `array` is an array of this shape."""
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(f"{what} is {_described(array)}; expected an array of shape {shape}.")
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}; expected {shape}.")
 
 
 def _described(value: Any) -> str:

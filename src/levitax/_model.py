@@ -4,7 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import nn
-from ._blocks import after_blocks, as_blocks, attention_weights, Blocks
+from ._blocks import as_blocks, attention_weights, Blocks, run_blocks
 from ._build import make_head, make_stages, make_stem
 from ._checks import check_features, check_image
 from ._config import DEFAULTS, LeViTConfig, LeViTKeywords, Overrides
@@ -107,9 +107,10 @@ class LeViT(eqx.Module):
         wanted = as_blocks(blocks, self.stages)
         *keys, stem_key, _ = split_key(key, len(self.stages) + 2)
         tokens, state = self._embed(image, state, stem_key)
-        results = list(after_blocks(self.stages, tokens, state, keys, last=max(wanted)))
-        maps = {result.block: result.tokens.reshape(*self.config.grid(result.block.stage), -1) for result in results}
-        return tuple(maps[block] for block in wanted), results[-1].state
+        results = list(run_blocks(self.stages, tokens, state, keys, last=max(wanted)))
+        tokens_after = {result.block: result.tokens for result in results}
+        maps = tuple(tokens_after[block].reshape(*self.config.grid(block.stage), -1) for block in wanted)
+        return maps, results[-1].state
 
     def classify(
         self, features: Float[Array, "rows columns dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None

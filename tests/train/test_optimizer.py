@@ -237,7 +237,7 @@ def test_schedules_of_nothing_are_refused(keywords, kind, message):
 def test_a_learning_rate_does_not_rise_at_the_end():
     message = "`min_learning_rate` is 1e-05 and `learning_rate` 7.8125e-06: the cosine would rise"
     with pytest.raises(ValueError, match=message):
-        replace(RECIPES["finetune"], batch_size=8).schedule(8)
+        replace(RECIPES["finetune"], batch_size=8, learning_rate=5e-4).schedule(8)
 
 
 @pytest.mark.usefixtures("unchecked")

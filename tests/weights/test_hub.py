@@ -221,4 +221,4 @@ def test_without_a_network_the_file_to_fetch_is_named(fetch, settings):
     )
     assert f"repository '{name}' is not in the cache, and the hub is out of reach" in answer
     assert "fetch http://127.0.0.1:9/timm/levit_256.fb_dist_in1k/resolve/main/model.safetensors and the files" in answer
-    assert "Put them into one folder here, and pass the path of that folder to `levitax.load`" in answer
+    assert "Put them into one folder here, and pass the path of that folder instead of the name" in answer

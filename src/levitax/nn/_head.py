@@ -96,7 +96,8 @@ class DistilledLogits(NamedTuple):
 
 
 Logits: TypeAlias = Float[Array, "*tokens classes"] | DistilledLogits
-"""What a head returns: logits `(..., classes)`, or in training with two heads a [`levitax.nn.DistilledLogits`][]."""
+"""The result of a head: logits `(..., classes)`, or in training with two heads a [`levitax.nn.DistilledLogits`][]. With
+`pooling="none"`, the leading axis counts the tokens."""
 
 
 class DistilledHead(eqx.Module):

@@ -42,7 +42,8 @@ class ChannelsFirst(eqx.Module):
 
         **Returns:** the result of the layer, `(..., channels)` in the dtype of `x`, and the new state.
 
-        **Raises:** `TypeError` or `ValueError` if the layer returns something else.
+        **Raises:** `TypeError` if the layer returns no tuple of an array and a state, `ValueError` if the array has
+        another shape.
         """
         channels_first = jnp.moveaxis(x, -1, 0)
         result = self.layer(channels_first, state, key=key)
@@ -69,7 +70,7 @@ class PerToken(eqx.Module):
 
         **Returns:** the results of the layer, `(..., channels)` in the dtype of `x`, and `state`, unchanged.
 
-        **Raises:** `ValueError` if the layer returns a vector of another size.
+        **Raises:** `TypeError` if the layer returns no array, `ValueError` if the array has another shape than its input.
         """
         del key
         tokens = x.reshape(-1, x.shape[-1])

@@ -127,7 +127,8 @@ def _out_of_reach(hub: Any, name: str, filename: str, revision: str | None, what
         f"There is no folder `{Path(name).absolute()}`; `{filename}` of the repository {name!r} is not in the cache, "
         f"and {what}. On a machine with a network, fetch "
         f"{hub.hf_hub_url(name, filename, revision=revision)} and the files that belong to it, `model.safetensors` and "
-        "`config.json`. Put them into one folder here, and pass the path of that folder to `levitax.load`."
+        "`config.json`. Put them into one folder here, and pass the path of that folder instead of the name, as in "
+        '`levitax.load("folder")`.'
     )
 
 
