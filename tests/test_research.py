@@ -27,10 +27,10 @@ def weights(trained) -> Path:
     return trained[0] / "model.safetensors"
 
 
-def run(script: str, *arguments: object) -> str:
-    """Returns the output of the script. Except for the numbers, its lines must be those on its page."""
+def run(script: str, *arguments: object, folder: Path | None = None) -> str:
+    """Runs the script in `folder` and returns its output, whose lines must be those on its page except for numbers."""
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
     page = (PAGES / f"{script}.md").read_text()
     (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
@@ -86,7 +86,7 @@ def test_lora_learns_more_than_the_head_and_merges(weights, tmp_path):
 
 
 def test_parts_of_ones_own_train_fuse_and_export(tmp_path):
-    printed = run("own_parts", "--out", tmp_path / "own_parts.onnx")
+    printed = run("own_parts", folder=tmp_path)
     first, last = map(float, re.findall(r"loss ([\d.]+) at the first step, ([\d.]+) at", printed)[0])
     assert last < first - 0.5 and percentages(printed)[0] > 30
     assert float(re.findall(r"ONNX Runtime: (\S+)", printed)[0]) < 1e-4

@@ -6,9 +6,7 @@ The model learns the digits for 20 steps. Then it is fused, exported to ONNX, an
 checks the shapes of the parts.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -81,9 +79,6 @@ def with_lora(attention: nn.Attention, *, rank: int, key: PRNGKeyArray) -> nn.At
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("own_parts.onnx"), help="the ONNX file to write")
-    out = parser.parse_args().out
     model_key, lora_key, train_key = jax.random.split(jax.random.key(0), 3)
     model, state = eqx.nn.make_with_state(levitax.LeViT)(
         image_size=28, in_channels=1, num_classes=10, patch_size=4, stages=2, dim=(64, 96), depth=1, heads=(2, 3),
@@ -111,7 +106,8 @@ def main() -> None:
     logits = jax.jit(jax.vmap(predict))(digits.test_images)
     print(f"test digits: {np.mean(logits.argmax(-1) == digits.test_labels):.1%} right")
 
-    session = onnxruntime.InferenceSession(levitax.export.to_onnx(predict, out), providers=["CPUExecutionProvider"])
+    path = levitax.export.to_onnx(predict, "own_parts.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (theirs,) = session.run(None, {"images": digits.test_images})
     print(f"largest difference of a logit in ONNX Runtime: {np.abs(logits - theirs).max():.0e}")
 
