@@ -19,8 +19,8 @@ import levitax
 # With telemetry, importing openvino or nncf forks a process after JAX has started its threads.
 sys.modules["openvino_telemetry"] = cast(Any, None)
 
-# Before jax 0.11, fusion emitters take half of the compile time without optimisations. Newer versions have no such flag;
-# `XLA_FLAGS="" pytest` compiles as they do.
+# Before jax 0.11, fusion emitters take half of the compile time without optimisations. `XLA_FLAGS="" pytest` compiles
+# as newer versions do, which have no such flag.
 if jax.__version_info__ < (0, 11):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_numpy_rank_promotion", "raise")

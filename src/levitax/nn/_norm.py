@@ -70,7 +70,7 @@ class PerToken(eqx.Module):
 
         **Returns:** the results of the layer, `(..., channels)` in the dtype of `x`, and `state`, unchanged.
 
-        **Raises:** `TypeError` if the layer returns no array, `ValueError` if the array has another shape than its input.
+        **Raises:** `TypeError` if the layer returns no array, `ValueError` if its shape is not that of the input.
         """
         del key
         tokens = x.reshape(-1, x.shape[-1])
