@@ -107,10 +107,9 @@ class LeViT(eqx.Module):
         wanted = as_blocks(blocks, self.stages)
         *keys, stem_key, _ = split_key(key, len(self.stages) + 2)
         tokens, state = self._embed(image, state, stem_key)
-        results = list(run_blocks(self.stages, tokens, state, keys, last=max(wanted)))
-        tokens_after = {result.block: result.tokens for result in results}
-        maps = tuple(tokens_after[block].reshape(*self.config.grid(block.stage), -1) for block in wanted)
-        return maps, results[-1].state
+        after = {result.block: result for result in run_blocks(self.stages, tokens, state, keys, last=max(wanted))}
+        maps = tuple(after[block].tokens.reshape(*self.config.grid(block.stage), -1) for block in wanted)
+        return maps, after[max(wanted)].state
 
     def classify(
         self, features: Float[Array, "rows columns dim"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
