@@ -270,12 +270,18 @@ def test_an_unknown_variant(name, near, key):
     (
         ("img_size", "'image_size'"),
         ("num_class", "'num_classes'"),
-        ("key_dim", "Expected `image_size`, `num_cl"),
+        ("width", "Expected `image_size`, `num_cl"),
     ),
 )
 def test_a_variant_with_an_unknown_keyword(keyword, near, key):
     with fails(TypeError, f"There is no `{keyword}`", near):
         levitax.levit_256(key=key, **{keyword: 16})  # type: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("pretrained", (False, True))
+def test_a_variant_of_other_sizes(pretrained, key):
+    with fails(TypeError, "`key_dim` is 16", "it is [32, 32, 32]", "VARIANTS['levit_256'], 'key_dim': ...}"):
+        levitax.levit_256(key=key, pretrained=pretrained, key_dim=16)  # type: ignore[reportCallIssue]
 
 
 def test_a_name_that_resembles_nothing_gets_no_suggestion(key):
@@ -363,7 +369,7 @@ def test_an_activation_by_its_name(key):
         partial(levitax.nn.Stem, 3, (4, 8)),
         partial(levitax.nn.Attention, 4, (2, 2), heads=1, key_dim=4, value_dim=4),
     ):
-        with fails(TypeError, "`activation` is of type `str`", "a function, such as `jax.nn.gelu`"):
+        with fails(TypeError, "`activation` is 'relu'", "a function of an array, such as `jax.nn.gelu`"):
             make_layer(activation=name, key=key)
 
 

@@ -136,6 +136,13 @@ def _weight(norm: Any) -> jax.Array:
     return getattr(norm, "layer", norm).weight
 
 
+def test_factories_may_leave_out_the_key(make, images):
+    plain = lambda heads, grid, stride: Signed(heads, grid, stride=stride, key=jax.random.key(0))
+    model, state = make(**ONE_STAGE, norm=eqx.nn.LayerNorm, attention_bias=plain)
+    assert set(levitax.fuse(model, state).unfused.values()) == {eqx.nn.LayerNorm, Signed}
+    assert isinstance(model.head.classification.norm.layer, eqx.nn.LayerNorm)
+
+
 def test_a_normalisation_of_ones_own_gets_a_key(make, images, key):
     model, state = trained(make(**ONE_STAGE, norm=Scaled), images(4, 16, 16, 3), key)
     forward = eqx.filter_jit(levitax.batched(model))
@@ -271,13 +278,25 @@ def test_an_activation_that_is_a_function_is_asked_for(make, randomise, images, 
         (
             {"norm": lambda channels, key: channels},
             TypeError,
-            "`norm` returned a value of type `int`; expected a layer",
+            "`norm` returned 8, which cannot be called so .it is not a function.; expected a layer",
         ),
         (
             {"norm": lambda channels, key: lambda x: x},
             TypeError,
             "which cannot be called so .*`x, state = layer",
         ),
+        (
+            {"norm": eqx.nn.BatchNorm},
+            TypeError,
+            r"`norm` is `equinox.*BatchNorm`.*`norm\(channels, key=key\)`.*axis_name",
+        ),
+        ({"attention_bias": lambda heads, grid: None}, TypeError, r"`attention_bias` is .*unexpected.*'stride'"),
+        (
+            {"attention_bias": lambda heads, grid, stride: lambda x: x},
+            TypeError,
+            r"`attention_bias` returned .*missing.*'x'.*`bias\(\)`",
+        ),
+        ({"activation": lambda x, y: x}, TypeError, r"`activation` is .*`activation\(x\)`.*'y'"),
         (
             {"norm": lambda channels, key: lambda x, state, *, key: x},
             TypeError,

@@ -82,7 +82,7 @@ def main() -> None:
     model_key, lora_key, train_key = jax.random.split(jax.random.key(0), 3)
     model, state = eqx.nn.make_with_state(levitax.LeViT)(
         image_size=28, in_channels=1, num_classes=10, patch_size=4, stages=2, dim=(64, 96), depth=1, heads=(2, 3),
-        key_dim=16, norm=lambda channels, key: eqx.nn.GroupNorm(8, channels), attention_bias=SignedBias,
+        key_dim=16, norm=lambda channels: eqx.nn.GroupNorm(8, channels), attention_bias=SignedBias,
         distillation=False, key=model_key,
     )  # fmt: skip
     attentions = lambda model: [block.attention for stage in model.stages for block in stage.blocks]

@@ -228,7 +228,7 @@ def as_function(name: str, value: Any) -> Any:
             f"as in `{name}={str(value['function']).rpartition('.')[2]}`."
         )
     if not callable(value):
-        raise TypeError(f"`{name}` is {value!r}; expected a function.")
+        raise TypeError(f"`{name}` is {value!r}; expected a function or a class.")
     try:
         hash(value)
     except TypeError:
@@ -247,22 +247,32 @@ def name_of_function(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def check_layer(name: str, layer: Any) -> None:
-    """Raises unless `layer`, which the factory `name` made, can be called as a layer is."""
-    expected = (
-        "expected a layer that is called as `x, state = layer(x, state, key=key)`, like a `levitax.nn.BatchNorm`. For "
-        "a function of an array alone, return `lambda x, state, *, key=None: (function(x), state)`."
-    )
-    if not callable(layer):
-        raise TypeError(f"`{name}` returned {_described(layer)}; {expected}")
+def why_not_called(function: Any, *arguments: Any, **keywords: Any) -> str:
+    """Why `function` cannot be called with such arguments; empty if it can, or if it does not tell its parameters."""
+    if not callable(function):
+        return "it is not a function"
     try:
-        inspect.signature(layer).bind("x", "state", key=None)
+        inspect.signature(function).bind(*arguments, **keywords)
     except TypeError as error:
-        raise TypeError(
-            f"`{name}` returned {_described(layer)}, which cannot be called so ({error}); {expected}"
-        ) from None
+        return str(error)
     except ValueError:
         pass  # A built-in function, which has no signature.
+    return ""
+
+
+def check_activation(activation: Any) -> None:
+    """Raises unless `activation` is a function of one array."""
+    if why := why_not_called(activation, "x"):
+        raise TypeError(
+            f"`activation` is {_described(activation)}, which cannot be called as `activation(x)` ({why}); expected a "
+            "function of an array, such as `jax.nn.gelu`."
+        )
+
+
+def check_made(name: str, made: Any, what: str, *arguments: Any, **keywords: Any) -> None:
+    """Raises unless what the factory `name` made can be called with such arguments; `what` says what is expected."""
+    if why := why_not_called(made, *arguments, **keywords):
+        raise TypeError(f"`{name}` returned {_described(made)}, which cannot be called so ({why}); expected {what}.")
 
 
 def check_result(name: str, layer: Any, result: Any, shape: tuple[int, ...]) -> Any:
@@ -285,7 +295,12 @@ def check_shape(what: str, array: Any, shape: tuple[int, ...]) -> None:
 
 
 def _described(value: Any) -> str:
-    return f"an array of shape {value.shape}" if eqx.is_array(value) else f"a value of type `{type(value).__name__}`"
+    if eqx.is_array(value):
+        return f"an array of shape {value.shape}"
+    if value is None or isinstance(value, str | Real):
+        return repr(value)
+    is_named = callable(value) and hasattr(value, "__qualname__")
+    return f"`{name_of_function(value)}`" if is_named else f"a value of type `{type(value).__name__}`"
 
 
 def as_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:

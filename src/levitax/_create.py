@@ -49,7 +49,7 @@ def create_model(
     if not isinstance(name, str):
         raise TypeError(f"`name` is {name!r}; expected the name of a variant, such as 'levit_256'.")
     canonical = as_choice("name", name.lower().replace("-", "_"), VARIANTS)
-    check_keywords(overrides, Overrides)
+    _check_overrides(canonical, overrides)
     keywords: LeViTKeywords = {**VARIANTS[canonical], **overrides}
     if as_flag("pretrained", pretrained):
         _check_pretrained(canonical, LeViTConfig(**keywords))
@@ -87,6 +87,20 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     pattern = dashes.sub(lambda found: "_" if found[0] == "-" else found[0], pattern.lower())
     names = PRETRAINED if as_flag("pretrained", pretrained) else VARIANTS
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _check_overrides(name: str, overrides: Overrides) -> None:
+    """Raises for an unknown keyword, and for one that the variants have fixed."""
+    known = LeViTConfig(**VARIANTS[name]).to_dict()
+    for keyword in overrides:
+        if keyword in known and keyword not in Overrides.__annotations__:
+            raise TypeError(
+                f"`{keyword}` is {overrides[keyword]!r}, but {name!r} is a variant in which it is {known[keyword]}. "
+                f"Leave out `{keyword}`; or make a network of other sizes, which has no published weights: "
+                f"`eqx.nn.make_with_state(levitax.LeViT)(**{{**levitax.VARIANTS[{name!r}], {keyword!r}: ...}}, "
+                "key=key)`."
+            )
+    check_keywords(overrides, Overrides)
 
 
 def _check_pretrained(name: str, config: LeViTConfig) -> None:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ._checks import name_of_function, why_not_called
+
 
 def as_key(key: Any) -> PRNGKeyArray:
     """Returns `key` unchanged if it is one key, typed or raw.
@@ -32,6 +34,21 @@ def split_key(key: PRNGKeyArray | None, num: int) -> tuple[PRNGKeyArray | None, 
     key = as_key(key)
     # Not `jax.random.split`, which compiles for each number of keys and for taking each key out of the array.
     return tuple(jax.random.fold_in(key, np.uint32(index)) for index in range(num))
+
+
+def call_factory(call: str, factory: Any, *arguments: Any, key: PRNGKeyArray, **keywords: Any) -> Any:
+    """Calls a factory of layers, with `key` unless it takes none; `call` shows the call in an error.
+
+    **Raises:** `TypeError` if the factory takes other arguments.
+    """
+    if not why_not_called(factory, *arguments, key=key, **keywords):
+        return factory(*arguments, key=key, **keywords)
+    if why := why_not_called(factory, *arguments, **keywords):
+        raise TypeError(
+            f"`{call.partition('(')[0]}` is `{name_of_function(factory)}`, which cannot be called as `{call}` ({why}); "
+            "expected a function or a class that can. It may leave out `key`."
+        )
+    return factory(*arguments, **keywords)
 
 
 def keys_of_batch(key: Any, size: int) -> Any:

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_integers, as_rate, check_axis, check_callable, check_positive, check_shape
-from .._keys import as_key, check_key, split_key
+from .._checks import as_integers, as_rate, check_activation, check_axis, check_made, check_positive, check_shape
+from .._keys import as_key, call_factory, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias
 from ._batch_norm import BatchNorm
@@ -28,8 +28,8 @@ Projections: TypeAlias = tuple[
 BiasFactory: TypeAlias = Callable[..., Any]
 """A function, or a class, that makes an attention bias: `bias = attention_bias(heads, grid, stride=stride, key=key)`.
 
-`heads`, `grid` and `stride` are those of a [`levitax.nn.Attention`][]. The result is called as `bias()` and returns an
-array `(heads, queries, tokens)`.
+`heads`, `grid` and `stride` are those of a [`levitax.nn.Attention`][]. A factory may leave out `key`. The result is
+called as `bias()` and returns an array `(heads, queries, tokens)`.
 """
 
 
@@ -169,7 +169,7 @@ class Attention(eqx.Module):
         """
         check_positive(heads=heads, key_dim=key_dim, value_dim=value_dim, stride=stride)
         rows, columns = as_integers("grid", grid, 2, "rows and columns")
-        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
+        check_activation(activation)
         in_key, bias_key, out_key = split_key(as_key(key), 3)
         # The queries are 6 to 12 times smaller than the scores at 14x14 tokens, so the scale is applied to them.
         shared = {"heads": heads, "key_dim": key_dim, "scale": 1 / math.sqrt(key_dim)}
@@ -182,8 +182,9 @@ class Attention(eqx.Module):
             query = make(dim, heads * key_dim, key=query_key)
             key_value = make(dim, heads * (key_dim + value_dim), key=key_value_key)
             self.project_in = SubsampledQueryKeyValue(query, key_value, (rows, columns), stride, **shared)
-        self.bias = attention_bias(heads, (rows, columns), stride=stride, key=bias_key)
-        check_callable("attention_bias(...)", self.bias, "a bias that is called as `bias()`")
+        call = "attention_bias(heads, grid, stride=stride, key=key)"
+        self.bias = call_factory(call, attention_bias, heads, (rows, columns), stride=stride, key=bias_key)
+        check_made("attention_bias", self.bias, "a bias that is called as `bias()`")
         self.project_out = make(
             heads * value_dim,
             dim if out_dim is None else out_dim,

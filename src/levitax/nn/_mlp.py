@@ -3,7 +3,7 @@ from functools import partial
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_rate, check_callable
+from .._checks import as_rate, check_activation
 from .._keys import as_key, check_key, split_key
 from ._activations import Activation, hard_swish
 from ._batch_norm import BatchNorm
@@ -45,7 +45,7 @@ class MLP(eqx.Module):
         **Raises:** `TypeError` or `ValueError` for sizes that are not positive integers, rates outside [0, 1), an
         activation that is not a function, and an invalid key.
         """
-        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
+        check_activation(activation)
         expand_key, contract_key = split_key(as_key(key), 2)
         make = partial(LinearNorm, use_bias=not use_norm, use_norm=use_norm, norm=norm)
         self.expand = make(dim, hidden_dim, key=expand_key)

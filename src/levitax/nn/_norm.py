@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_layer, check_result, check_shape
+from .._checks import check_made, check_result, check_shape
+from .._keys import call_factory
 from ._initial import full
 
 
@@ -16,7 +17,8 @@ Layer: TypeAlias = Callable[..., tuple[Any, eqx.nn.State]]
 NormFactory: TypeAlias = Callable[..., Any]
 """A function, or a class, that makes a normalisation of some channels: `layer = norm(channels, key=key)`.
 
-The layer is called as `x, state = layer(x, state, key=key)`, with channels last, on an array of any rank. The
+A factory may leave out `key`: `norm=eqx.nn.LayerNorm` works. The layer is called as
+`x, state = layer(x, state, key=key)`, with channels last, on an array of any rank. The
 normalisations of `equinox.nn` may be returned as they are: `GroupNorm` and `BatchNorm` are put into a
 [`levitax.nn.ChannelsFirst`][], `LayerNorm` and `RMSNorm` into a [`levitax.nn.PerToken`][].
 """
@@ -82,16 +84,20 @@ class PerToken(eqx.Module):
 def make_norm(norm: NormFactory, channels: int, *, zero_init: bool = False, key: PRNGKeyArray) -> Layer:
     """Makes a normalisation. With `zero_init`, its `weight`, if it has one, starts at 0.
 
-    **Raises:** `TypeError` if the factory returns something that is not called like a layer.
+    **Raises:** `TypeError` if the factory takes other arguments, or returns something that is not called like a layer.
     """
-    layer = norm(channels, key=key)
+    layer = call_factory("norm(channels, key=key)", norm, channels, key=key)
     if zero_init and eqx.is_array(getattr(layer, "weight", None)):
         layer = eqx.tree_at(lambda layer: layer.weight, layer, full(layer.weight.shape, 0))
     if isinstance(layer, eqx.nn.GroupNorm | eqx.nn.BatchNorm):
         return ChannelsFirst(layer)
     if isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm):
         return PerToken(layer)
-    check_layer("norm", layer)
+    expected = (
+        "a layer that is called as `x, state = layer(x, state, key=key)`, like a `levitax.nn.BatchNorm`. For a "
+        "function of an array alone, return `lambda x, state, *, key=None: (function(x), state)`"
+    )
+    check_made("norm", layer, expected, "x", "state", key=None)
     return layer
 
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_callable, check_widths
+from .._checks import check_activation, check_widths
 from .._keys import as_key, split_key
 from ._activations import Activation, hard_swish
 from ._batch_norm import BatchNorm
@@ -42,7 +42,7 @@ class Stem(eqx.Module):
         that is not a function, and an invalid key.
         """
         check_widths(widths)
-        check_callable("activation", activation, "a function, such as `jax.nn.gelu`")
+        check_activation(activation)
         keys = split_key(as_key(key), len(widths))
         self.convolutions = tuple(
             ConvNorm(before, after, use_bias=not use_norm, use_norm=use_norm, norm=norm, key=conv_key)
