@@ -1,43 +1,10 @@
 """LeViT for JAX: immutable Equinox PyTrees, explicit state, shapes in the signatures."""
 
-from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-from typing import Any as _Any, TYPE_CHECKING as _TYPE_CHECKING
 
-from . import data as data, nn as nn, weights as weights
-from ._batched import batched as batched
-from ._config import LeViTConfig as LeViTConfig, LeViTKeywords as LeViTKeywords, Overrides as Overrides
-from ._create import (
-    create_model as create_model,
-    levit_128 as levit_128,
-    levit_128s as levit_128s,
-    levit_192 as levit_192,
-    levit_256 as levit_256,
-    levit_256d as levit_256d,
-    levit_384 as levit_384,
-    levit_384_s8 as levit_384_s8,
-    levit_512 as levit_512,
-    levit_512_s8 as levit_512_s8,
-    levit_512d as levit_512d,
-    list_models as list_models,
-)
-from ._fuse import fuse as fuse, Predictor as Predictor
-from ._model import LeViT as LeViT
-from ._parameters import count_parameters as count_parameters
-from ._summary import Summary as Summary, summary as summary, SummaryRow as SummaryRow
-from ._variants import PRETRAINED as PRETRAINED, VARIANTS as VARIANTS
-from .weights import load as load, load_preprocessing as load_preprocessing, save as save
+import lazy_loader
 
 
-if _TYPE_CHECKING:
-    from . import export as export, plot as plot, train as train
-
-
+# `__init__.pyi` lists the names. Each is imported on first use, so that importing levitax is instant.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = _version("levitax")
-
-
-def __getattr__(name: str) -> _Any:
-    # Imported on first use: they need optional packages or take long to import.
-    if name in ("export", "plot", "train"):
-        return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

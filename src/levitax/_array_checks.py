@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ._checks import as_real
+
 
 _KINDS = {jnp.bool_: "booleans", jnp.integer: "integers", jnp.floating: "floating-point numbers"}
 
@@ -112,3 +114,48 @@ def _seen(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     for shard in array.addressable_shards:
         if shard.data.shape[1:] == array.shape[1:]:
             yield shard.index[0].start or 0, np.asarray(shard.data)
+
+
+def as_number(name: str, value: Any, low: int | float, high: int | float, *, optional: bool = False) -> Any:
+    """Like `as_real`, also for an array with one number. Keeps a traced value, which cannot be checked."""
+    if isinstance(value, Tracer):
+        return value
+    is_scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == () and value.dtype != bool
+    return as_real(name, value.item() if is_scalar else value, low, high, optional=optional)
+
+
+def as_floating(name: str, value: Any) -> str:
+    """Converts `value` to the name of a floating-point dtype, or raises an error with `name`."""
+    try:
+        # `jnp.dtype(None)` is float64.
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`{name}` is {value!r}; expected a floating-point dtype such as 'float32' or 'bfloat16'.")
+    return dtype.name
+
+
+def check_axis(name: str, array: Any, axis: int, size: int, what: str) -> None:
+    """Raises unless `array` is floating-point with `size` elements along `axis`; `what` names the elements."""
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(f"`{name}` is of type `{type(array).__name__}`; expected an array with {size} {what}.")
+    # Layers cast their weights to the dtype of the input: as integers, they would be 0.
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype}; expected floating-point numbers: use `{name}.astype(jnp.float32)`."
+        )
+    if array.ndim == 0 or array.shape[axis] != size:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}; this layer takes {size} {what} on axis {axis}. Pass an input of that "
+            "shape, or make the layer for this one."
+        )
+
+
+def check_map(name: str, array: Any) -> None:
+    """Raises unless `array` has the axes of one feature map."""
+    if jnp.ndim(array) != 3:
+        raise ValueError(
+            f"`{name}` has shape {jnp.shape(array)}; expected (height, width, channels), one feature map. For "
+            "a batch, use `jax.vmap`."
+        )

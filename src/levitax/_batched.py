@@ -6,10 +6,11 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
-from ._checks import as_integer, check_callable
+from ._checks import as_integer
 from ._explicit import first_axis, in_auto_mode
 from ._fuse import Predictor
 from ._keys import keys_of_batch
+from ._model_checks import check_callable
 
 
 Output_co = TypeVar("Output_co", covariant=True)

@@ -8,17 +8,8 @@ from typing import Any, get_args, Literal, NamedTuple, TypeAlias, TypedDict, Unp
 
 from jax.typing import DTypeLike
 
-from ._checks import (
-    as_choice,
-    as_flag,
-    as_floating,
-    as_function,
-    as_integer,
-    as_integers,
-    as_rate,
-    check_keywords,
-    name_of_function,
-)
+from ._array_checks import as_floating
+from ._checks import as_choice, as_flag, as_function, as_integer, as_integers, as_rate, check_keywords, name_of_function
 
 
 PerStage: TypeAlias = int | Sequence[int]

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import nn
-from ._checks import check_callable, check_state
 from ._host import on_host
 from ._model import LeViT
+from ._model_checks import check_callable, check_state
 from .nn._attention_bias import expand
 
 

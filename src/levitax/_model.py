@@ -6,9 +6,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from . import nn
 from ._blocks import as_blocks, attention_weights, Blocks, run_blocks
 from ._build import make_head, make_stages, make_stem
-from ._checks import check_features, check_image
 from ._config import DEFAULTS, LeViTConfig, LeViTKeywords, Overrides
 from ._keys import as_key, split_key
+from ._model_checks import check_features, check_image
 from ._outline import outline
 from ._spelled_out import spelled_out
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from . import nn
-from ._checks import check_state
 from ._fuse import check_levit
 from ._model import LeViT
+from ._model_checks import check_state
 from ._multiply_adds import multiply_adds
 from ._outline import parts, table, title
 from ._parameters import count_parameters

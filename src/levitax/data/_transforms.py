@@ -6,7 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from .._checks import as_crop_scale, as_integers, as_number
+from .._array_checks import as_number
+from .._checks import as_crop_scale, as_integers
 from .._extras import extra, require
 from ._preprocessing import IMAGENET_MEAN, to_array, to_pillow
 from ._rand_augment import rand_augment

@@ -7,8 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_integers, as_rate, check_activation, check_axis, check_made, check_positive, check_shape
+from .._array_checks import check_axis
+from .._checks import as_integers, as_rate, check_positive
 from .._keys import as_key, call_factory, check_key, split_key
+from .._model_checks import check_activation, check_made, check_shape
 from ._activations import Activation, hard_swish
 from ._attention_bias import AttentionBias
 from ._batch_norm import BatchNorm

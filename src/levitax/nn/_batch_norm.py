@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_axis, check_count, check_positive, check_state, naming_batch_axis, read_statistics
+from .._array_checks import check_axis
+from .._checks import check_positive
 from .._explicit import sum_over_axis
 from .._host import on_host
+from .._model_checks import check_count, check_state, naming_batch_axis, read_statistics
 from ._initial import full
 from ._xla import settled, stored, unfused
 

@@ -2,7 +2,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_axis, check_map, check_odd, check_positive
+from .._array_checks import check_axis, check_map
+from .._checks import check_odd, check_positive
 from .._keys import as_key, split_key
 from ._batch_norm import BatchNorm
 from ._initial import fan_in_uniform

@@ -3,8 +3,9 @@ from functools import partial
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_rate, check_activation
+from .._checks import as_rate
 from .._keys import as_key, check_key, split_key
+from .._model_checks import check_activation
 from ._activations import Activation, hard_swish
 from ._batch_norm import BatchNorm
 from ._linear import LinearNorm

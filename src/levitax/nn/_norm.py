@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_made, check_result, check_shape
 from .._keys import call_factory
+from .._model_checks import check_made, check_result, check_shape
 from ._initial import full
 
 

@@ -3,8 +3,9 @@ from collections.abc import Sequence
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_activation, check_widths
+from .._checks import check_widths
 from .._keys import as_key, split_key
+from .._model_checks import check_activation
 from ._activations import Activation, hard_swish
 from ._batch_norm import BatchNorm
 from ._linear import ConvNorm

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_number, check_map
+from .._array_checks import as_number, check_map
 from .._keys import as_key
 
 

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from .._checks import as_integer, as_number
+from .._array_checks import as_number
+from .._checks import as_integer
 from .._extras import extra, require
 from .._files import as_path
 from .._keys import key_numbers, with_numbers

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import as_number, check_map
+from .._array_checks import as_number, check_map
 from .._keys import as_key
 
 

@@ -1,12 +1,10 @@
 import dataclasses
-import math
-from numbers import Real
-from typing import Any
 
 import jax
 import optax
 from jaxtyping import PyTree
 
+from .._checks import as_layer_decay
 from .._model import LeViT
 from ._optimizer import trainable
 
@@ -99,14 +97,6 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda update, name: scales[name] * update, updates, groups(updates))
 
     return optax.stateless(scale)
-
-
-def as_layer_decay(name: str, value: Any) -> float:
-    """Converts `value` to a `float` above 0 and at most 1, or raises an error with `name`."""
-    decay = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 < decay <= 1:
-        raise ValueError(f"`{name}` is {value!r}; expected a number above 0 and at most 1, where 1 turns it off.")
-    return decay
 
 
 def find_levits(tree: PyTree) -> list[tuple[jax.tree_util.KeyPath, LeViT]]:

@@ -9,7 +9,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .._checks import as_flag, as_integer, as_number
+from .._array_checks import as_number
+from .._checks import as_flag, as_integer, check_schedule
 from ..nn import Attention, AttentionBias, BatchNorm
 
 
@@ -185,20 +186,6 @@ def warmup_cosine(
         return jnp.where(epoch < warmup_epochs, line, cosine)
 
     return schedule
-
-
-def check_schedule(epochs: int, warmup_epochs: int, *, by_epoch: bool, late: bool) -> None:
-    """Raises for lengths and flags that contradict each other."""
-    if warmup_epochs >= epochs:
-        raise ValueError(
-            f"`warmup_epochs` is {warmup_epochs} of {epochs} `epochs`: the warm-up would take the whole training. Set "
-            "a smaller `warmup_epochs`, or more `epochs`."
-        )
-    if late and not by_epoch:
-        raise ValueError(
-            "`late` is True and `by_epoch` False: `late` delays a learning rate that is set once an epoch. Set "
-            "`by_epoch` too, or leave `late` out."
-        )
 
 
 def trainable(model: PyTree) -> PyTree:

@@ -2,15 +2,25 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
-import optax
-from jaxtyping import PyTree
+from .._checks import (
+    as_choice,
+    as_crop_scale,
+    as_flag,
+    as_integer,
+    as_layer_decay,
+    as_real,
+    check_keywords,
+    check_schedule,
+)
 
-from .._checks import as_choice, as_crop_scale, as_flag, as_integer, as_number, check_keywords
-from ._layer_groups import as_layer_decay, scale_by_layer
-from ._loss import cross_entropy, distillation_loss, Loss
-from ._optimizer import adamw, check_schedule, head_only, trainable, warmup_cosine
+
+if TYPE_CHECKING:
+    import optax
+    from jaxtyping import PyTree
+
+    from ._loss import Loss
 
 
 # Smallest and largest value of each number that is no count, and whether it may be `None`.
@@ -49,32 +59,48 @@ class Recipe:
 
     **Arguments:**
 
-    - `epochs`, `batch_size`: length of the training, and images per step over all devices.
+    - `epochs`: length of the training.
+    - `batch_size`: images per step, over all devices.
     - `repeats`: how often each image occurs in an epoch, augmented differently each time. An epoch keeps its length, so
         with 3 it contains a third of the different images (repeated augmentation, Hoffer et al. 2020).
     - `crop_scale`: smallest and largest area of the random crop, as a share of the image. The crop is resized to the
         model's size. `None` resizes the whole image.
     - `flip_probability`: the probability of a horizontal flip.
     - `rand_augment`: magnitude of RandAugment, from 0 to 10, as in timm's `rand-m9-mstd0.5-inc1`; 0 turns it off.
-    - `max_shift`, `max_rotation`, `max_scale`: as in [`levitax.train.random_affine`][].
-    - `erase_probability`: as in [`levitax.train.random_erase`][].
-    - `mixup`, `cutmix`, `mix_probability`, `switch_probability`: as in [`levitax.train.mix`][].
-    - `label_smoothing`: as in [`levitax.train.cross_entropy`][].
-    - `distillation`, `alpha`, `temperature`: as in [`levitax.train.distillation_loss`][]; "none" without a teacher.
-    - `drop_path`: of the model; `None` keeps the rate of the architecture.
+    - `max_shift`: the largest random shift along each axis, in pixels of the model's size.
+    - `max_rotation`: the largest random rotation about the centre, in degrees.
+    - `max_scale`: the largest random change of size: 0.1 scales by 0.9 to 1.1.
+    - `erase_probability`: the probability of [`levitax.train.random_erase`][], noise in a random rectangle.
+    - `mixup`: mixes the images of a batch, with shares from Beta(mixup, mixup); 0 turns it off.
+    - `cutmix`: puts a rectangle of another image into each image, of an area from Beta(cutmix, cutmix); 0 turns it off.
+    - `mix_probability`: the probability that a batch is mixed at all.
+    - `switch_probability`: the probability of cutmix, if both kinds of mixing are on.
+    - `label_smoothing`: the share of each target that is spread over all classes.
+    - `distillation`: how the second head learns from the teacher: "hard", from its most likely class, or "soft", from
+        its logits; "none" without a teacher ([`levitax.train.distillation_loss`][]).
+    - `alpha`: the teacher's share of the loss.
+    - `temperature`: divides the logits of soft distillation.
+    - `drop_path`: rate of stochastic depth; `None` keeps the rate of the model.
     - `trained`: "all", or "head" for a linear probe.
     - `freeze_norms`: normalise with the running statistics and do not update them, like the official fine-tuning.
     - `learning_rate`: for a batch of 512 images; scales with the batch size.
-    - `warmup_epochs`, `warmup_learning_rate`, `min_learning_rate`, `by_epoch`, `late`: as in
-        [`levitax.train.warmup_cosine`][]. These learning rates do not scale with the batch size.
-    - `weight_decay`, `eps`, `clipping`: as in [`levitax.train.adamw`][].
-    - `layer_decay`: the learning rate of each group of [`levitax.train.layer_groups`][] is this factor times that of
-        the group before it; the head has the whole rate. As in [`levitax.train.scale_by_layer`][]; 1 turns it off.
-    - `ema_decay`: of the moving average of the weights, as in [`levitax.train.TrainState`][]; `None` for no average.
-    - `group_size`: images that share batch statistics and are mixed with one another, as in [`levitax.batched`][]; 256
-        is one GPU of the official training. `None` takes the whole batch.
-    - `accumulate`: as in [`levitax.train.make_step`][].
-    - `dtype`, `remat`: of the model, as in [`levitax.LeViT`][].
+    - `warmup_epochs`: length of the linear warm-up.
+    - `warmup_learning_rate`: the learning rate at the start of the warm-up. It does not scale with the batch size.
+    - `min_learning_rate`: the learning rate at the end of the cosine. It does not scale with the batch size.
+    - `by_epoch`: keep the same learning rate in all steps of an epoch, like the official training.
+    - `late`: each epoch but the first has the learning rate of the epoch before, like the official training.
+    - `weight_decay`: decoupled, multiplied by the learning rate ([`levitax.train.adamw`][]).
+    - `eps`: added to the root of AdamW's second moment.
+    - `clipping`: the largest gradient of each unit, relative to its weights ([`levitax.train.adaptive_grad_clip`][]);
+        `None` turns it off.
+    - `layer_decay`: the learning rate of each group of layers is this factor times that of the group before it; the
+        head has the whole rate ([`levitax.train.layer_groups`][]). 1 turns it off.
+    - `ema_decay`: decay of a moving average of the weights; `None` for no average.
+    - `group_size`: images that share batch statistics and are mixed with one another; 256 is one GPU of the official
+        training. `None` takes the whole batch.
+    - `accumulate`: the number of parts of a batch that go through the model one after the other, to save memory.
+    - `dtype`: dtype of the computation.
+    - `remat`: recompute each block in the backward pass, to save memory.
 
     **Raises:** `TypeError` or `ValueError`, naming the field, for invalid values and for fields that contradict each
     other.
@@ -130,7 +156,7 @@ class Recipe:
         as_choice("trained", self.trained, ("all", "head"))
         as_choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name, (low, high, optional) in _RANGES.items():
-            put(name, as_number(name, getattr(self, name), low, high, optional=optional))
+            put(name, as_real(name, getattr(self, name), low, high, optional=optional))
         put("layer_decay", as_layer_decay("layer_decay", self.layer_decay))
         put("crop_scale", as_crop_scale(self.crop_scale))
         self._check_together()
@@ -206,8 +232,12 @@ class Recipe:
         overrides["distillation"] = self.distillation != "none"
         return overrides if self.drop_path is None else overrides | {"drop_path": self.drop_path}
 
-    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    # JAX and optax are imported in the methods, so that the help of the command, which lists the fields, opens at once.
+
+    def schedule(self, steps_per_epoch: int) -> "optax.Schedule":
         """The learning rate by step, for epochs of `steps_per_epoch` steps."""
+        from ._optimizer import warmup_cosine
+
         return warmup_cosine(
             self.learning_rate * self.batch_size / 512,
             epochs=self.epochs,
@@ -219,15 +249,22 @@ class Recipe:
             late=self.late,
         )
 
-    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
+    def optimizer(self, steps_per_epoch: int) -> "optax.GradientTransformation":
         """The optimiser with its schedule, for epochs of `steps_per_epoch` steps."""
+        import optax
+
+        from ._layer_groups import scale_by_layer
+        from ._optimizer import adamw
+
         schedule = self.schedule(steps_per_epoch)
         optimizer = adamw(schedule, weight_decay=self.weight_decay, eps=self.eps, clipping=self.clipping)
         # Checkpoints without layer decay stay as they were: a chain would change the structure of the state.
         return optimizer if self.layer_decay == 1 else optax.chain(optimizer, scale_by_layer(self.layer_decay))
 
-    def loss(self) -> Loss:
+    def loss(self) -> "Loss":
         """The loss, with or without a teacher."""
+        from ._loss import cross_entropy, distillation_loss
+
         if self.distillation == "none":
             return partial(cross_entropy, label_smoothing=self.label_smoothing)
         return partial(
@@ -238,8 +275,10 @@ class Recipe:
             label_smoothing=self.label_smoothing,
         )
 
-    def parameters(self, model: PyTree) -> PyTree:
+    def parameters(self, model: "PyTree") -> "PyTree":
         """The part of `model` that is trained; everything else is `None`."""
+        from ._optimizer import head_only, trainable
+
         return head_only(model) if self.trained == "head" else trainable(model)
 
 

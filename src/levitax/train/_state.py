@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._checks import as_number
+from .._array_checks import as_number
 from .._keys import as_key
 from ._optimizer import check_optimizer, check_trained, Model, Parameters, promoting, trainable
 

@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from .._batched import batch_size, batched
-from .._checks import as_integer, check_callable
+from .._checks import as_integer
+from .._model_checks import check_callable
 from ._accumulate import in_parts
 from ._compile import compile_update
 from ._loss import cross_entropy, Loss

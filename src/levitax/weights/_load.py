@@ -8,11 +8,12 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from .._build import make_head
-from .._checks import check_keywords, check_state, name_of_function
+from .._checks import check_keywords, name_of_function
 from .._config import LeViTConfig, Overrides
 from .._fuse import check_levit, fuse
 from .._keys import as_key
 from .._model import LeViT
+from .._model_checks import check_state
 from . import _tree
 from ._adapt import adapted
 from ._open import open_weights, Source, Weights

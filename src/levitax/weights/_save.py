@@ -7,10 +7,11 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import as_choice, check_state, name_of_function
+from .._checks import as_choice, name_of_function
 from .._files import as_path
 from .._fuse import check_levit
 from .._model import LeViT
+from .._model_checks import check_state
 from .._outline import is_fused
 from ..data import Preprocessing
 from ..data._preprocessing import check_fits
