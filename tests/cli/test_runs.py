@@ -181,7 +181,7 @@ def test_sigterm_saves_before_leaving(start, finish, undisturbed, tmp_path):
 def test_two_runs_at_once_into_one_folder_are_refused(start, finish, undisturbed, tmp_path):
     process = start("run")
     wait_for(process, lambda: (tmp_path / "run" / "checkpoints").exists())
-    printed = finish("run", code=2)
+    printed = finish("run", code=1)
     assert f"Another run writes to `{tmp_path / 'run'}`" in printed and "Traceback" not in printed
     # The other one is none the worse for it.
     ended(process)
@@ -257,17 +257,17 @@ def test_stored_logits_teach(begin, finish, undisturbed, tmp_path):
     ended(begin("evaluate", *weights, "--crop-ratio", 1, "--logits", stored))
     logits = TeacherLogits.load(stored).logits
     assert (logits.argmax(-1) == np.repeat([0, 1], IMAGES // 2)).all() and logits.shape == (IMAGES, 2)
-    finish("student", "--set", "distillation=soft", "--teacher", stored)
+    finish("student", "--distillation", "soft", "--teacher", stored)
     assert len(metrics(tmp_path / "student")) == 6
 
 
 def test_a_teacher_of_other_classes_is_refused(make, finish, tmp_path):
     levitax.save(tmp_path / "five.safetensors", *make(), preprocessing=PREPROCESSING)
-    printed = finish("run", "--set", "distillation=hard", "--teacher", tmp_path / "five.safetensors", code=2)
+    printed = finish("run", "--distillation", "hard", "--teacher", tmp_path / "five.safetensors", code=1)
     assert "The teacher must see the same images and have the same classes" in printed and "Traceback" not in printed
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_checkpoint(finish, tmp_path):
-    printed = finish("run", "--checkpoint-every", 1, "--set", "learning_rate=1e30", "warmup_learning_rate=1e-5", code=1)
+    printed = finish("run", "--checkpoint-every", 1, "--learning-rate", 1e30, "--warmup-learning-rate", 1e-5, code=1)
     step, folder = re.findall(r"The loss of step (\d+) is .* last good checkpoint is `([^`]*)`", printed)[0]
     assert Path(folder).is_dir() and int(Path(folder).name) == int(step) - 1

@@ -9,9 +9,23 @@ from collections.abc import Iterator
 from .._extras import extra
 
 
+class UsageError(Exception):
+    """Options that contradict one another, or have no such value."""
+
+
 @contextlib.contextmanager
-def errors_in_a_line(program: str) -> Iterator[None]:
-    """Prints errors of levitax and of the system in one line, and warnings too. Other errors keep their traceback.
+def usage() -> Iterator[None]:
+    """Turns errors of levitax about the options into a `UsageError`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def errors_in_a_line(program: str, *, usage: type[Exception] = UsageError, debug: bool = False) -> Iterator[None]:
+    """Prints errors and warnings in one line, and ends the process: with status 2 for a `UsageError` or an error of the
+    class `usage`, with 1 for other errors. With `debug`, errors keep their traceback.
 
     If the reader of a pipe closes it, as `head` does, the process ends without an error.
     """
@@ -31,23 +45,26 @@ def errors_in_a_line(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        _leave(program, error, 2)
-    except (FloatingPointError, ModuleNotFoundError, TypeError, ValueError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        if debug:
             raise
-        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
-            _leave(program, f"{error.name} is not installed: {extra('cli')}", 2)
-        _leave(program, error, 1 if isinstance(error, FloatingPointError) else 2)
+        print(f"{program}: error: {_in_a_line(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError | usage) else 1)
     finally:
         warnings.formatwarning = default_format
 
 
-def _leave(program: str, message: object, code: int) -> None:
-    print(f"{program}: error: {message}", file=sys.stderr)
-    sys.exit(code)
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in text and _is_ours(error):
+        return f"{error.name} is not installed: {extra('cli')}"
+    if isinstance(error, OSError | UsageError) or _is_ours(error):
+        return text
+    # Of JAX or another package: the first line says what, and its name says who.
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first} (--debug shows the traceback)"
 
 
 def _is_ours(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].split(".")[0] == "levitax"
+    return frame.f_globals["__name__"].split(".")[0] in ("levitax", "cyclopts")

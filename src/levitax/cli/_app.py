@@ -1,0 +1,47 @@
+"""The commands by name. Their modules import JAX when they run, so that help opens at once."""
+
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+import levitax
+
+from ._errors import errors_in_a_line
+from ._evaluate import evaluate
+from ._export import export
+from ._finetune import finetune
+from ._predict import predict
+from ._train import train
+
+
+_COMMANDS = (train, finetune, evaluate, predict, export)
+
+app = App(
+    name="levitax",
+    help="LeViT for JAX: training, inference and export. Each command has its own --help.",
+    help_format="plaintext",
+    version=levitax.__version__,
+    default_parameter=Parameter(negative_iterable=(), negative_none=()),
+)
+for number, command in enumerate(_COMMANDS):
+    app.command(command, sort_key=number)
+app.register_install_completion_command(help="Install completion for your shell.")
+
+_RAISING = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(help="Show the traceback of an error.", negative=())] = False,
+) -> None:
+    del debug  # `run` reads it.
+    app(tokens, **_RAISING)
+
+
+def run(given: list[str]) -> None:
+    """Runs a command. Errors end the process."""
+    program = f"levitax {given[0]}" if given and given[0] in app else "levitax"
+    with errors_in_a_line(program, usage=cyclopts.CycloptsError, debug="--debug" in given):
+        app.meta(given, **_RAISING)

@@ -1,0 +1,153 @@
+"""The options that several commands share."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast, TYPE_CHECKING, TypeAlias, TypedDict
+
+from cyclopts import Group, Parameter, Token
+
+import levitax
+
+from .._checks import as_choice
+from ..train import Recipe, RECIPES
+
+
+def _as_size(_: object, tokens: Sequence[Token]) -> int | tuple[int, ...]:
+    height, *width = (int(number) for number in tokens[0].value.split("x"))
+    if len(width) > 1:
+        raise ValueError("expected one number, or height and width, as in 224x160")
+    return (height, *width) if width else height
+
+
+def _to_write(suffixes: Sequence[str], path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"It must end in {' or '.join(suffixes)}.")
+    if not path.expanduser().parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent}.")
+
+
+def _figure(_: object, path: Path | None) -> None:
+    # Here, since not all commands need Matplotlib.
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    _to_write([f".{kind}" for kind in FigureCanvasBase.get_supported_filetypes()], path)
+
+
+def _logits(_: object, path: Path | None) -> None:
+    _to_write([".safetensors"], path)
+
+
+def _seed(_: object, number: int) -> None:
+    if not 0 <= number < 2**32:
+        raise ValueError(f"Expected a number from 0 to {2**32 - 1}.")
+
+
+def _preset(_: object, name: str | None) -> None:
+    if name is not None:
+        as_choice("--preset", name, RECIPES)
+
+
+Weights: TypeAlias = Annotated[
+    str, Parameter(help="A file, a run folder or other folder, or the name of a repository on the hub.")
+]
+Data: TypeAlias = Annotated[
+    str,
+    Parameter(
+        help="A folder with train/ and val/, each with a folder of images for each class; the id of a data set on the "
+        "hub; or digits."
+    ),
+]
+ImageSize: TypeAlias = Annotated[
+    int | tuple[int, int] | None,
+    Parameter(help="In pixels: one number, or height and width, as in 224x160.", converter=_as_size, n_tokens=1),
+]
+Workers: TypeAlias = Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")]
+Figure: TypeAlias = Annotated[Path | None, Parameter(validator=_figure)]
+Logits: TypeAlias = Annotated[Path | None, Parameter(validator=_logits)]
+Overwrite: TypeAlias = Annotated[bool, Parameter(help="Replace a file that exists.", negative=())]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of a training run that are not in its recipe."""
+
+    preset: Annotated[str | None, Parameter(help=f"The recipe: {', '.join(RECIPES)}.", validator=_preset)] = None
+    out: Annotated[Path | None, Parameter(help="The run folder. By default in runs/, named after the data.")] = None
+    image_size: ImageSize = None
+    teacher: Annotated[str | None, Parameter(help="Weights, timm:MODEL, or logits from levitax evaluate --logits.")] = (
+        None
+    )
+    workers: Workers = 0
+    seed: Annotated[int, Parameter(help="Of the weights, the order of the images and the rest.", validator=_seed)] = 0
+    checkpoint_every: Annotated[
+        int | None, Parameter(help="Steps between checkpoints, in addition to one for each epoch.")
+    ] = None
+    coordinator: Annotated[
+        str | None, Parameter(help="HOST:PORT of the first of several processes. Found under srun and mpirun.")
+    ] = None
+    processes: Annotated[int | None, Parameter(help="The number of processes.")] = None
+    process: Annotated[int | None, Parameter(help="The number of this process, from 0.")] = None
+
+
+Channels: TypeAlias = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
+
+
+class PreprocessingChanges(TypedDict, total=False):
+    """Changes to the preprocessing of the weights or of the data."""
+
+    mean: Annotated[Channels, Parameter(help="Mean of each channel, for pixels in [0, 1].")]
+    std: Annotated[Channels, Parameter(help="Standard deviation of each channel.")]
+    crop_ratio: Annotated[float, Parameter(help="Share of the resized image that the crop keeps; 1 keeps all.")]
+
+
+def _flag_for_each_field() -> type:
+    """A dictionary with a flag for each field of a recipe, with its type and its text in the docstring."""
+    entries = re.findall(r"^- `(\w+)`: (.*(?:\n    .*)*)", inspect.cleandoc(Recipe.__doc__ or ""), re.MULTILINE)
+    texts = {name: _as_plain_text(text) for name, text in entries}
+    fields = {
+        field.name: Annotated[cast(Any, field.type), Parameter(help=texts.get(field.name, ""))]
+        for field in dataclasses.fields(Recipe)
+    }
+    return cast(Any, TypedDict)("RecipeChanges", fields, total=False)
+
+
+def _as_plain_text(markdown: str) -> str:
+    text = re.sub(r"\[`(.+?)`\]\[\]", r"\1", " ".join(markdown.split()))
+    return text[:1].upper() + text[1:].replace("`None`", "none").replace("`", "")
+
+
+if TYPE_CHECKING:
+    RecipeChanges: TypeAlias = dict[str, Any]
+else:
+    RecipeChanges = _flag_for_each_field()
+
+
+def check_new(*paths: Path | None, overwrite: bool) -> None:
+    """Raises if a file to write exists already, unless it may be overwritten. Checked before the work starts."""
+    for path in paths:
+        if path is not None and path.exists() and not overwrite:
+            raise FileExistsError(f"`{path}` exists already: pass another path, or --overwrite.")
+
+
+def flat(group: str) -> Parameter:
+    """Gives each key of a dictionary its own option, listed in a group of the help."""
+    return Parameter(name="*", group=Group.create_ordered(group))
+
+
+def preprocessing_of(
+    weights: str, image_size: tuple[int, int], changes: PreprocessingChanges | None
+) -> "levitax.data.Preprocessing":
+    """The preprocessing of weights, for images of a size, with the changes that the options give."""
+    options = changes or {}
+    try:
+        preprocessing = levitax.load_preprocessing(weights)
+    except ValueError as error:
+        if len(options) < 3:
+            raise ValueError(f"{error} Or pass --mean, --std and --crop-ratio.") from None
+        preprocessing = levitax.data.Preprocessing()
+    return dataclasses.replace(preprocessing, image_size=image_size, **options)
