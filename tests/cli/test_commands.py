@@ -88,7 +88,7 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
     run("finetune", *data, *weights, "--epochs", 6, "--out", tmp_path / "tuned")
     run("finetune", *data, *weights, "--epochs", 6, "--preset", "probe", "--out", tmp_path / "probe")
-    small = ("--channels", 1, "--model", "digits", "--preset", "digits")
+    small = ("--model", "small", "--preset", "digits")
     printed = run("train", *data, *small, "--epochs", 6, "--out", tmp_path)
     last = {name: metrics(tmp_path / name)[-1]["validation_accuracy"] for name in ("tuned", "probe", ".")}
     assert last["tuned"] > last["."] and last["probe"] > last["."]
@@ -128,6 +128,36 @@ def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trai
     assert accuracy == pytest.approx(100 * metrics(tmp_path / "run")[-1]["validation_accuracy"], abs=0.01)
 
 
+def test_a_folder_without_further_options(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        kind = tmp_path / "shades" / ("dark", "light")[number % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 128, (16, 20), np.uint8) + np.uint8(127 * (number % 2))
+        Image.fromarray(pixels).save(kind / f"{number:02}.png")
+    out = ("--out", tmp_path / "run")
+    printed = run("train", tmp_path / "shades", "--epochs", 1, *out)
+    assert "72 images of about 16 pixels: model small, recipe small, 1 epoch(s) in batches of 8, learning rate" in printed
+    assert f"next: levitax evaluate {tmp_path / 'run'} {tmp_path / 'shades'}" in printed
+    assert levitax.load(tmp_path / "run")[0].config.in_channels == 1
+    # The images that it validated with are written down, and evaluated.
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert split["share"] == 0.1 and len(split["validation"]) == 8
+    assert sorted({Path(name).parts[0] for name in split["validation"]}) == ["dark", "light"]
+    printed = run("evaluate", tmp_path / "run", tmp_path / "shades")
+    assert "8 of 80 images: those in " in printed
+    accuracy = float(re.findall(r"top-1 ([\d.]+)%", printed)[0])
+    assert accuracy == pytest.approx(100 * metrics(tmp_path / "run")[-1]["validation_accuracy"], abs=0.01)
+    shutil.copytree(tmp_path / "shades" / "dark", tmp_path / "others" / "dark")
+    shutil.copytree(tmp_path / "shades" / "light", tmp_path / "others" / "light")
+    (tmp_path / "others" / split["validation"][0]).unlink()
+    assert "all 79 images, since " in run("evaluate", tmp_path / "run/best", tmp_path / "others")
+    # The run has ended, and goes on if asked.
+    assert "has ended; to go on, repeat" in run("train", tmp_path / "shades", "--epochs", 1, *out)
+    assert "ended after 1 epoch(s), and goes on to 2" in run("train", tmp_path / "shades", "--epochs", 2, *out)
+    assert len(metrics(tmp_path / "run")) == 2
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -143,6 +173,7 @@ def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trai
         ("train", ["--seed", 2**32], "Expected a number from 0 to 4294967295"),
         ("train", ["--image-size", "3x4x5"], "expected one number, or height and width, as in 224x160"),
         ("finetune", ["flowers"], "--weights"),
+        *(("train", ["flowers", "--validation-share", share], "--validation-share") for share in (0, 1, -0.5, 1.5)),
         ("predict", ["a.png", "--weights", "x", "--top", 0], 'Invalid value "0" for --top'),
         ("predict", ["a.png", "--weights", "x", "--out", "no/where.png"], "There is no folder no"),
         ("predict", ["a.png", "--weights", "x", "--out", "a.doc"], "It must end in ."),

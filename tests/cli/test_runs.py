@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilati
 
 IMAGES, BATCH = 48, 16
 PREPROCESSING = Preprocessing(image_size=16, crop_ratio=1.0)
-RECIPE = ("--preset", "digits", "--batch-size", BATCH, "--epochs", 6)
+RECIPE = {"--preset": "digits", "--batch-size": BATCH, "--epochs": 6}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def begin(folder, once):
     cache = once("datasets", lambda folder: None)
 
     def begin(command: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
-        line = [sys.executable, "-m", "levitax", command, "--data", folder, *arguments]
+        data = () if "--data" in arguments else ("--data", folder)
+        line = [sys.executable, "-m", "levitax", command, *data, *arguments]
         environment = {
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -77,7 +78,8 @@ def train(begin, once, make):
     weights = once("small", save) / "model.safetensors"
 
     def train(out: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
-        return begin("finetune", "--weights", weights, *RECIPE, "--out", out, *arguments, devices=devices)
+        recipe = [part for flag, value in RECIPE.items() if flag not in arguments for part in (flag, value)]
+        return begin("finetune", "--weights", weights, *recipe, "--out", out, *arguments, devices=devices)
 
     return train
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,11 +64,39 @@ def test_a_run_leaves_metrics_weights_and_a_model(model, tmp_path, capsys):
     assert again.history == fitted.history
     after = load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
-    with pytest.raises(ValueError, match=r"belong to another run: .*`recipe.epochs` was 2 and is 3"):
-        fit(*model, DATA, dataclasses.replace(RECIPE, epochs=3), out=tmp_path)
+    assert f"the run in `{tmp_path}` has ended; to go on" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"belong to another run: .*`data.labels`"):
         other = DATA._replace(train=TRAIN._replace(labels=1 - TRAIN.labels))
         fit(*model, other, RECIPE, out=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_goes_on_with_more_epochs(model, tmp_path, capsys):
+    fit(*model, DATA, RECIPE, out=tmp_path)
+    short = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    longer = dataclasses.replace(RECIPE, epochs=4)
+    first, last = (np.asarray(longer.schedule(3)(step)).item() for step in (6, 11))
+    fitted = fit(*model, DATA, longer, out=tmp_path)
+    assert [line["epoch"] for line in fitted.history] == [1, 2, 3, 4] and fitted.history[:2] == short
+    assert fitted.history[-1]["learning_rate"] == pytest.approx(last)
+    rates = f"{first:.2g}, after {short[-1]['learning_rate']:.2g} at its end"
+    assert re.search(rf"ended after 2 epoch\(s\), and goes on to 4, .*: {rates}", capsys.readouterr().out)
+    # It is that run now, and neither becomes shorter nor changes otherwise.
+    with pytest.raises(ValueError, match=r"at step 12 of 4 epochs, 1 of them warm-up, and the recipe has 2 and 1"):
+        fit(*model, DATA, RECIPE, out=tmp_path)
+    with pytest.raises(ValueError, match=r"belong to another run: .*`recipe.mixup` was 0.0 and is 0.5"):
+        fit(*model, DATA, dataclasses.replace(longer, epochs=5, mixup=0.5), out=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_not_ended_keeps_its_length(model, tmp_path):
+    def stop(metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(*model, DATA, RECIPE, out=tmp_path, on_epoch=stop, checkpoint_every=1)
+    with pytest.raises(ValueError, match="Only a run that has ended can go on, with more epochs"):
+        fit(*model, DATA, dataclasses.replace(RECIPE, epochs=4), out=tmp_path)
 
 
 @pytest.mark.slow

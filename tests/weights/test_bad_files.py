@@ -229,8 +229,24 @@ def test_the_two_names_of_the_hub_are_one_candidate(file, trained):
     assert tree_equal(load(file.parent), trained)
 
 
+def test_a_run_folder_is_the_model_of_its_last_epoch(file, trained):
+    for name in ("best", "ema"):
+        (file.parent / f"{name}.safetensors").write_bytes(b"not opened")
+    assert tree_equal(load(file.parent), trained)
+    (file.parent / "best.safetensors").write_bytes(file.read_bytes())
+    assert tree_equal(load(file.parent / "best"), trained)
+    with pytest.raises(ValueError, match=r"ema\.safetensors"):
+        load(file.parent / "ema")
+
+
 def test_a_folder_without_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no weights file: no name ends in \.safetensors, \.pth"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no weights file: no name ends in \.safetensors, \.pth"
+    ) as error:
+        load(tmp_path)
+    assert "has not ended" not in str(error.value)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="a training run that has not ended: repeat its command to end it"):
         load(tmp_path)
 
 

@@ -7,7 +7,16 @@ from cyclopts import Parameter
 import levitax
 
 from ._errors import usage
-from ._options import Data, flat, preprocessing_of, PreprocessingChanges, RecipeChanges, RunOptions, Weights
+from ._options import (
+    Data,
+    DataOptions,
+    flat,
+    preprocessing_of,
+    PreprocessingChanges,
+    RecipeChanges,
+    RunOptions,
+    Weights,
+)
 
 
 def finetune(
@@ -17,6 +26,7 @@ def finetune(
     new_head: Annotated[
         bool, Parameter(help="Make a new classifier, even if the classes are the same.", negative=())
     ] = False,
+    reading: Annotated[DataOptions, flat("Data")] = DataOptions(),
     options: Annotated[RunOptions, flat("Run")] = RunOptions(),
     preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the weights)")] = None,
     recipe: Annotated[RecipeChanges | None, flat("Recipe (by default from the preset)")] = None,
@@ -32,13 +42,13 @@ def finetune(
     from ._runs import model_keywords, needs_new_head, open_images, prepared_for, run, start_hosts
 
     changes = recipe or {}
-    chosen = make_recipe(options.preset or "finetune", changes)
+    chosen = make_recipe(levitax.train.RECIPES[options.preset or "finetune"], changes)
     with usage():
         start_hosts(options)
     model, state = levitax.load(weights)
     # The weights expect images as their own training prepared them.
     prepared = preprocessing_of(weights, model.config.image_size, preprocessing)
-    found = open_images(data, model.config.in_channels)
+    found = open_images(data, model.config.in_channels, reading)
     chosen = fit_batch(chosen, changes, len(found.train.labels))
     if new_head or needs_new_head(found, model.config.num_classes, prepared):
         model, state = levitax.weights.adapt(model, state, num_classes=0)
@@ -48,4 +58,4 @@ def finetune(
     adapted = levitax.weights.adapt(model, state, **keywords, key=jax.random.key(options.seed))
     # Not the folder of `levitax train` on the same data.
     out = options.out or Path("runs", f"{Path(data).name}-finetuned")
-    run(*adapted, found, chosen, out, options, weights=weights)
+    run(*adapted, found, chosen, out, options, where=data, reading=reading, weights=weights)

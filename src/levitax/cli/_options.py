@@ -58,18 +58,34 @@ Weights: TypeAlias = Annotated[
 Data: TypeAlias = Annotated[
     str,
     Parameter(
-        help="A folder with train/ and val/, each with a folder of images for each class; the id of a data set on the "
-        "hub; or digits."
+        help="A folder with a folder of images for each class, or with train/ and val/ that have such folders; the id "
+        "of a data set on the hub; or digits."
     ),
 ]
 ImageSize: TypeAlias = Annotated[
     int | tuple[int, int] | None,
     Parameter(help="In pixels: one number, or height and width, as in 224x160.", converter=_as_size, n_tokens=1),
 ]
-Workers: TypeAlias = Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")]
 Figure: TypeAlias = Annotated[Path | None, Parameter(validator=_figure)]
 Logits: TypeAlias = Annotated[Path | None, Parameter(validator=_logits)]
 Overwrite: TypeAlias = Annotated[bool, Parameter(help="Replace a file that exists.", negative=())]
+
+
+def _share(_: object, share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError("Expected a number between 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a data set is read."""
+
+    validation_share: Annotated[
+        float,
+        Parameter(help="Share of the images to validate with, if the data have no split for that.", validator=_share),
+    ] = 0.1
+    split_seed: Annotated[int, Parameter(help="Draws these images.", validator=_seed)] = 0
+    workers: Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +98,6 @@ class RunOptions:
     teacher: Annotated[str | None, Parameter(help="Weights, timm:MODEL, or logits from levitax evaluate --logits.")] = (
         None
     )
-    workers: Workers = 0
     seed: Annotated[int, Parameter(help="Of the weights, the order of the images and the rest.", validator=_seed)] = 0
     checkpoint_every: Annotated[
         int | None, Parameter(help="Steps between checkpoints, in addition to one for each epoch.")

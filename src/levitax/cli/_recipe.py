@@ -5,17 +5,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..train import Recipe, RECIPES
+from ..train import Recipe
 from ..train._reporting import say
 from ._errors import usage
 
 
-def make_recipe(preset: str, changes: Mapping[str, Any]) -> Recipe:
+def make_recipe(preset: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The preset, with changes to its fields. A run too short for the warm-up of the preset gets a shorter one.
 
-    **Raises:** `UsageError` for an unknown preset, and for invalid values.
+    **Raises:** `UsageError` for invalid values.
     """
-    recipe = {**RECIPES[preset].to_dict(), **changes}
+    recipe = {**preset.to_dict(), **changes}
     if "epochs" in changes and "warmup_epochs" not in changes:
         recipe["warmup_epochs"] = min(recipe["warmup_epochs"], recipe["epochs"] // 5)
     with usage():

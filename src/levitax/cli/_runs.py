@@ -17,7 +17,10 @@ from .._fuse import fuse
 from .._model import LeViT
 from ..data import DataSet, open_data, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
-from ._options import RunOptions
+from ..train._reporting import say
+from ..weights import load
+from ._options import DataOptions, RunOptions
+from ._split import write_split
 
 
 def start_hosts(options: RunOptions) -> None:
@@ -25,11 +28,11 @@ def start_hosts(options: RunOptions) -> None:
     start_distributed(options.coordinator, options.processes, options.process)
 
 
-def open_images(data: str, channels: int) -> DataSet:
+def open_images(data: str, channels: int, reading: DataOptions) -> DataSet:
     """Opens a data set; says so if that means to look for it on the hub."""
     if data != "digits" and not Path(data).expanduser().exists() and jax.process_index() == 0:
         print(f"there is no folder {data} here; looking for a data set of that name on the hub", file=sys.stderr)
-    return open_data(data, channels=channels)
+    return open_data(data, channels=channels, validation_share=reading.validation_share, seed=reading.split_seed)
 
 
 def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
@@ -40,6 +43,16 @@ def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
     if preprocessing.class_names:
         data = data.in_order_of(preprocessing.class_names)
     return data._replace(preprocessing=dataclasses.replace(preprocessing, class_names=data.classes))
+
+
+def can_be_fetched(weights: str) -> bool:
+    """Fetches published weights, or says why that is not possible."""
+    try:
+        load(weights)
+    except (OSError, ModuleNotFoundError) as error:
+        say(f"{weights} cannot be fetched: {type(error).__name__}; training from scratch")
+        return False
+    return True
 
 
 def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing) -> bool:
@@ -72,11 +85,20 @@ def run(
     out: Path,
     options: RunOptions,
     *,
+    where: str,
+    reading: DataOptions,
     weights: str | None = None,
 ) -> None:
     """Trains a model, or resumes the run in the folder `out`, and draws how it went."""
     # `fit` expands `~`, and the figures belong to the same folder.
     out = as_path("out", out)
+    log = tensorboard(out)
+
+    def on_epoch(metrics: dict[str, float]) -> None:
+        log(metrics)
+        # Not before: only `fit` knows whether the folder is this run's.
+        write_split(out, where, data, reading)
+
     fitted = fit(
         model,
         state,
@@ -85,10 +107,10 @@ def run(
         out=out,
         teacher=None if options.teacher is None else load_teacher(options.teacher, data.preprocessing),
         seed=options.seed,
-        workers=options.workers,
+        workers=reading.workers,
         checkpoint_every=options.checkpoint_every,
         origin={"weights": weights, "teacher": options.teacher},
-        on_epoch=tensorboard(out),
+        on_epoch=on_epoch,
     )
     if jax.process_index() > 0:
         return
@@ -98,6 +120,10 @@ def run(
     preprocessing = dataclasses.replace(data.preprocessing, image_size=model.config.image_size)
     classified = predict_split(fuse(fitted.model, fitted.state), some, preprocessing)
     plot.predictions(classified, class_names=data.classes).savefig(out / "predictions.png", dpi=120)
+    say(
+        f"next: levitax evaluate {out} {where}, levitax predict IMAGES --weights {out}, levitax export {out} --out "
+        f"{out.name}.onnx"
+    )
 
 
 def tensorboard(folder: Path) -> Callable[[dict[str, float]], None]:

@@ -1,6 +1,6 @@
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -8,27 +8,27 @@ import levitax
 
 from .._checks import as_choice
 from ._errors import usage, UsageError
-from ._options import Data, flat, PreprocessingChanges, RecipeChanges, RunOptions
-
-
-# Sizes for images of digits. Expect 98 % of the test digits: 97.9 % with jax 0.12 and seed 0.
-_OF_DIGITS = {"image_size": 28, "patch_size": 4, "key_dim": 16, "distillation": False}
-SIZES: dict[str, dict[str, Any]] = {
-    "digits": {**_OF_DIGITS, "dim": (96, 128, 160), "depth": 1, "heads": (3, 4, 5)},
-    "digits_large": {**_OF_DIGITS, "dim": (160, 224, 288), "depth": 2, "heads": (5, 7, 9)},
-}
+from ._finetune import finetune
+from ._options import Data, DataOptions, flat, PreprocessingChanges, RecipeChanges, RunOptions
 
 
 def train(
     data: Data = "digits",
     *,
-    model: Annotated[str | None, Parameter(help="A variant such as levit_256, or digits or digits_large.")] = None,
-    channels: Annotated[Literal[1, 3], Parameter(help="1 reads images as grey.")] = 3,
+    model: Annotated[str | None, Parameter(help="A variant such as levit_256, or small or medium.")] = None,
+    channels: Annotated[
+        Literal[1, 3] | None, Parameter(help="1 reads images as grey. By default 1 if they are all grey.")
+    ] = None,
+    reading: Annotated[DataOptions, flat("Data")] = DataOptions(),
     options: Annotated[RunOptions, flat("Run")] = RunOptions(),
     preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the data)")] = None,
     recipe: Annotated[RecipeChanges | None, flat("Recipe (by default from the preset)")] = None,
 ) -> None:
-    """Trains a LeViT from scratch: by default a small one on 4,000 real handwritten digits.
+    """Trains a LeViT on 4,000 real handwritten digits, or on images of your own.
+
+    Without --model and --preset, the number and the size of the images decide. Small images train a small model from
+    scratch, photographs fine-tune published weights if these can be fetched, and ImageNet is trained as in the paper.
+    The command says what it chose.
 
     To resume a run that was stopped, give the same command again. The run folder contains the weights of the last and
     of the best epoch, the moving average if the recipe keeps one, metrics, checkpoints and figures.
@@ -36,23 +36,56 @@ def train(
     import equinox as eqx
     import jax
 
+    from ..train._reporting import say
+    from ..train._suggest import sample, small_model, SMALL_MODELS
     from ._recipe import fit_batch, make_recipe
-    from ._runs import model_keywords, open_images, run, start_hosts
+    from ._runs import can_be_fetched, model_keywords, open_images, run, start_hosts
 
-    changes, is_digits = recipe or {}, data == "digits"
-    chosen = make_recipe(options.preset or ("digits" if is_digits else "paper"), changes)
-    if chosen.freeze_norms:
+    recipes, changes, out = levitax.train.RECIPES, recipe or {}, options.out or Path("runs", Path(data).name)
+    with usage():
+        if model is not None:
+            as_choice("--model", model, (*SMALL_MODELS, *levitax.VARIANTS))
+        start_hosts(options)
+    # Checked before the images are read.
+    if make_recipe(recipes[options.preset or "small"], changes).freeze_norms:
         raise UsageError(
             "The recipe has `freeze_norms` True, for models that are trained already: use `levitax finetune`, or "
             "`--no-freeze-norms --trained all`."
         )
-    sizes = {**SIZES, **levitax.VARIANTS}
-    with usage():
-        name = as_choice("--model", model or ("digits" if is_digits else "levit_256"), sizes)
-        start_hosts(options)
-    found = open_images(data, channels)
-    found = found._replace(preprocessing=dataclasses.replace(found.preprocessing, **(preprocessing or {})))
+
+    found = open_images(data, channels or 3, reading)
+    if channels is None and found.preprocessing.channels == 3 and sample(found.train).are_grey:
+        found = open_images(data, 1, reading)
+    suggested = levitax.train.suggest(found)
+    is_left_to_us = model is None and options.preset is None
+    if is_left_to_us and suggested.weights is not None and can_be_fetched(suggested.weights):
+        say(f"{suggested.reason}: fine-tuning {suggested.weights}; --model small trains from scratch")
+        named = dataclasses.replace(options, out=out)
+        finetune(
+            data,
+            weights=suggested.weights,
+            reading=reading,
+            options=named,
+            preprocessing=preprocessing,
+            recipe=recipe,
+        )
+        return
+    if model is None:
+        model, keywords = suggested.model, suggested.keywords
+    elif model in levitax.VARIANTS:
+        keywords = levitax.VARIANTS[model]
+    else:
+        keywords = small_model(model, suggested.keywords.get("image_size", 128))
+    preset = options.preset or ("digits" if data == "digits" else None)
+    chosen = make_recipe(suggested.recipe if preset is None else recipes[preset], changes)
+    fields = {"crop_ratio": suggested.crop_ratio, **(preprocessing or {})}
+    found = found._replace(preprocessing=dataclasses.replace(found.preprocessing, **fields))
     chosen = fit_batch(chosen, changes, len(found.train.labels))
-    keywords = sizes[name] | model_keywords(chosen, found, options) | {"in_channels": found.preprocessing.channels}
+    keywords = {**keywords, **model_keywords(chosen, found, options), "in_channels": found.preprocessing.channels}
+    say(
+        f"{suggested.reason}: model {model}, recipe {preset or suggested.preset}, {chosen.epochs} epoch(s) in batches of "
+        f"{chosen.batch_size}, learning rate {chosen.learning_rate * chosen.batch_size / 512:.2g}; --model, --preset "
+        "and the fields of the recipe change this"
+    )
     made = eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(options.seed))
-    run(*made, found, chosen, options.out or Path("runs", Path(data).name), options)
+    run(*made, found, chosen, out, options, where=data, reading=reading)

@@ -2,6 +2,7 @@
 
 from ._digits import Digits as Digits, digits as digits
 from ._folders import ImageFiles as ImageFiles
+from ._hold_out import hold_out as hold_out
 from ._image import read_image as read_image
 from ._loader import (
     Batch as Batch,

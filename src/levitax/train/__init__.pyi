@@ -44,6 +44,7 @@ from ._recipe import Recipe as Recipe, RECIPES as RECIPES
 from ._splits import evaluate_split as evaluate_split, predict_split as predict_split
 from ._state import TrainState as TrainState
 from ._step import make_step as make_step, Metrics as Metrics, Step as Step
+from ._suggest import suggest as suggest, Suggestion as Suggestion
 from ._targets import one_hot as one_hot
 from ._teacher import load_teacher as load_teacher, Teacher as Teacher, torch_teacher as torch_teacher
 from ._teacher_logits import TeacherLogits as TeacherLogits

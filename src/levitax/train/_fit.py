@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -63,7 +64,8 @@ def fit(
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
 ) -> Fitted:
     """Trains a model with a recipe, on all devices of all processes. To resume a run, repeat the call with the same
-    `out`. On SIGTERM, `fit` saves a checkpoint and exits.
+    `out`. On SIGTERM, `fit` saves a checkpoint and exits. To train a run that has ended for more epochs, repeat the
+    call with more `epochs` in the recipe: the learning rate rises again, to its value in the longer schedule.
 
     The run folder `out` contains `checkpoints/` and `metrics.jsonl`, with a line for each epoch. At the end, `fit` adds
     up to three weight files. `model.safetensors` is from the last epoch, and `best.safetensors` from the epoch with the
@@ -110,6 +112,7 @@ def fit(
         f"of {steps} steps, {jax.device_count()} device(s)"
     )
     description = _describe(model, data, recipe, seed=seed, origin=origin)
+    length = {"epochs": recipe.epochs, "warmup_epochs": recipe.warmup_epochs}
     with (
         only_run_in(folder),
         Preemption() as preemption,
@@ -118,6 +121,7 @@ def fit(
         progress: dict[str, Any] = {"history": [], "losses": []}
         if restored := checkpoints.restore(train_state):
             train_state, progress = restored
+            _check_length(recipe, progress["length"], int(train_state.step), steps, folder)
         history, losses = History(folder, progress["history"]), Losses(progress["losses"], checkpoints)
         done, last = int(train_state.step), recipe.epochs * steps
         reading = train_batches(
@@ -149,7 +153,7 @@ def fit(
                     history.add(
                         {
                             "epoch": number // steps,
-                            "learning_rate": float(np.asarray(recipe.schedule(steps)(number - 1))),
+                            "learning_rate": _learning_rate(recipe, steps, number - 1),
                             "train_loss": float(np.mean(losses.values)),
                             "validation_loss": result.loss,
                             "validation_accuracy": result.accuracy,
@@ -159,7 +163,8 @@ def fit(
                     )
                     losses.values = []
                     on_epoch(history.epochs[-1])
-                checkpoints.save(train_state, {"history": history.epochs, "losses": losses.values}, score=score)
+                progress = {"history": history.epochs, "losses": losses.values, "length": length}
+                checkpoints.save(train_state, progress, score=score)
                 if stops:
                     # `latest` waits until it is written.
                     say(f"stopped after step {number}; repeat the call to resume from `{checkpoints.latest}`")
@@ -199,11 +204,37 @@ def _transform(model: LeViT, recipe: Recipe) -> TrainTransform:
     )
 
 
+def _check_length(recipe: Recipe, before: Mapping[str, int], done: int, steps: int, folder: Path) -> None:
+    """Raises if the run in `folder` had another length, unless it has ended and is to go on. Says what happens."""
+    has_ended = done == before["epochs"] * steps
+    if recipe.epochs == before["epochs"] and (has_ended or recipe.warmup_epochs == before["warmup_epochs"]):
+        if has_ended:
+            say(f"the run in `{folder}` has ended; to go on, repeat the call with more than {recipe.epochs} `epochs`")
+        return
+    if not has_ended or recipe.epochs < before["epochs"]:
+        raise ValueError(
+            f"The run in `{folder}` is at step {done} of {before['epochs']} epochs, {before['warmup_epochs']} of them "
+            f"warm-up, and the recipe has {recipe.epochs} and {recipe.warmup_epochs}. Only a run that has ended can go "
+            "on, with more epochs. End it as it was begun, or pass another `out`."
+        )
+    ended = _learning_rate(dataclasses.replace(recipe, **before), steps, done - 1)
+    say(
+        f"the run in `{folder}` ended after {before['epochs']} epoch(s), and goes on to {recipe.epochs}, with the "
+        f"learning rate of a run of that length: {_learning_rate(recipe, steps, done):.2g}, after {ended:.2g} at its "
+        "end"
+    )
+
+
+def _learning_rate(recipe: Recipe, steps: int, step: int) -> float:
+    return float(np.asarray(recipe.schedule(steps)(step)))
+
+
 def _describe(model: LeViT, data: DataSet, recipe: Recipe, **rest: Any) -> dict[str, Any]:
-    """The description that identifies the checkpoints of this run."""
+    """The description that identifies the checkpoints of this run. A run that has ended may become longer."""
+    fields = {name: value for name, value in recipe.to_dict().items() if name not in ("epochs", "warmup_epochs")}
     return {
         "model": model.config.to_dict(),
-        "recipe": recipe.to_dict(),
+        "recipe": fields,
         "data": {"classes": data.classes, **fingerprint(data.train)},
         "preprocessing": data.preprocessing.to_dict(),
         **rest,

@@ -302,6 +302,31 @@ _FINETUNE = Recipe(
     group_size=None,
 )
 
+_SMALL = Recipe(
+    epochs=30,
+    batch_size=100,
+    repeats=1,
+    crop_scale=None,
+    rand_augment=0.0,
+    # Measured on 8,000 grey images of clothes in six epochs: 83 %, without any shift 84 %, with two pixels 80 %, with
+    # the digits' rotation and scale, without flips, 78 %.
+    max_shift=1.0,
+    erase_probability=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    distillation="none",
+    learning_rate=2.56e-2,
+    warmup_epochs=2,
+    warmup_learning_rate=2e-4,
+    min_learning_rate=5e-5,
+    by_epoch=False,
+    late=False,
+    weight_decay=0.1,
+    clipping=None,
+    ema_decay=0.99,
+    group_size=None,
+)
+
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "finetune": _FINETUNE,
@@ -318,30 +343,10 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=0.0,
         clipping=None,
     ),
-    "digits": Recipe(
-        epochs=26,
-        batch_size=100,
-        repeats=1,
-        crop_scale=None,
-        flip_probability=0.0,
-        rand_augment=0.0,
-        max_shift=2.0,
-        max_rotation=12.0,
-        max_scale=0.1,
-        erase_probability=0.0,
-        mixup=0.0,
-        cutmix=0.0,
-        distillation="none",
-        learning_rate=2.56e-2,
-        warmup_epochs=2,
-        warmup_learning_rate=2e-4,
-        min_learning_rate=5e-5,
-        by_epoch=False,
-        late=False,
-        weight_decay=0.1,
-        clipping=None,
-        ema_decay=0.99,
-        group_size=None,
+    "small": _SMALL,
+    "digits": dataclasses.replace(
+        _SMALL, epochs=26, flip_probability=0.0, max_shift=2.0, max_rotation=12.0, max_scale=0.1
     ),
 }
-"""Recipes by name: the paper's; fine-tuning; a linear probe; and the embedded digits from scratch."""
+"""Recipes by name: the paper's; fine-tuning; a linear probe; small models from scratch on up to some ten thousands of
+images; and the embedded digits from scratch."""

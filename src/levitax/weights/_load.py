@@ -41,9 +41,10 @@ def load(
     **Arguments:**
 
     - `source`: a file, `.safetensors` or (with PyTorch 2.10 or newer installed) `.pth`; the index of a checkpoint in
-        shards, `model.safetensors.index.json`; a folder with one of these; the name of a repository on the Hugging Face
-        hub; or arrays by name, such as `torch_model.state_dict()`. In the checkpoint of a training script, reads the
-        entry `"model"` or `"state_dict"`.
+        shards, `model.safetensors.index.json`; a folder with one of these; a run folder such as "runs/flowers", which
+        is the model of the last epoch, or "runs/flowers/best" and "runs/flowers/ema"; the name of a repository on the
+        Hugging Face hub; or arrays by name, such as `torch_model.state_dict()`. In the checkpoint of a training script,
+        reads the entry `"model"` or `"state_dict"`.
     - `key`: draws a new classifier, if `num_classes` asks for one. Nothing else is drawn.
     - `revision`: branch, tag or commit on the hub.
     - `prefix`: reads only arrays whose names begin with it, such as "encoder." for the LeViT inside a larger model, or

@@ -12,6 +12,8 @@ from ._files import PICKLES, SAFETENSORS
 from ._shards import INDEX, index_of, is_index, read_index
 
 
+# What a training run leaves in its folder: the last epoch, the best one, and the moving average.
+_OF_RUN = {"model.safetensors", "best.safetensors", "ema.safetensors"}
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 # In order of preference.
 HUB_FILES = tuple(name for whole in _WHOLE for name in (whole, whole + INDEX))
@@ -38,6 +40,8 @@ def locate(source: str | os.PathLike[str], revision: str | None) -> Location:
     if address := re.match(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", str(source)):
         raise ValueError(f"`source` is '{source}', a URL; expected the name of the repository: '{address[1]}'.")
     path = as_path("source", source)
+    if not path.exists() and (named := path.with_name(f"{path.name}.safetensors")).is_file():
+        path = named
     if path.is_dir():
         return Location(_in_folder(path), _companions(path))
     if path.exists():
@@ -67,12 +71,16 @@ def _in_folder(folder: Path) -> Path:
     # Pickles next to these hold the same weights under the hub's other name, or are left from training.
     if found not in ([_WHOLE[0]], [_WHOLE[0] + INDEX]):
         found += of_kind(PICKLES)
+    if _WHOLE[0] in found and _OF_RUN.issuperset(found):
+        return folder / _WHOLE[0]
     if not found:
         gone = [file.name for file in sorted(folder.iterdir()) if file.is_symlink() and not file.exists()]
         links = f" It has links to missing files: {', '.join(gone)}. Fetch them again." if gone else ""
+        is_run = (folder / "checkpoints").is_dir()
+        unfinished = " It holds a training run that has not ended: repeat its command to end it." if is_run else ""
         raise FileNotFoundError(
             f"The folder `{folder.absolute()}` holds no weights file: no name ends in "
-            f"{', '.join((*SAFETENSORS, *PICKLES))}.{links}"
+            f"{', '.join((*SAFETENSORS, *PICKLES))}.{links}{unfinished}"
         )
     if len(found) > 1:
         listed = ", ".join(f"`{name}`" for name in found)

@@ -1,0 +1,67 @@
+"""The images that a run validates with, if the data have no split for that."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .._files import replacing
+from ..data import DataSet, Relabelled, Split, Subset
+from ._options import DataOptions
+
+
+_SPLIT = "split.json"
+
+
+def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> None:
+    """Writes down which images a run validates with, if a share of them was held out for it."""
+    held_out = _held_out(data)
+    if jax.process_index() > 0 or held_out is None or (out / _SPLIT).exists():
+        return
+    names = [_name(held_out, index, where) for index in range(len(held_out.labels))]
+    content = {
+        "data": os.path.abspath(where),
+        "share": reading.validation_share,
+        "seed": reading.split_seed,
+        "validation": names,
+    }
+    with replacing(out / _SPLIT) as (temporary,):
+        temporary.write_text(json.dumps(content, indent=0))
+
+
+def to_evaluate(data: DataSet, where: str, weights: str) -> DataSet:
+    """The data set with the images to evaluate weights on: the split to validate with; or if there is none, the images
+    that the run of the weights validated with; or if the run had other images, all of them."""
+    held_out = _held_out(data)
+    if held_out is None:
+        return data
+    images = held_out.split
+    folder = Path(weights).expanduser()
+    file = (folder if folder.is_dir() else folder.parent) / _SPLIT
+    if file.is_file():
+        written = json.loads(file.read_text())
+        names = set(written["validation"])
+        known = [index for index in range(len(images.labels)) if _name(images, index, where) in names]
+        # In other data, a few images may have the same names by chance.
+        if known and (written["data"] == os.path.abspath(where) or len(known) == len(names)):
+            print(f"{len(known)} of {len(images.labels)} images: those in {file}, which the run validated with")
+            return data._replace(validation=Subset(images, np.array(known)))
+    print(f"all {len(images.labels)} images, since {where} has no split to validate with")
+    return data._replace(validation=images)
+
+
+def _held_out(data: DataSet) -> Subset | None:
+    """The validation images, if they are a share of the only split."""
+    train, validation = (
+        split.split if isinstance(split, Relabelled) else split for split in (data.train, data.validation)
+    )
+    if isinstance(train, Subset) and isinstance(validation, Subset) and train.split is validation.split:
+        return validation
+    return None
+
+
+def _name(split: Split, index: int, where: str) -> str:
+    name = split.name(index)
+    return os.path.relpath(name, where) if os.path.isabs(name) else name
