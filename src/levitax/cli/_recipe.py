@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .._progress import say
 from ..train import Recipe
-from ..train._reporting import say
 from ._errors import usage
 
 

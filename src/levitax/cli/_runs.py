@@ -15,9 +15,9 @@ from .. import plot
 from .._files import as_path
 from .._fuse import fuse
 from .._model import LeViT
+from .._progress import say
 from ..data import DataSet, open_data, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
-from ..train._reporting import say
 from ..weights import load
 from ._options import DataOptions, RunOptions
 from ._split import write_split

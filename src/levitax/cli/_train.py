@@ -36,7 +36,7 @@ def train(
     import equinox as eqx
     import jax
 
-    from ..train._reporting import say
+    from .._progress import say
     from ..train._suggest import sample, small_model, SMALL_MODELS
     from ._recipe import fit_batch, make_recipe
     from ._runs import can_be_fetched, model_keywords, open_images, run, start_hosts
@@ -83,7 +83,7 @@ def train(
     chosen = fit_batch(chosen, changes, len(found.train.labels))
     keywords = {**keywords, **model_keywords(chosen, found, options), "in_channels": found.preprocessing.channels}
     say(
-        f"{suggested.reason}: model {model}, recipe {preset or suggested.preset}, {chosen.epochs} epoch(s) in batches of "
+        f"{suggested.reason}: model {model}, recipe {preset or suggested.preset}, epochs {chosen.epochs}, batches of "
         f"{chosen.batch_size}, learning rate {chosen.learning_rate * chosen.batch_size / 512:.2g}; --model, --preset "
         "and the fields of the recipe change this"
     )

@@ -77,7 +77,7 @@ class ClassFolders(NamedTuple):
 def list_images(folder: str | os.PathLike[str], channels: int) -> ClassFolders:
     """Lists the images of a split. Its classes are the folders directly in it."""
     root = os.path.abspath(folder)
-    listing = list_files(os.fsencode(root), _image_suffixes())
+    listing = list_files(os.fsencode(root), image_suffixes())
     if listing.folders == [b"images"] and os.fsencode(_ANNOTATIONS) in listing.left_out:
         classes_of, left_out = _by_annotations(root, listing)
     else:
@@ -89,7 +89,7 @@ def list_images(folder: str | os.PathLike[str], channels: int) -> ClassFolders:
     return ClassFolders(split, tuple(_text(root, name) for name in names), left_out)
 
 
-def _image_suffixes() -> set[bytes]:
+def image_suffixes() -> set[bytes]:
     """The suffixes of all formats that the installed Pillow decodes, including those of registered plugins."""
     pillow = require("PIL.Image", "Reading images", extra("data"))
     suffixes = pillow.registered_extensions()

@@ -18,6 +18,7 @@ from .._files import as_path
 from .._fuse import check_levit, fuse, Predictor
 from .._model import LeViT
 from .._parameters import count_parameters
+from .._progress import progress_bar, say
 from ..data import DataSet, Shard, steps_per_epoch, train_batches, TrainTransform
 from ..weights import save
 from ._checkpoint import Checkpoints
@@ -26,7 +27,7 @@ from ._mesh import make_mesh, replicate
 from ._optimizer import freeze_norms
 from ._preemption import Preemption
 from ._recipe import Recipe
-from ._reporting import Clock, Losses, progress_bar, say
+from ._reporting import Clock, Losses
 from ._run_folder import History, only_run_in
 from ._splits import evaluate_split
 from ._state import TrainState

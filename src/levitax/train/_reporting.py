@@ -1,12 +1,8 @@
 import math
-import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import jax
-
-from .._extras import extra, require
 from ._checkpoint import Checkpoints
 from ._step import Metrics
 
@@ -67,26 +63,3 @@ class Clock(Generic[Item]):
         lap = {"seconds": round(seconds, 2), "waiting": round(self._waiting / seconds, 4)}
         self._start, self._waiting = time.perf_counter(), 0.0
         return lap
-
-
-def progress_bar(images: int, done: int = 0) -> Any:
-    """A progress bar that counts images, shown by the first process on a terminal or in a notebook."""
-    tqdm = require("tqdm", "`levitax.train`", extra("train")).tqdm
-    if jax.process_index() != 0:
-        return tqdm(disable=True)
-    # A notebook is no terminal, but shows a bar. On the stream of the lines that `say` prints, it stays below them.
-    # Elsewhere, `None` hides the bar if the output goes into a file.
-    where = {"file": sys.stdout, "disable": False} if _in_notebook() else {"disable": None}
-    return tqdm(total=images, initial=done, unit="img", **where)
-
-
-def _in_notebook() -> bool:
-    # IPython is imported already if this process is a notebook's kernel.
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return getattr(shell, "kernel", None) is not None
-
-
-def say(line: str) -> None:
-    """Prints a line, above a progress bar if there is one."""
-    if jax.process_index() == 0:
-        require("tqdm", "`levitax.train`", extra("train")).tqdm.write(line)

@@ -8,7 +8,7 @@ import jax
 
 from .._extras import extra, require
 from .._files import replacing
-from ._reporting import say
+from .._progress import say
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from .._extras import extra, require
 from .._files import as_path, replacing
 from .._fuse import Predictor
+from .._progress import progress_bar
 from ..data import DataSet, ImageFiles, match_classes, Relabelled, Split, Subset
 from ..weights._files import SAFETENSORS
-from ._reporting import progress_bar
 from ._splits import predict_split
 
 

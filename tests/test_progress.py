@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from levitax.train._reporting import progress_bar, say
+from levitax._progress import progress_bar, say
 
 
 def in_kernel(monkeypatch, kernel: Any) -> None:
