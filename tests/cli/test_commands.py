@@ -1,5 +1,6 @@
 """The commands, run as a user runs them."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -178,6 +179,10 @@ def test_a_folder_without_further_options(tmp_path):
         ("predict", ["a.png", "--weights", "x", "--out", "no/where.png"], "There is no folder no"),
         ("predict", ["a.png", "--weights", "x", "--out", "a.doc"], "It must end in ."),
         ("evaluate", ["--logits", "a.npy"], "It must end in .safetensors"),
+        ("embed", ["a.png", "--weights", "x", "--out", "a.txt"], "It must end in .npz or .csv"),
+        ("convert", ["x", "--out", "a.pth"], "It must end in .safetensors"),
+        ("convert", ["x", "--out", "a.safetensors", "--layout", "tim"], 'Did you mean "timm"?'),
+        ("benchmark", ["levit256"], "Did you mean 'levit_256'"),
         ("export", ["x", "--out", "model.foo"], "`--out` is model.foo; it must end in .onnx"),
         ("export", ["x", "--out", "model.onnx", "--int8"], "`--int8` needs"),
     ],
@@ -194,7 +199,8 @@ def test_wrong_usage(command, arguments, message, refuse):
         ("export", ["nothing.safetensors", "--out", "model.onnx"], "There is no `"),
         ("predict", ["nowhere.png", "--weights", "x.safetensors"], "There is no `nowhere.png`"),
         ("predict", ["colour.jpg", "--weights", "x.safetensors"], "There is no `"),
-        ("predict", [".", "--weights", "x.safetensors"], "`.` is a folder; pass the images in it"),
+        ("summary", ["nothing.safetensors"], "There is no `"),
+        ("convert", ["nothing.safetensors", "--out", "a.safetensors"], "There is no `"),
         ("predict", ["colour.jpg", "--weights", "x", "--out", "grey.png"], "`grey.png` exists already"),
         ("export", ["x", "--out", "model.onnx"], "`model.onnx` exists already: pass another path, or --overwrite"),
         ("train", ["no/where/at-all"], "There is no folder `no/where/at-all`"),
@@ -265,7 +271,7 @@ def test_a_missing_extra_is_named(refuse, monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err == message
 
 
-COMMANDS = ("train", "finetune", "evaluate", "predict", "export")
+COMMANDS = ("train", "finetune", "evaluate", "predict", "embed", "export", "convert", "summary", "benchmark")
 
 
 @pytest.mark.parametrize("command", ((), *((name,) for name in COMMANDS)), ids=lambda command: "".join(command))
@@ -332,3 +338,64 @@ def test_exporting_checks_the_file(trained, tmp_path):
 
     rows = table(run("export", weights, "--out", tmp_path / "digits.stablehlo", "--uint8", "--probabilities"))
     assert [(name, float(error) < 1e-4) for name, _, _, error, *_ in rows] == [("levitax", True), ("JAX alone", True)]
+
+
+def test_features_of_a_folder_serve_another_classifier(trained, tmp_path):
+    data = digits()
+    for number in range(60):
+        folder = tmp_path / "digits" / str(data.test_labels[10 * number])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.round((data.test_images[10 * number, :, :, 0] * 0.3081 + 0.1307) * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for name in ("features.npz", "features.csv"):
+        printed = run("embed", tmp_path / "digits", "--weights", trained[0], "--out", tmp_path / name)
+        assert f"wrote {tmp_path / name}: 160 features of each of 60 images" in printed
+    with np.load(tmp_path / "features.npz") as found:
+        names, features, labels = found["names"], found["features"], found["labels"]
+    assert features.shape == (60, 160) and [Path(name).parent.name for name in names] == labels.tolist()
+    distances = np.square(features[:, None] - features).sum(-1) + np.diag(np.full(60, np.inf))
+    assert np.mean(labels[distances.argmin(1)] == labels) > 0.9
+    header, *rows = (tmp_path / "features.csv").read_text().splitlines()
+    assert header.startswith("name,label,feature_0,") and len(rows) == 60
+    np.testing.assert_allclose([float(cell) for cell in rows[7].split(",")[2:]], features[7], rtol=1e-6)
+
+
+def test_json_for_programs(trained, images, tmp_path):
+    # Colours are converted to the grey of the digits.
+    lines = run("predict", images[0], images[1], "--weights", trained[0], "--json", "--top", 2).splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["image"] for row in rows] == [str(images[0]), str(images[1])]
+    assert all(len(row["classes"]) == 2 and row["probabilities"][0] >= row["probabilities"][1] for row in rows)
+    *parts, total = json.loads(run("summary", trained[0], "--json"))
+    assert total["parameters"] == sum(part["parameters"] for part in parts)
+    variants = json.loads(run("summary", "--json"))
+    assert [row["model"] for row in variants] == list(levitax.VARIANTS)
+    assert {row["model"]: row["weights"] for row in variants if row["weights"]} == levitax.PRETRAINED
+
+
+def test_weights_are_converted_to_another_layout(trained, tmp_path):
+    timm, back = tmp_path / "timm" / "model.safetensors", tmp_path / "back.safetensors"
+    timm.parent.mkdir()
+    printed = run("convert", trained[0], "--out", timm, "--layout", "timm")
+    assert "in the layout 'timm'" in printed and (timm.parent / "config.json").exists()
+    run("convert", timm, "--out", back)
+    before, after = (load_file(path) for path in (trained[0] / "model.safetensors", back))
+    assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
+    assert levitax.load_preprocessing(back).class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("training", ([], ["--train"]), ids=("inference", "training"))
+def test_speed_is_timed(training):
+    arguments = ("levit_128s", "--batch", 2, "--image-size", 64, "--seconds", 0.1, *training)
+    row = json.loads(run("benchmark", *arguments, "--json"))
+    assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
+    assert row["first_call_seconds"] > 0 and row["training"] == bool(training)
+
+
+def test_completion_is_a_script_of_the_shell(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    with contextlib.suppress(SystemExit):
+        main(["--install-completion"])
+    scripts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("levitax" in script and "finetune" in script for script in scripts), capsys.readouterr()

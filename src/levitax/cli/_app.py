@@ -7,16 +7,19 @@ from cyclopts import App, Parameter
 
 import levitax
 
+from ._benchmark import benchmark
+from ._convert import convert
 from ._embed import embed
 from ._errors import errors_in_a_line
 from ._evaluate import evaluate
 from ._export import export
 from ._finetune import finetune
 from ._predict import predict
+from ._summary import summary
 from ._train import train
 
 
-_COMMANDS = (train, finetune, evaluate, predict, embed, export)
+_COMMANDS = (train, finetune, evaluate, predict, embed, export, convert, summary, benchmark)
 
 app = App(
     name="levitax",

@@ -1,4 +1,3 @@
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,8 @@ from cyclopts import Parameter
 import levitax
 
 from ._errors import UsageError
-from ._options import check_new, flat, ImageSize, Overwrite, preprocessing_of, PreprocessingChanges, Weights
+from ._options import check_new, flat, ImageSize, Overwrite, preprocessing_of, PreprocessingChanges, sizes_of, Weights
+from ._timing import median_seconds
 
 
 # Images of a set: to calibrate 8 bits, and to compare on.
@@ -63,7 +63,7 @@ def export(
         ".xml": levitax.export.to_openvino,
         ".stablehlo": levitax.export.to_stablehlo,
     }
-    model, state = levitax.load(weights, **({} if image_size is None else {"image_size": image_size}))
+    model, state = levitax.load(weights, **sizes_of(image_size))
     predict = levitax.fuse(model, state)
     config = model.config
     prepared = preprocessing_of(weights, config.image_size, preprocessing)
@@ -118,7 +118,7 @@ def export(
             error = np.abs(results - expected).max() / np.abs(expected).max()
             same = np.mean(results.argmax(-1) == expected.argmax(-1))
             right = "" if labels is None else f"{np.mean(results.argmax(-1) == labels[: len(results)]):.1%}"
-            speed = size / _seconds_of(lambda call=call, images=parts[0]: call(images))
+            speed = size / median_seconds(lambda call=call, images=parts[0]: call(images), 1.0)
             print(f"{name:20}{f'{len(results)} {kind}':>12}{error:>10.1e}{same:>12.1%}{right:>8}{speed:>10.1f}")
 
 
@@ -158,16 +158,6 @@ def _pixels_of(
     """Random images of a split, resized and cropped, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
     return np.stack([preprocessing.resize(split.read(int(index))) for index in chosen]), split.labels[chosen]
-
-
-def _seconds_of(call: Callable[[], Any]) -> float:
-    """The median over a second of calls, and at least five."""
-    times, stop = [], time.perf_counter() + 1.0
-    while len(times) < 5 or time.perf_counter() < stop:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def openvino_precision(compiled: Any) -> str:

@@ -144,6 +144,13 @@ else:
     RecipeChanges = _flag_for_each_field()
 
 
+def check_exist(paths: Sequence[Path]) -> None:
+    """Raises if a path to read does not exist. Checked before the work starts."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no `{path}`.")
+
+
 def check_new(*paths: Path | None, overwrite: bool) -> None:
     """Raises if a file to write exists already, unless it may be overwritten. Checked before the work starts."""
     for path in paths:
@@ -156,11 +163,16 @@ def flat(group: str) -> Parameter:
     return Parameter(name="*", group=Group.create_ordered(group))
 
 
+def sizes_of(image_size: int | tuple[int, int] | None) -> dict[str, Any]:
+    """The keywords of a model that `--image-size` gives."""
+    return {} if image_size is None else {"image_size": image_size}
+
+
 def load_classifier(
     weights: str, image_size: Any, changes: PreprocessingChanges | None, *, class_names: Sequence[str] | None = None
 ) -> "levitax.Classifier":
     """Loads a classifier with the options of a command."""
-    sizes = {} if image_size is None else {"image_size": image_size}
+    sizes = sizes_of(image_size)
     preprocessing = None
     if changes:
         preprocessing = preprocessing_of(weights, levitax.data.Preprocessing().image_size, changes)

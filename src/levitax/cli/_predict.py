@@ -9,6 +9,7 @@ import levitax
 
 from ._options import (
     AsJson,
+    check_exist,
     check_new,
     Figure,
     flat,
@@ -40,6 +41,7 @@ def predict(
     The weights determine the preprocessing and the class names. A file that cannot be read as an image is named and
     left out.
     """
+    check_exist(images)
     check_new(out, overwrite=overwrite)
     names = None if labels is None else _lines(labels)
     classifier = load_classifier(weights, image_size, preprocessing, class_names=names)

@@ -19,7 +19,7 @@ from .._progress import say
 from ..data import DataSet, open_data, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
 from ..weights import load
-from ._options import DataOptions, RunOptions
+from ._options import DataOptions, RunOptions, sizes_of
 from ._split import write_split
 
 
@@ -73,8 +73,7 @@ def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing
 
 def model_keywords(recipe: Recipe, data: DataSet, options: RunOptions) -> dict[str, Any]:
     """The keywords of the model that recipe, data and options give."""
-    size = {} if options.image_size is None else {"image_size": options.image_size}
-    return {**recipe.model_overrides(), "num_classes": len(data.classes), **size}
+    return {**recipe.model_overrides(), "num_classes": len(data.classes), **sizes_of(options.image_size)}
 
 
 def run(

@@ -308,9 +308,10 @@ _SMALL = Recipe(
     repeats=1,
     crop_scale=None,
     rand_augment=0.0,
-    # Measured on 8,000 grey images of clothes in six epochs: 83 %, without any shift 84 %, with two pixels 80 %, with
-    # the digits' rotation and scale, without flips, 78 %.
-    max_shift=1.0,
+    # Measured on 7,200 grey images of clothes. In six epochs: 83.4 %, with no shift 84.3 %, with one pixel 81.8 %. In
+    # twenty epochs, no shift and one pixel are the same: 86.4 and 86.0 %. Two pixels gave 80 % in six epochs, and the
+    # digits' rotation and scale, without flips, 78 %.
+    max_shift=0.5,
     erase_probability=0.0,
     mixup=0.0,
     cutmix=0.0,

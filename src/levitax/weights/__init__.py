@@ -1,7 +1,7 @@
 """Reads and writes weights: the published checkpoints of every implementation, and our own files."""
 
-from ._layouts import LayoutName as LayoutName
-from ._load import adapt as adapt, load as load, load_initial as load_initial, load_into as load_into
-from ._open import Source as Source
-from ._preprocessing import load_preprocessing as load_preprocessing
-from ._save import save as save, state_dict as state_dict
+import lazy_loader
+
+
+# `__init__.pyi` lists the names. Each is imported on first use, so that the help of the command needs no JAX.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
