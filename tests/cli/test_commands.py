@@ -112,6 +112,7 @@ def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trai
     options = ("--epochs", 2)
     weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
     printed = run("finetune", "--data", parity, *weights, *options)
+    assert "the images have colours" not in printed
     assert "400 images: batches of 32, not 256, and the learning rate is scaled down with them" in printed
     # As in the weights' own training, wherever the new ones are moved.
     moved = shutil.move(tmp_path / "run" / "model.safetensors", tmp_path / "moved.safetensors")
@@ -129,13 +130,37 @@ def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trai
     assert accuracy == pytest.approx(100 * metrics(tmp_path / "run")[-1]["validation_accuracy"], abs=0.01)
 
 
-def test_a_folder_without_further_options(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(80):
-        kind = tmp_path / "shades" / ("dark", "light")[number % 2]
-        kind.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 128, (16, 20), np.uint8) + np.uint8(127 * (number % 2))
-        Image.fromarray(pixels).save(kind / f"{number:02}.png")
+@pytest.fixture
+def shades(tmp_path):
+    """Makes a folder of images of two classes."""
+
+    def shades(name: str, *colours: int) -> Path:
+        rng = np.random.default_rng(0)
+        for number in range(80):
+            kind = tmp_path / name / ("dark", "light")[number % 2]
+            kind.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 128, (16, 20, *colours), np.uint8) + np.uint8(127 * (number % 2))
+            Image.fromarray(pixels).save(kind / f"{number:02}.png")
+        return tmp_path / name
+
+    return shades
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "colours", "said"),
+    [(1, (3,), "converting the images to grey"), (3, (), "giving the images three equal channels")],
+)
+def test_weights_for_other_colours(in_channels, colours, said, make, shades, tmp_path):
+    preprocessing = Preprocessing(image_size=16, mean=(0.5,) * in_channels, std=(0.25,) * in_channels)
+    levitax.save(tmp_path / "model.safetensors", *make(in_channels=in_channels), preprocessing=preprocessing)
+    data = shades("shades", *colours)
+    weights = ("--weights", tmp_path / "model.safetensors")
+    printed = run("finetune", data, *weights, "--epochs", 1, "--preset", "probe", "--out", tmp_path / "run")
+    assert said in printed and levitax.load(tmp_path / "run")[0].config.in_channels == in_channels
+
+
+def test_a_folder_without_further_options(shades, tmp_path):
+    shades("shades")
     out = ("--out", tmp_path / "run")
     printed = run("train", tmp_path / "shades", "--epochs", 1, *out)
     assert "72 images of about 16 pixels: model small, recipe small, epochs 1, batches of 8, learning rate" in printed
@@ -182,6 +207,7 @@ def test_a_folder_without_further_options(tmp_path):
         ("embed", ["a.png", "--weights", "x", "--out", "a.txt"], "It must end in .npz or .csv"),
         ("convert", ["x", "--out", "a.pth"], "It must end in .safetensors"),
         ("convert", ["x", "--out", "a.safetensors", "--layout", "tim"], 'Did you mean "timm"?'),
+        ("evaluate", ["a.onnx", "--fused"], "An exported file takes none of --fused"),
         ("benchmark", ["levit256"], "Did you mean 'levit_256'"),
         ("export", ["x", "--out", "model.foo"], "`--out` is model.foo; it must end in .onnx"),
         ("export", ["x", "--out", "model.onnx", "--int8"], "`--int8` needs"),
@@ -200,6 +226,7 @@ def test_wrong_usage(command, arguments, message, refuse):
         ("predict", ["nowhere.png", "--weights", "x.safetensors"], "There is no `nowhere.png`"),
         ("predict", ["colour.jpg", "--weights", "x.safetensors"], "There is no `"),
         ("summary", ["nothing.safetensors"], "There is no `"),
+        ("evaluate", ["nothing.onnx"], "There is no `nothing.onnx`"),
         ("convert", ["nothing.safetensors", "--out", "a.safetensors"], "There is no `"),
         ("predict", ["colour.jpg", "--weights", "x", "--out", "grey.png"], "`grey.png` exists already"),
         ("export", ["x", "--out", "model.onnx"], "`model.onnx` exists already: pass another path, or --overwrite"),
@@ -318,26 +345,40 @@ def test_another_size_and_other_class_names(make, images, tmp_path):
 
 
 def test_exporting_checks_the_file(trained, tmp_path):
-    weights = trained[0] / "model.safetensors"
-    table = lambda output: re.findall(
-        r"^(\S.*?) +(\d+) (random|real) +(\S+) +([\d.]+)% +(?:([\d.]+)% +)?[\d.]+$", output, re.M
-    )
-    printed = run("export", weights, "--out", tmp_path / "digits.onnx", "--data", "digits", "--batch", 16)
+    runtimes, numbers = "levitax|ONNX Runtime|OpenVINO|JAX alone", r"(\S+) +([\d.]+)% +(?:([\d.]+)% +)?[\d.]+"
+    row = rf"^({runtimes}) +(\w+) +(\d+) (random|real) +{numbers}$"
+    table = lambda output: re.findall(row, output, re.MULTILINE)
+    onnx, xml = tmp_path / "digits.onnx", tmp_path / "digits.xml"
+    printed = run("export", trained[0], "--out", onnx, "--data", "digits", "--batch", 16)
     rows = table(printed)
     # A row for each precision that the processor computes in.
-    bf16 = [] if "OpenVINO computes in f32 on this processor, not in bf16" in printed else ["OpenVINO, bf16"]
-    assert [name for name, *_ in rows] == 2 * ["levitax", "ONNX Runtime", "OpenVINO, f32", *bf16]
-    assert all(float(error) > 1e-4 for name, _, _, error, *_ in rows if name.endswith("bf16"))
-    assert all(float(error) < 1e-4 for name, _, _, error, *_ in rows if not name.endswith("bf16"))
+    halves = [] if "OpenVINO computes in float32 on this processor, not in" in printed else [("OpenVINO", "bfloat16")]
+    openvino = [("OpenVINO", "float32"), *halves]
+    float32 = [("levitax", "float32"), ("ONNX Runtime", "float32")]
+    assert [(runtime, precision) for runtime, precision, *_ in rows] == 2 * [*float32, *openvino]
+    assert all((float(error) < 1e-4) == (precision == "float32") for _, precision, _, _, error, *_ in rows)
     assert all(float(right) > 95 for *_, kind, _, _, right in rows if kind == "real")
+    assert f"{onnx} is for ONNX Runtime and other runtimes" in printed
 
-    rows = table(run("export", weights, "--out", tmp_path / "digits.xml", "--data", "digits", "--int8"))
-    ours, *eight_bits = [row for row in rows if row[2] == "real"]
-    for _, _, _, _, same, right in eight_bits:
+    rows = table(run("export", trained[0], "--out", xml, "--data", "digits", "--int8", "--uint8", "--probabilities"))
+    ours, *eight_bits = [row for row in rows if row[3] == "real"]
+    for *_, same, right in eight_bits:
         assert float(same) >= 98 and float(right) > float(ours[-1]) - 0.5
 
-    rows = table(run("export", weights, "--out", tmp_path / "digits.stablehlo", "--uint8", "--probabilities"))
-    assert [(name, float(error) < 1e-4) for name, _, _, error, *_ in rows] == [("levitax", True), ("JAX alone", True)]
+    # The accuracy of each file is one command.
+    top1 = lambda printed: [float(number) for number in re.findall(r"top-1 ([\d.]+)%", printed)]
+    (expected,) = top1(run("evaluate", trained[0]))
+    assert top1(run("evaluate", onnx)) == pytest.approx([expected] * (1 + len(openvino)), abs=0.2)
+    assert top1(run("evaluate", xml)) == pytest.approx([expected] * len(openvino), abs=0.7)
+    first = json.loads(run("evaluate", onnx, "--json").splitlines()[0])
+    assert first["what"] == "ONNX Runtime in float32" and first["images"] == 1000 and len(first["per_class"]) == 10
+
+    stablehlo = tmp_path / "digits.stablehlo"
+    rows = table(run("export", trained[0], "--out", stablehlo, "--uint8", "--channels-first"))
+    assert [(runtime, float(error) < 1e-4) for runtime, _, _, _, error, *_ in rows] == [
+        ("levitax", True),
+        ("JAX alone", True),
+    ]
 
 
 def test_features_of_a_folder_serve_another_classifier(trained, tmp_path):

@@ -1,8 +1,7 @@
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -10,14 +9,27 @@ from cyclopts import Parameter
 import levitax
 
 from ._errors import UsageError
-from ._options import check_new, flat, ImageSize, Overwrite, preprocessing_of, PreprocessingChanges, sizes_of, Weights
+from ._options import (
+    check_new,
+    flat,
+    ImageSize,
+    Overwrite,
+    preprocessing_of,
+    PreprocessingChanges,
+    sizes_of,
+    Weights,
+)
 from ._timing import median_seconds
 
 
 # Images of a set: to calibrate 8 bits, and to compare on.
 CALIBRATION, REAL = 300, 1000
 
-_SUFFIXES = (".onnx", ".xml", ".stablehlo")
+_FOR = {
+    ".onnx": "ONNX Runtime and other runtimes of ONNX. For OpenVINO, an .xml is faster",
+    ".xml": "OpenVINO, with the .bin next to it",
+    ".stablehlo": "JAX without levitax, on CPU, GPU and TPU",
+}
 
 
 def export(
@@ -45,18 +57,18 @@ def export(
     installed runtime that reads it. The images are random, except with --int8. With --data, the command also runs up
     to 1,000 real images, in full batches.
 
-    The table shows the error (the largest difference over the largest result), how often the most likely class is the
-    same, how often it is right, and the images per second. The rows of OpenVINO name the precision of its computation,
-    except for the parts in 8 bits.
+    The table shows the precision of the computation, except for parts in 8 bits; the error (the largest difference over
+    the largest result); how often the most likely class is the same, and how often it is right; and images per second.
+    levitax evaluate takes the file too, with any number of images.
     """
-    # OpenVINO's telemetry forks a process at each call, which may deadlock with the threads of JAX.
-    sys.modules["openvino_telemetry"] = cast(Any, None)
-    if out.suffix not in _SUFFIXES:
-        raise UsageError(f"`--out` is {out}; it must end in {', '.join(_SUFFIXES)}.")
+    if out.suffix not in _FOR:
+        raise UsageError(f"`--out` is {out}; it must end in {', '.join(_FOR)}.")
     if int8 and (out.suffix != ".xml" or data is None):
         raise UsageError("`--int8` needs an `--out` that ends in .xml, and `--data` to calibrate on.")
     check_new(out, overwrite=overwrite)
     import jax
+
+    from ._exported import Exported, open_exported
 
     write: dict[str, Callable[..., Path]] = {
         ".onnx": levitax.export.to_onnx,
@@ -64,34 +76,34 @@ def export(
         ".stablehlo": levitax.export.to_stablehlo,
     }
     model, state = levitax.load(weights, **sizes_of(image_size))
-    predict = levitax.fuse(model, state)
-    config = model.config
+    predict, config = levitax.fuse(model, state), model.config
     prepared = preprocessing_of(weights, config.image_size, preprocessing)
-    found = levitax.data.open_data(data, channels=config.in_channels) if data else None
-    if found and prepared.class_names:
-        found = found.in_order_of(prepared.class_names)
-    elif found and len(found.classes) != config.num_classes:
-        raise ValueError(f"The weights are for {config.num_classes} classes, and the data has {len(found.classes)}.")
-    elif found:
-        print("the weights do not name their classes; assuming the classes of the data, in the same order")
+    found = None if data is None else _open(data, config, prepared)
 
     options: dict[str, Any] = {"batch": batch, "channels_first": channels_first}
     options |= {"probabilities": probabilities, "uint8": uint8, "preprocessing": prepared}
-
-    def as_taken(pixels: np.ndarray) -> np.ndarray:
-        """Converts pixels, channels last, to the input of the file."""
-        images = pixels if uint8 else prepared.normalise(pixels)
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if channels_first else images
-
+    last = jax.nn.softmax if probabilities else lambda logits: logits
+    compiled = jax.jit(lambda images: last(jax.vmap(predict)(images)))
+    ours = Exported(
+        runtime="levitax",
+        precision="float32",
+        call=lambda images: np.asarray(compiled(images)),
+        batch=None,
+        uint8=False,
+        channels_first=False,
+        probabilities=probabilities,
+        preprocessing=prepared,
+    )
     start = time.perf_counter()
     if int8 and found is not None:
         images, _ = _pixels_of(found.train, CALIBRATION, prepared)
-        levitax.export.to_openvino_int8(predict, out, as_taken(images), **options)
+        taken = ours._replace(uint8=uint8, channels_first=channels_first).as_taken(images, prepared)
+        levitax.export.to_openvino_int8(predict, out, taken, **options)
     else:
         write[out.suffix](predict, out, **options)
     seconds = time.perf_counter() - start
     files = {out, out.with_suffix(".bin")} if out.suffix == ".xml" else {out}
-    print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {seconds:.1f} s\n")
+    print(f"wrote {out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {seconds:.1f} s")
 
     size = batch or 16
     shape = (size, *config.image_size, config.in_channels)
@@ -104,52 +116,40 @@ def export(
             sets["real"] = _pixels_of(found.validation, count, prepared)
         else:
             print(f"the data has fewer validation images than a batch of {size}, so the file is not compared on them")
-    last = jax.nn.softmax if probabilities else lambda logits: logits
-    here = jax.jit(lambda images: last(jax.vmap(predict)(images)))
-    ways = [("levitax", lambda images: np.asarray(here(images)), prepared.normalise)]
-    ways += [(name, call, as_taken) for name, call in _runtimes(out)]
-    print(f"{'':20}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
+    ways = [ours, *open_exported(out)]
+    print(f"{'runtime':14}{'computes in':>12}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
     for kind, (pixels, labels) in sets.items():
         expected = None
-        for name, call, prepare in ways:
-            parts = [prepare(pixels[start : start + size]) for start in range(0, len(pixels) - size + 1, size)]
-            results = np.concatenate([call(part) for part in parts])
+        for way in ways:
+            parts = [
+                way.as_taken(pixels[start : start + size], prepared) for start in range(0, len(pixels) - size + 1, size)
+            ]
+            results = np.concatenate([way.call(part) for part in parts])
             expected = results if expected is None else expected
             error = np.abs(results - expected).max() / np.abs(expected).max()
             same = np.mean(results.argmax(-1) == expected.argmax(-1))
             right = "" if labels is None else f"{np.mean(results.argmax(-1) == labels[: len(results)]):.1%}"
-            speed = size / median_seconds(lambda call=call, images=parts[0]: call(images), 1.0)
-            print(f"{name:20}{f'{len(results)} {kind}':>12}{error:>10.1e}{same:>12.1%}{right:>8}{speed:>10.1f}")
+            speed = size / median_seconds(lambda way=way, images=parts[0]: way.call(images), 1.0)
+            print(
+                f"{way.runtime:14}{way.precision:>12}{f'{len(results)} {kind}':>12}{error:>10.1e}{same:>12.1%}"
+                f"{right:>8}{speed:>10.1f}"
+            )
+    print(f"{out} is for {_FOR[out.suffix]}.")
+    if out.suffix != ".stablehlo":
+        print(f"next: levitax evaluate {out} {data or 'DATA'}")
 
 
-def _runtimes(path: Path) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-    """The installed runtimes that read the file: a name, and a function from images to the first output."""
-    if path.suffix == ".stablehlo":
-        import jax
-
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        call = jax.jit(exported.call)
-        yield "JAX alone", lambda images: np.asarray(next(iter(call(images).values())))
-        return
-    if path.suffix == ".onnx":
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            print("onnxruntime is not installed")
-        else:
-            session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-            yield "ONNX Runtime", lambda images: np.asarray(session.run(None, {"images": images})[0])
-    try:
-        import openvino
-    except ModuleNotFoundError:
-        print("openvino is not installed")
-    else:
-        for precision in ("f32", "bf16"):
-            compiled: Any = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-            if (used := openvino_precision(compiled)) == precision:
-                yield f"OpenVINO, {precision}", lambda images, compiled=compiled: np.asarray(compiled(images)[0])
-            else:
-                print(f"OpenVINO computes in {used} on this processor, not in {precision}")
+def _open(
+    data: str, config: "levitax.LeViTConfig", preprocessing: "levitax.data.Preprocessing"
+) -> "levitax.data.DataSet":
+    """The data set, with the class order of the weights."""
+    found = levitax.data.open_data(data, channels=config.in_channels, validation_share=0.1)
+    if preprocessing.class_names:
+        return found.in_order_of(preprocessing.class_names)
+    if len(found.classes) != config.num_classes:
+        raise ValueError(f"The weights are for {config.num_classes} classes, and the data has {len(found.classes)}.")
+    print("the weights do not name their classes; assuming the classes of the data, in the same order")
+    return found
 
 
 def _pixels_of(
@@ -158,10 +158,3 @@ def _pixels_of(
     """Random images of a split, resized and cropped, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
     return np.stack([preprocessing.resize(split.read(int(index))) for index in chosen]), split.labels[chosen]
-
-
-def openvino_precision(compiled: Any) -> str:
-    """The precision that OpenVINO computes in, except for the parts in 8 bits: f32, bf16 or f16. The hint is only a
-    request: on a processor without bfloat16, OpenVINO computes in f32."""
-    used = {node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()}
-    return next((half for half in ("bf16", "f16") if half in used), "f32")

@@ -39,7 +39,7 @@ def finetune(
     import jax
 
     from ._recipe import fit_batch, make_recipe
-    from ._runs import model_keywords, needs_new_head, open_images, prepared_for, run, start_hosts
+    from ._runs import model_keywords, needs_new_head, open_for_weights, prepared_for, run, start_hosts
 
     changes = recipe or {}
     chosen = make_recipe(levitax.train.RECIPES[options.preset or "finetune"], changes)
@@ -48,7 +48,7 @@ def finetune(
     model, state = levitax.load(weights)
     # The weights expect images as their own training prepared them.
     prepared = preprocessing_of(weights, model.config.image_size, preprocessing)
-    found = open_images(data, model.config.in_channels, reading)
+    found = open_for_weights(data, model.config.in_channels, reading)
     chosen = fit_batch(chosen, changes, len(found.train.labels))
     if new_head or needs_new_head(found, model.config.num_classes, prepared):
         model, state = levitax.weights.adapt(model, state, num_classes=0)

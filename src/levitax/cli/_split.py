@@ -31,12 +31,12 @@ def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> N
         temporary.write_text(json.dumps(content, indent=0))
 
 
-def to_evaluate(data: DataSet, where: str, weights: str) -> DataSet:
+def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
     """The data set with the images to evaluate weights on: the split to validate with; or if there is none, the images
-    that the run of the weights validated with; or if the run had other images, all of them."""
+    that the run of the weights validated with; or if the run had other images, all of them. Also what to say of it."""
     held_out = _held_out(data)
     if held_out is None:
-        return data
+        return data, ""
     images = held_out.split
     folder = Path(weights).expanduser()
     file = (folder if folder.is_dir() else folder.parent) / _SPLIT
@@ -46,10 +46,10 @@ def to_evaluate(data: DataSet, where: str, weights: str) -> DataSet:
         known = [index for index in range(len(images.labels)) if _name(images, index, where) in names]
         # In other data, a few images may have the same names by chance.
         if known and (written["data"] == os.path.abspath(where) or len(known) == len(names)):
-            print(f"{len(known)} of {len(images.labels)} images: those in {file}, which the run validated with")
-            return data._replace(validation=Subset(images, np.array(known)))
-    print(f"all {len(images.labels)} images, since {where} has no split to validate with")
-    return data._replace(validation=images)
+            said = f"{len(known)} of {len(images.labels)} images: those in {file}, which the run validated with"
+            return data._replace(validation=Subset(images, np.array(known))), said
+    said = f"all {len(images.labels)} images, since {where} has no split to validate with"
+    return data._replace(validation=images), said
 
 
 def _held_out(data: DataSet) -> Subset | None:
