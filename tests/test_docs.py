@@ -37,6 +37,8 @@ def code_of(page: Path) -> str:
 @pytest.mark.usefixtures("scripts_share_compilations")
 @pages
 def test_the_code_runs_and_prints_the_output_on_the_page(page, tmp_path, request):
+    if page.name == "from_an_install.md":
+        pytest.skip("tests/cli/test_transcript.py runs its code between its commands")
     code = code_of(page)
     if not code:
         pytest.skip("a page without code")

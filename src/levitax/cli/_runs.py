@@ -73,6 +73,7 @@ def can_be_fetched(weights: str) -> bool:
 def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing) -> bool:
     """Whether the classes of the weights and of the data differ."""
     if num_classes != len(data.classes):
+        say(f"the weights are for {num_classes} classes, the data for {len(data.classes)}: making a new classifier")
         return True
     names = preprocessing.class_names
     if not names:
