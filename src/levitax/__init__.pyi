@@ -19,6 +19,7 @@ from ._create import (
 from ._fuse import fuse as fuse, Predictor as Predictor
 from ._model import LeViT as LeViT
 from ._parameters import count_parameters as count_parameters
+from ._push import push as push
 from ._summary import Summary as Summary, summary as summary, SummaryRow as SummaryRow
 from ._variants import PRETRAINED as PRETRAINED, VARIANTS as VARIANTS
 from .weights import load as load, load_preprocessing as load_preprocessing, save as save
