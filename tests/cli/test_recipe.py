@@ -13,7 +13,7 @@ recipes: Any = pytest.importorskip("levitax.cli._recipe", reason="needs the extr
 
 
 def recipe_of(preset: str, images: int = 10**6, **changes: Any) -> Recipe:
-    return recipes.fit_batch(recipes.make_recipe(preset, changes), changes, images)
+    return recipes.fit_batch(recipes.make_recipe(RECIPES[preset], changes), changes, images)
 
 
 def test_a_given_batch_size_stays(capsys):

@@ -23,6 +23,7 @@ def _as_size(_: object, tokens: Sequence[Token]) -> int | tuple[int, ...]:
 
 
 def to_write(suffixes: Sequence[str], path: Path | None) -> None:
+    """Raises unless `path`, if it is given, has one of the suffixes, and a folder."""
     if path is None:
         return
     if path.suffix.lower() not in suffixes:

@@ -22,7 +22,7 @@ def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> N
         return
     names = [_name(held_out, index, where) for index in range(len(held_out.labels))]
     content = {
-        "data": os.path.abspath(where),
+        "data": _absolute(where),
         "share": reading.validation_share,
         "seed": reading.split_seed,
         "validation": names,
@@ -45,7 +45,7 @@ def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
         names = set(written["validation"])
         known = [index for index in range(len(images.labels)) if _name(images, index, where) in names]
         # In other data, a few images may have the same names by chance.
-        if known and (written["data"] == os.path.abspath(where) or len(known) == len(names)):
+        if known and (written["data"] == _absolute(where) or len(known) == len(names)):
             said = f"{len(known)} of {len(images.labels)} images: those in {file}, which the run validated with"
             return data._replace(validation=Subset(images, np.array(known))), said
     said = f"all {len(images.labels)} images, since {where} has no split to validate with"
@@ -62,6 +62,10 @@ def _held_out(data: DataSet) -> Subset | None:
     return None
 
 
+def _absolute(where: str) -> str:
+    return os.path.abspath(os.path.expanduser(where))
+
+
 def _name(split: Split, index: int, where: str) -> str:
     name = split.name(index)
-    return os.path.relpath(name, where) if os.path.isabs(name) else name
+    return os.path.relpath(name, _absolute(where)) if os.path.isabs(name) else name
