@@ -29,14 +29,14 @@ def suggested(*sizes: int):
 def test_small_images_train_a_small_model_at_their_size():
     for images in (50, 8_000, 300_000):
         found = suggested(images, 28, 40)
-        assert (found.model, found.preset, found.recipe, found.weights) == ("small", "small", RECIPES["small"], None)
+        assert (found.model, found.preset, found.recipe, found.pretrained) == ("small", "small", RECIPES["small"], None)
         assert found.keywords["image_size"] == 28 and found.crop_ratio == 1
         assert found.reason == f"{images:,} images of about 28 pixels"
 
 
 def test_photographs_are_for_published_weights_or_else_a_small_model():
     found = suggested(8_000, 500, 375)
-    assert found.weights in levitax.PRETRAINED.values()
+    assert found.pretrained in levitax.PRETRAINED.values()
     assert found.model == "small" and found.keywords["image_size"] == 128
     assert found.recipe.crop_scale == (0.35, 1.0)
 
@@ -44,7 +44,7 @@ def test_photographs_are_for_published_weights_or_else_a_small_model():
 def test_many_photographs_are_trained_as_in_the_paper():
     found = suggested(1_281_167, 500, 375)
     assert (found.model, found.preset, found.recipe) == ("levit_256", "paper", RECIPES["paper"])
-    assert found.keywords == levitax.VARIANTS["levit_256"] and found.weights is None
+    assert found.keywords == levitax.VARIANTS["levit_256"] and found.pretrained is None
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)

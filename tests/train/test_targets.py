@@ -141,7 +141,9 @@ CONTAINERS = {
 def test_every_public_name_that_takes_labels_is_covered():
     found = set()
     for module in ("levitax.train", "levitax.data"):
-        for name, value in vars(importlib.import_module(module)).items():
+        package = importlib.import_module(module)
+        for name in dir(package):
+            value = getattr(package, name)
             if name.startswith("_") or not callable(value) or not getattr(value, "__module__", "").startswith(module):
                 continue
             if set(TAKEN) & set(inspect.signature(value).parameters):

@@ -58,12 +58,12 @@ def train(
         found = open_images(data, 1, reading)
     suggested = levitax.train.suggest(found)
     is_left_to_us = model is None and options.preset is None
-    if is_left_to_us and suggested.weights is not None and can_be_fetched(suggested.weights):
-        say(f"{suggested.reason}: fine-tuning {suggested.weights}; --model small trains from scratch")
+    if is_left_to_us and suggested.pretrained is not None and can_be_fetched(suggested.pretrained):
+        say(f"{suggested.reason}: fine-tuning {suggested.pretrained}; --model small trains from scratch")
         named = dataclasses.replace(options, out=out)
         finetune(
             data,
-            weights=suggested.weights,
+            weights=suggested.pretrained,
             reading=reading,
             options=named,
             preprocessing=preprocessing,

@@ -39,7 +39,7 @@ class Suggestion(NamedTuple):
     - `preset`, `recipe`: a [`levitax.train.Recipe`][], and its name in `levitax.train.RECIPES`, from which it may
         differ.
     - `crop_ratio`: of the preprocessing: small images have no margin to lose.
-    - `weights`: published weights to fine-tune instead, if they can be fetched; `None` if the images are unlike those
+    - `pretrained`: published weights to fine-tune instead, if they can be fetched; `None` if the images are unlike those
         of ImageNet, or enough to train from scratch.
     - `reason`: why, in a few words.
     """
@@ -49,7 +49,7 @@ class Suggestion(NamedTuple):
     preset: str
     recipe: Recipe
     crop_ratio: float
-    weights: str | None
+    pretrained: str | None
     reason: str
 
 
@@ -115,7 +115,7 @@ def suggest(data: DataSet) -> Suggestion:
         preset="small",
         recipe=RECIPES["small"],
         crop_ratio=1.0,
-        weights=None,
+        pretrained=None,
         reason=f"{images:,} images of about {size} pixels",
     )
     if size <= _SMALL:
@@ -133,5 +133,5 @@ def suggest(data: DataSet) -> Suggestion:
         # A shift by a pixel is nothing here, and photographs show their subjects at different scales.
         recipe=dataclasses.replace(RECIPES["small"], crop_scale=(0.35, 1.0), max_shift=0.0),
         crop_ratio=0.875,
-        weights=PRETRAINED["levit_128s" if jax.default_backend() == "cpu" else "levit_256"],
+        pretrained=PRETRAINED["levit_128s" if jax.default_backend() == "cpu" else "levit_256"],
     )
