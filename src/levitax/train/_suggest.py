@@ -39,8 +39,8 @@ class Suggestion(NamedTuple):
     - `preset`, `recipe`: a [`levitax.train.Recipe`][], and its name in `levitax.train.RECIPES`, from which it may
         differ.
     - `crop_ratio`: of the preprocessing: small images have no margin to lose.
-    - `pretrained`: published weights to fine-tune instead, if they can be fetched; `None` if the images are unlike those
-        of ImageNet, or enough to train from scratch.
+    - `pretrained`: published weights to fine-tune instead, if they can be fetched; `None` if the images are unlike
+        those of ImageNet, or enough to train from scratch.
     - `reason`: why, in a few words.
     """
 
