@@ -77,6 +77,8 @@ def push(
                 f"The hub does not let you write to {repo_id!r} (status {status}). Log in with `hf auth login`, or "
                 "pass a `token` with the right to write."
             ) from error
+        except errors.HFValidationError as error:
+            raise ValueError(f"`repo_id` is {repo_id!r}, which the hub does not accept: {error}") from None
         except Exception as error:
             # A transfer can fail with any exception of the client's HTTP library.
             raise ConnectionError(

@@ -27,7 +27,8 @@ def convert(
     The weights may be in the layout of levitax, of the authors, of timm, transformers, mmpretrain or vit-pytorch. For
     timm and transformers, name the file model.safetensors: the command then writes their JSON files next to it.
     """
-    check_new(out, overwrite=overwrite)
+    writes_json = out.name == "model.safetensors" and layout.startswith(("timm", "transformers"))
+    check_new(out, out.with_name("config.json") if writes_json else None, overwrite=overwrite)
     sizes = sizes_of(image_size)
     model, state = levitax.load(weights, **sizes)
     try:

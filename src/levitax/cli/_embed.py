@@ -44,13 +44,13 @@ def embed(
     found = load_classifier(weights, image_size, preprocessing).embed(images, workers=workers)
     labels = [Path(name).parent.name for name in found.names]
     with replacing(out) as (temporary,):
-        if out.suffix == ".npz":
+        if out.suffix.lower() == ".npz":
             np.savez(temporary, names=found.names, features=found.features, labels=labels)
         else:
             _write_csv(temporary, found, labels)
     images_, dim = found.features.shape
     print(f"wrote {out}: {dim} features of each of {images_} images")
-    if out.suffix == ".npz":
+    if out.suffix.lower() == ".npz":
         print(f'next: numpy.load({str(out)!r})["features"], with "labels" and "names"')
 
 

@@ -67,4 +67,4 @@ def _in_a_line(error: Exception) -> str:
 
 def _is_ours(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].split(".")[0] in ("levitax", "cyclopts")
+    return frame.f_globals.get("__name__", "").split(".")[0] in ("levitax", "cyclopts")

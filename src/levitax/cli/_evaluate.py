@@ -55,6 +55,8 @@ def evaluate(
     is_exported = Path(weights).suffix in (".onnx", ".xml")
     if is_exported and (fused or logits is not None or out is not None):
         raise UsageError("An exported file takes none of --fused, --logits and --out.")
+    if logits is not None and (out is not None or as_json):
+        raise UsageError("--logits writes logits instead of a table: it takes neither --out nor --json.")
     check_new(out, logits, overwrite=overwrite)
     if is_exported:
         _evaluate_exported(Path(weights), data, reading, preprocessing, same_order=same_order, as_json=as_json)

@@ -59,13 +59,13 @@ def export(
 
     The table shows the precision of the computation, except for parts in 8 bits; the error (the largest difference over
     the largest result); how often the most likely class is the same, and how often it is right; and images per second.
-    levitax evaluate takes the file too, with any number of images.
+    levitax evaluate takes an .onnx or .xml too, with any number of images.
     """
     if out.suffix not in _FOR:
         raise UsageError(f"`--out` is {out}; it must end in {', '.join(_FOR)}.")
     if int8 and (out.suffix != ".xml" or data is None):
         raise UsageError("`--int8` needs an `--out` that ends in .xml, and `--data` to calibrate on.")
-    check_new(out, overwrite=overwrite)
+    check_new(out, out.with_suffix(".bin") if out.suffix == ".xml" else None, overwrite=overwrite)
     import jax
 
     from ._exported import Exported, open_exported

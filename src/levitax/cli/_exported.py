@@ -13,8 +13,6 @@ from .._extras import extra
 from ..data import Preprocessing
 
 
-SUFFIXES = (".onnx", ".xml", ".stablehlo")
-
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -76,7 +74,7 @@ def open_exported(path: Path) -> Iterator[Exported]:
                 found += 1
                 yield exported
         except ModuleNotFoundError as error:
-            print(f"{error.name} is not installed")
+            print(f"{error.name} is not installed", file=sys.stderr)
     if not found:
         raise ModuleNotFoundError(f"No runtime for `{path}` is installed: {extra('cli')}.")
 
@@ -126,7 +124,8 @@ def _in_openvino(path: Path) -> Iterator[Exported]:
     for hint in ("f32", "bf16"):
         compiled: Any = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
         if (used := _openvino_precision(compiled)) != hint:
-            print(f"OpenVINO computes in {_PRECISIONS[used]} on this processor, not in {_PRECISIONS[hint]}")
+            said = f"OpenVINO computes in {_PRECISIONS[used]} on this processor, not in {_PRECISIONS[hint]}"
+            print(said, file=sys.stderr)
             continue
         batch = taken.partial_shape[0]
         yield Exported(

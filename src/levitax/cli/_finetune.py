@@ -39,7 +39,7 @@ def finetune(
     import jax
 
     from ._recipe import fit_batch, make_recipe
-    from ._runs import model_keywords, needs_new_head, open_for_weights, prepared_for, run, start_hosts
+    from ._runs import model_keywords, name_of_run, needs_new_head, open_for_weights, prepared_for, run, start_hosts
 
     changes = recipe or {}
     chosen = make_recipe(levitax.train.RECIPES[options.preset or "finetune"], changes)
@@ -57,5 +57,5 @@ def finetune(
     keywords = model_keywords(chosen, found, options)
     adapted = levitax.weights.adapt(model, state, **keywords, key=jax.random.key(options.seed))
     # Not the folder of `levitax train` on the same data.
-    out = options.out or Path("runs", f"{Path(data).name}-finetuned")
+    out = options.out or Path("runs", f"{name_of_run(data)}-finetuned")
     run(*adapted, found, chosen, out, options, where=data, reading=reading, weights=weights)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,15 @@ from ..data import DataSet, open_data, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
 from ..train._suggest import sample
 from ..weights import load
+from ._errors import UsageError
 from ._options import DataOptions, RunOptions, sizes_of
 from ._split import write_split
 
 
 def start_hosts(options: RunOptions) -> None:
-    """Connects the processes of the run, if there are several."""
+    """Connects the processes of the run, if there are several and they are not connected yet."""
+    if jax.distributed.is_initialized():
+        return
     start_distributed(options.coordinator, options.processes, options.process)
 
 
@@ -77,14 +81,20 @@ def needs_new_head(data: DataSet, num_classes: int, preprocessing: Preprocessing
         return True
     names = preprocessing.class_names
     if not names:
-        print(
+        say(
             f"the weights do not name their {num_classes} classes; assuming the classes of the data, in the same "
             "order. --new-head makes a new classifier"
         )
     elif set(names) != set(data.classes):
-        print("data and weights have different classes: making a new classifier")
+        say("data and weights have different classes: making a new classifier")
         return True
     return False
+
+
+def name_of_run(data: str) -> str:
+    """A name for the run folder, after the data."""
+    path = Path(data).expanduser()
+    return path.resolve().name if path.exists() else path.name
 
 
 def model_keywords(recipe: Recipe, data: DataSet, options: RunOptions) -> dict[str, Any]:
@@ -107,12 +117,17 @@ def run(
     """Trains a model, or resumes the run in the folder `out`, and draws how it went."""
     # `fit` expands `~`, and the figures belong to the same folder.
     out = as_path("out", out)
-    log = tensorboard(out)
+    if Path(where).is_dir() and out.resolve().is_relative_to(Path(where).resolve()):
+        raise UsageError(f"The run folder `{out}` is inside the data, `{where}`: pass another --out.")
+    log, is_written = tensorboard(out), False
 
     def on_epoch(metrics: dict[str, float]) -> None:
         log(metrics)
-        # Not before: only `fit` knows whether the folder is this run's.
-        write_split(out, where, data, reading)
+        # Not before the first epoch: only `fit` knows whether the folder is this run's.
+        nonlocal is_written
+        if not is_written:
+            write_split(out, where, data, reading)
+            is_written = True
 
     fitted = fit(
         model,
@@ -135,9 +150,10 @@ def run(
     preprocessing = dataclasses.replace(data.preprocessing, image_size=model.config.image_size)
     classified = predict_split(fuse(fitted.model, fitted.state), some, preprocessing)
     plot.predictions(classified, class_names=data.classes).savefig(out / "predictions.png", dpi=120)
+    run_folder, images, file = (shlex.quote(str(path)) for path in (out, where, f"{out.name}.onnx"))
     say(
-        f"next: levitax evaluate {out} {where}, levitax predict IMAGES --weights {out}, levitax export {out} --out "
-        f"{out.name}.onnx"
+        f"next: levitax evaluate {run_folder} {images}, levitax predict IMAGES --weights {run_folder}, levitax export "
+        f"{run_folder} --out {file}"
     )
 
 

@@ -18,7 +18,7 @@ _SPLIT = "split.json"
 def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> None:
     """Writes down which images a run validates with, if a share of them was held out for it."""
     held_out = _held_out(data)
-    if jax.process_index() > 0 or held_out is None or (out / _SPLIT).exists():
+    if jax.process_index() > 0 or held_out is None:
         return
     names = [_name(held_out, index, where) for index in range(len(held_out.labels))]
     content = {
@@ -48,7 +48,10 @@ def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
         if known and (written["data"] == _absolute(where) or len(known) == len(names)):
             said = f"{len(known)} of {len(images.labels)} images: those in {file}, which the run validated with"
             return data._replace(validation=Subset(images, np.array(known))), said
-    said = f"all {len(images.labels)} images, since {where} has no split to validate with"
+    said = (
+        f"all {len(images.labels)} images, since {where} has no split to validate with; the weights may have been "
+        "trained on some of them"
+    )
     return data._replace(validation=images), said
 
 

@@ -39,25 +39,24 @@ def train(
     from .._progress import say
     from ..train._suggest import sample, small_model, SMALL_MODELS
     from ._recipe import fit_batch, make_recipe
-    from ._runs import can_be_fetched, model_keywords, open_images, run, start_hosts
+    from ._runs import can_be_fetched, model_keywords, name_of_run, open_images, run, start_hosts
 
-    recipes, changes, out = levitax.train.RECIPES, recipe or {}, options.out or Path("runs", Path(data).name)
+    recipes, changes, out = levitax.train.RECIPES, recipe or {}, options.out or Path("runs", name_of_run(data))
     with usage():
         if model is not None:
             as_choice("--model", model, (*SMALL_MODELS, *levitax.VARIANTS))
         start_hosts(options)
-    # Checked before the images are read.
-    if make_recipe(recipes[options.preset or "small"], changes).freeze_norms:
-        raise UsageError(
-            "The recipe has `freeze_norms` True, for models that are trained already: use `levitax finetune`, or "
-            "`--no-freeze-norms --trained all`."
-        )
+    preset = options.preset or ("digits" if data == "digits" else None)
+    if preset is not None:
+        # Before the images are read.
+        _check(make_recipe(recipes[preset], changes), options.teacher)
 
     found = open_images(data, channels or 3, reading)
     if channels is None and found.preprocessing.channels == 3 and sample(found.train).are_grey:
         found = open_images(data, 1, reading)
     suggested = levitax.train.suggest(found)
-    is_left_to_us = model is None and options.preset is None
+    # Several processes could come to different answers.
+    is_left_to_us = model is None and options.preset is None and channels is None and jax.process_count() == 1
     if is_left_to_us and suggested.pretrained is not None and can_be_fetched(suggested.pretrained):
         say(f"{suggested.reason}: fine-tuning {suggested.pretrained}; --model small trains from scratch")
         named = dataclasses.replace(options, out=out)
@@ -76,8 +75,11 @@ def train(
         keywords = levitax.VARIANTS[model]
     else:
         keywords = small_model(model, suggested.keywords.get("image_size", 128))
-    preset = options.preset or ("digits" if data == "digits" else None)
-    chosen = make_recipe(suggested.recipe if preset is None else recipes[preset], changes)
+    base = suggested.recipe if preset is None else recipes[preset]
+    if preset is None and options.teacher is None and "distillation" not in changes:
+        base = dataclasses.replace(base, distillation="none")
+    chosen = make_recipe(base, changes)
+    _check(chosen, options.teacher)
     fields = {"crop_ratio": suggested.crop_ratio, **(preprocessing or {})}
     found = found._replace(preprocessing=dataclasses.replace(found.preprocessing, **fields))
     chosen = fit_batch(chosen, changes, len(found.train.labels))
@@ -89,3 +91,17 @@ def train(
     )
     made = eqx.nn.make_with_state(levitax.LeViT)(**keywords, key=jax.random.key(options.seed))
     run(*made, found, chosen, out, options, where=data, reading=reading)
+
+
+def _check(recipe: "levitax.train.Recipe", teacher: str | None) -> None:
+    """Raises for a recipe that does not train from scratch with these options."""
+    if recipe.freeze_norms:
+        raise UsageError(
+            "The recipe has `freeze_norms` True, for models that are trained already: use `levitax finetune`, or "
+            "`--no-freeze-norms --trained all`."
+        )
+    if (teacher is None) != (recipe.distillation == "none"):
+        raise UsageError(
+            f"The recipe has `distillation` {recipe.distillation!r}, and there is {'no' if teacher is None else 'a'} "
+            "teacher: pass --teacher with --distillation hard or soft, or --distillation none without one."
+        )
