@@ -132,6 +132,12 @@ def test_what_cannot_be_classified(saved, files, make, tmp_path):
         with pytest.raises(ValueError, match=message):
             classifier(files, **options)
     levitax.save(tmp_path / "body.safetensors", *make(num_classes=0), preprocessing=Preprocessing(image_size=16))
+    tokens = Preprocessing(image_size=16, class_names=PREPROCESSING.class_names)
+    levitax.save(tmp_path / "tokens.safetensors", *make(pooling="none"), preprocessing=tokens)
+    of_tokens = Classifier.load(tmp_path / "tokens.safetensors")
+    for method in (of_tokens, of_tokens.embed):
+        with pytest.raises(ValueError, match='`pooling` "none", a result for each token'):
+            method(files)
     body = Classifier.load(tmp_path / "body.safetensors")
     assert body.embed(files).features.shape[0] == 3
     with pytest.raises(ValueError, match="do not classify whole images"):

@@ -128,13 +128,13 @@ class Classifier(eqx.Module):
         **Returns:** a [`levitax.Classified`][].
 
         **Raises:** `FileNotFoundError` if a path does not exist or a folder has no images; `OSError` if none of the
-        images can be read; `ValueError` if the weights have no classes, or classify each token; `TypeError` or
+        images can be read; `ValueError` if the weights have no classes, or a result for each token; `TypeError` or
         `ValueError` for other arguments out of range.
         """
         as_integer("top", top)
         names = self.preprocessing.class_names
-        if not names or self.predict.model.config.pooling != "mean":
-            raise ValueError("The weights do not classify whole images: they have no head, or one for each token.")
+        if not names:
+            raise ValueError("The weights do not classify whole images: they have no head.")
         files, probabilities = self._computed(_probabilities, self.predict, images, batch_size, workers)
         likely = np.argsort(-probabilities, axis=-1)[:, :top]
         labels = tuple(tuple(names[index] for index in row) for row in likely)
@@ -157,6 +157,8 @@ class Classifier(eqx.Module):
 
     def _computed(self, function, predict, images, batch_size, workers) -> tuple[tuple[str, ...], np.ndarray]:
         """The names of the images that can be read, and the result of `function` for each of them."""
+        if self.predict.model.config.pooling != "mean":
+            raise ValueError('The weights have `pooling` "none", a result for each token; expected one for each image.')
         collected = collect(images, self.preprocessing.channels)
         count = len(collected.images)
         # One compilation for all batches of many images, and a small one for few.

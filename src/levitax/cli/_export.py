@@ -11,6 +11,7 @@ import levitax
 from ._errors import UsageError
 from ._options import (
     check_new,
+    DataOptions,
     flat,
     ImageSize,
     Overwrite,
@@ -78,7 +79,7 @@ def export(
     model, state = levitax.load(weights, **sizes_of(image_size))
     predict, config = levitax.fuse(model, state), model.config
     prepared = preprocessing_of(weights, config.image_size, preprocessing)
-    found = None if data is None else _open(data, config, prepared)
+    found = None if data is None else _open(data, weights, config, prepared)
 
     options: dict[str, Any] = {"batch": batch, "channels_first": channels_first}
     options |= {"probabilities": probabilities, "uint8": uint8, "preprocessing": prepared}
@@ -140,10 +141,15 @@ def export(
 
 
 def _open(
-    data: str, config: "levitax.LeViTConfig", preprocessing: "levitax.data.Preprocessing"
+    data: str, weights: str, config: "levitax.LeViTConfig", preprocessing: "levitax.data.Preprocessing"
 ) -> "levitax.data.DataSet":
-    """The data set, with the class order of the weights."""
-    found = levitax.data.open_data(data, channels=config.in_channels, validation_share=0.1)
+    """The data set, with the class order of the weights, and the images that their run validated with."""
+    from ._runs import open_images
+    from ._split import to_evaluate
+
+    found, said = to_evaluate(open_images(data, config.in_channels, DataOptions()), data, weights)
+    if said:
+        print(said)
     if preprocessing.class_names:
         return found.in_order_of(preprocessing.class_names)
     if len(found.classes) != config.num_classes:

@@ -20,7 +20,7 @@ from .._progress import say
 from ..data import DataSet, open_data, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
 from ..train._suggest import sample
-from ..weights import load
+from ..weights._locate import locate
 from ._errors import UsageError
 from ._options import DataOptions, RunOptions, sizes_of
 from ._split import write_split
@@ -67,7 +67,7 @@ def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
 def can_be_fetched(weights: str) -> bool:
     """Fetches published weights, or says why that is not possible."""
     try:
-        load(weights)
+        locate(weights, revision=None)
     except (OSError, ModuleNotFoundError) as error:
         say(f"{weights} cannot be fetched: {type(error).__name__}; training from scratch")
         return False

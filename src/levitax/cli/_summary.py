@@ -38,7 +38,7 @@ def summary(
 
 
 def _shapes(name: str, sizes: dict[str, Any]) -> Any:
-    """A variant and its state, of which only the shapes are computed."""
+    """The shapes of a variant and its state, without values."""
     import equinox as eqx
     import jax
 
