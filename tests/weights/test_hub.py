@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.numpy
 
 from levitax.weights import save, state_dict
 
+from .serving import serving
 from .test_shards import INDEX, write_shards
 
 
@@ -109,14 +109,8 @@ def repositories(make, randomise, tmp_path) -> dict[str, dict[str, bytes]]:
 def hub(repositories) -> Iterator[tuple[str, list[str]]]:
     """The address of the hub, and the log of its requests."""
     log: list[str] = []
-    handler = functools.partial(Hub, repositories, log)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", log
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(functools.partial(Hub, repositories, log)) as address:
+        yield address, log
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import levitax
 from levitax.data import Preprocessing
 
 from ..equality import tree_equal
+from .serving import serving
 
 
 PREPROCESSING = Preprocessing(image_size=16, class_names=("ant", "bee", "c|t", "dog", "elk"))
@@ -67,13 +67,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
     """The address of the hub, and the files that it received."""
     files: dict[str, bytes] = {}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, files))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", files
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(functools.partial(Hub, files)) as address:
+        yield address, files
 
 
 @pytest.fixture
