@@ -39,8 +39,8 @@ def test_a_share_that_leaves_nothing(share, tmp_path):
 
 
 def test_classes_of_one_image_each():
-    with pytest.raises(ValueError, match="No class has two images"):
-        hold_out(of_labels(0, 1, 2), 0.5)
+    train, validation = hold_out(of_labels(0, 1, 2), 0.5)
+    assert train.indices.tolist() == [0, 1, 2] and len(validation.labels) == 0
 
 
 @pytest.fixture
@@ -77,6 +77,14 @@ def test_splits_under_other_names_are_not_taken_for_classes(files):
     where = files("training/ant/0.png", "training/bee/1.png", "holdout/ant/2.png", "holdout/bee/3.png")
     with pytest.raises(ValueError, match=r"'holdout', 'training', all have the same folders.*`train` and `val`"):
         open_data(where, validation_share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("names", "split"), [(["train/0.png", "car/1.png"], "train"), (["car/0.png", "test/1.png"], "test")]
+)
+def test_a_class_with_the_name_of_a_split(files, names, split):
+    with pytest.raises(ValueError, match=rf"has '{split}/', the name of a split, .* If it is a class, rename it"):
+        open_data(files(*names), validation_share=0.2)
 
 
 def test_a_table_without_images_to_validate_with(tmp_path):

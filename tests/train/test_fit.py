@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import levitax
 from levitax import train
-from levitax.data import Arrays, DataSet, Preprocessing
+from levitax.data import Arrays, DataSet, Preprocessing, Subset
 from levitax.train import evaluate_split, predict_split, RECIPES, TeacherLogits
 
 
@@ -154,6 +154,8 @@ def test_a_teacher_of_another_class_order_is_reordered(model, tmp_path):
 
 def test_arguments_that_do_not_fit_together(make, model, tmp_path):
     soft = dataclasses.replace(RECIPE, distillation="soft")
+    of_one_class = DATA._replace(preprocessing=dataclasses.replace(DATA.preprocessing, class_names=("dark",)))
+    unvalidated = DATA._replace(validation=Subset(VALIDATION, np.arange(0)))
     for arguments, keywords, message in (
         ((*model, DATA, soft), {}, "`distillation` 'soft', and there is no teacher"),
         ((*model, DATA, RECIPE), {"teacher": lambda images: images}, "`distillation` 'none', and there is a teacher"),
@@ -163,6 +165,8 @@ def test_arguments_that_do_not_fit_together(make, model, tmp_path):
         ((*model, DATA, dataclasses.replace(RECIPE, dtype="bfloat16")), {}, "`dtype` 'bfloat16', and `model` has 'fl"),
         ((*model, DATA, dataclasses.replace(RECIPE, drop_path=0.1)), {}, "`drop_path` 0.1, and `model` has 0.0"),
         ((*model, DATA, RECIPE), {"out": __file__}, "is a file"),
+        ((*model, of_one_class, RECIPE), {}, r"`data` has the classes \['dark'\]; a classifier needs at least two"),
+        ((*model, unvalidated, RECIPE), {}, "`data` has no validation images"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             fit(*arguments, **{"out": tmp_path / "run", **keywords})

@@ -1,7 +1,8 @@
 """Images of all kinds, as one list."""
 
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from .._files import as_path
 from ._folders import image_suffixes
-from ._image import read_image
+from ._image import read_bytes, read_image
 from ._listing import list_files, shown
 from ._preprocessing import to_pillow
 
@@ -20,7 +21,7 @@ class Collected(NamedTuple):
     **Attributes:**
 
     - `names`: the path of each image, or "image 0", "image 1", ...
-    - `images`: each a path, an open file, a PIL image or an array of pixels.
+    - `images`: each a path, the content of a file, a PIL image or an array of pixels.
     - `channels`: 3 for colour, 1 for grey.
     """
 
@@ -50,8 +51,8 @@ class Collected(NamedTuple):
 
 
 def collect(images: Any, channels: int) -> Collected:
-    """Lists one image or many: a path, a folder with images at any depth, an open file, a PIL image, an array of one
-    image or of a batch, or a list of these.
+    """Lists one image or many: a path, a folder with images at any depth, an open file, the bytes of a file, a PIL
+    image, an array of one image or of a batch, or a list of these.
 
     **Raises:** `FileNotFoundError` if a path does not exist, or if there are no images.
     """
@@ -75,7 +76,12 @@ def _pairs(images: Any) -> Iterable[tuple[str | None, Any]]:
     elif hasattr(images, "ndim"):
         array = np.asarray(images)
         yield from ((None, image) for image in (array if array.ndim == 4 else [array]))
-    elif isinstance(images, Iterable) and not hasattr(images, "read"):
+    elif isinstance(images, bytes):
+        yield None, io.BytesIO(images)
+    elif isinstance(images, io.BufferedIOBase):
+        # An open file cannot be sent to a worker.
+        yield None, io.BytesIO(read_bytes(images))
+    elif isinstance(images, Iterable) and not isinstance(images, Mapping) and not hasattr(images, "read"):
         for each in images:
             yield from _pairs(each)
     else:

@@ -16,13 +16,12 @@ def hold_out(split: Split, share: float, *, seed: int = 0) -> tuple[Subset, Subs
 
     - `split`: all images.
     - `share`: of each class, between 0 and 1, rounded. Classes of two or more images have at least one in each part;
-        the image of a class with only one is in the first.
+        the image of a class with only one is in the first. If all classes have one image, the second part is empty.
     - `seed`: draws the images.
 
     **Returns:** the two parts, each in the order of `split`.
 
-    **Raises:** `TypeError` or `ValueError` for a `share` or a `seed` out of range; `ValueError` if no class has two
-    images.
+    **Raises:** `TypeError` or `ValueError` for a `share` or a `seed` out of range.
     """
     share, rng = as_open_share("share", share), np.random.default_rng(as_integer("seed", seed, minimum=0))
     labels = np.asarray(split.labels)
@@ -31,8 +30,6 @@ def hold_out(split: Split, share: float, *, seed: int = 0) -> tuple[Subset, Subs
         images = np.flatnonzero(labels == label)
         count = min(max(round(share * len(images)), 1), len(images) - 1)
         held_out[rng.permutation(images)[:count]] = True
-    if not held_out.any():
-        raise ValueError("No class has two images, one to train on and one to validate with. Add images.")
     return Subset(split, np.flatnonzero(~held_out)), Subset(split, np.flatnonzero(held_out))
 
 

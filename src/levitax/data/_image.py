@@ -66,7 +66,7 @@ def read_image(
         data, decode = b"", partial(_convert, pillow, cast(PillowImage, path), channels)
     else:
         path = cast(str | os.PathLike[str] | BufferedIOBase, path)
-        data = _read_bytes(path)
+        data = read_bytes(path)
         decode = partial(_decode, pillow, data, channels)
     try:
         try:
@@ -81,8 +81,8 @@ def read_image(
         raise OSError(f"{_name(path)} cannot be read as an image: {_reason(pillow, error, data)}.") from error
 
 
-def _read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
-    """Reads the whole file, so that all later errors come from the decoder and not from the system."""
+def read_bytes(path: str | os.PathLike[str] | BufferedIOBase) -> bytes:
+    """Reads the whole file, from its start, so that all later errors come from the decoder and not from the system."""
     if isinstance(path, BufferedIOBase):
         if path.seekable():
             path.seek(0)

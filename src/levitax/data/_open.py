@@ -102,6 +102,12 @@ def _open_splits(where: str | os.PathLike[str], channels: int, *, is_shared: boo
         found = list_images(folder, channels)
         _check_no_splits(found)
         return [found], found.warnings()
+    if is_shared and not any(map(_has_folders, folders.values())):
+        raise ValueError(
+            f"`{shown(where)}` has {listed(f'{path.name}/' for path in folders.values())}, the name of a split, "
+            "without class folders in it. If it is a class, rename it. Otherwise sort its images into a folder for "
+            "each class."
+        )
     names = _choose_splits(where, folders, listed(map(_with_kind, content)), is_shared)
     parts = [list_images(folders[name], channels) for name in names]
     messages = [message for part in parts for message in part.warnings()]

@@ -92,7 +92,7 @@ class Preprocessing:
         put("std", _per_channel("std", std))
         if len(self.mean) != len(self.std):
             raise ValueError(f"`mean` is {self.mean} and `std` is {self.std}; expected one number per channel in both.")
-        put("class_names", _checked_names(class_names))
+        put("class_names", as_class_names("class_names", class_names))
 
     def __call__(
         self, image: str | os.PathLike[str] | Any | UInt8[np.ndarray, "old_height old_width channels"]
@@ -296,9 +296,10 @@ def _per_channel(name: str, values: Any) -> tuple[float, ...]:
     return numbers
 
 
-def _checked_names(names: Any) -> tuple[str, ...]:
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`class_names` is {names!r}; expected a sequence of strings, one for each class.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"`class_names` has {', '.join(map(repr, twice[:8]))} twice; expected distinct names.")
+def as_class_names(name: str, names: Any) -> tuple[str, ...]:
+    """Converts `names` to a tuple of distinct strings, or raises an error with `name`."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+        raise TypeError(f"`{name}` is {names!r}; expected a sequence of strings, one for each class.")
+    if twice := sorted({each for each in names if names.count(each) > 1}):
+        raise ValueError(f"`{name}` has {', '.join(map(repr, twice[:8]))} twice; expected distinct names.")
     return tuple(names)

@@ -96,6 +96,7 @@ def fit(
     """
     if checkpoint_every is not None:
         as_integer("checkpoint_every", checkpoint_every)
+    _check_data(data)
     _check_together(model, data, recipe, teacher)
     # Needed at the end, and missed before the work starts.
     require("safetensors", "`levitax.train.fit`", extra("weights"))
@@ -123,7 +124,8 @@ def fit(
         if restored := checkpoints.restore(train_state):
             train_state, progress = restored
             _check_length(recipe, progress["length"], int(train_state.step), steps, folder)
-        history, losses = History(folder, progress["history"]), Losses(progress["losses"], checkpoints)
+        history = History(folder, progress["history"], recipe.epochs)
+        losses = Losses(progress["losses"], checkpoints)
         done, last = int(train_state.step), recipe.epochs * steps
         reading = train_batches(
             data.train,
@@ -240,6 +242,19 @@ def _describe(model: LeViT, data: DataSet, recipe: Recipe, **rest: Any) -> dict[
         "preprocessing": data.preprocessing.to_dict(),
         **rest,
     }
+
+
+def _check_data(data: DataSet) -> None:
+    if len(data.classes) < 2:
+        raise ValueError(
+            f"`data` has the classes {list(data.classes)}; a classifier needs at least two. If you opened a "
+            "folder, move the folders of its classes directly into it or into its `train/`."
+        )
+    if not len(data.validation.labels):
+        raise ValueError(
+            "`data` has no validation images, because no class has two images, one to train on and one to validate "
+            "with. Add images."
+        )
 
 
 def _check_together(model: LeViT, data: DataSet, recipe: Recipe, teacher: Any) -> None:

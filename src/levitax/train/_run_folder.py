@@ -39,15 +39,16 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 class History:
-    """The metrics of each epoch, in memory and in `metrics.jsonl`, which the first process writes."""
+    """The metrics of each epoch of a run of `length` epochs, in memory and in `metrics.jsonl`, which the first process
+    writes."""
 
-    def __init__(self, folder: Path, epochs: list[dict[str, float]]):
+    def __init__(self, folder: Path, epochs: list[dict[str, float]], length: int):
         self.epochs = list(epochs)
         self._file = folder / "metrics.jsonl"
         if jax.process_index() > 0:
             return
         written = len(self._file.read_text().splitlines()) if self._file.exists() else 0
-        if written:
+        if written and len(epochs) < length:
             say(f"continuing after epoch {len(epochs)} of the newest checkpoint; {written} epochs were logged")
         # Epochs after the checkpoint will be trained, and logged, again.
         with replacing(self._file) as (temporary,):
