@@ -54,10 +54,13 @@ def test_all_kinds_of_images_are_the_same(saved, files):
     pixels = np.asarray(image)
     expected = classifier(path)
     assert len(expected.labels[0]) == 5
-    kinds: list[Any] = [str(path), io.BytesIO(path.read_bytes()), image, pixels, jnp.asarray(pixels), [path]]
+    content = path.read_bytes()
+    kinds: list[Any] = [str(path), content, io.BytesIO(content), image, pixels, jnp.asarray(pixels), [path]]
     for kind in kinds:
         found = classifier(kind)
         assert found.labels == expected.labels and tree_equal(found.probabilities, expected.probabilities)
+    with path.open("rb") as file:
+        assert classifier([file, file], workers=1).labels == 2 * expected.labels
     batch = classifier(np.stack([pixels, pixels[::-1]]), batch_size=1)
     assert batch.names == ("image 0", "image 1") and batch.labels[0] == expected.labels[0]
 
@@ -97,7 +100,7 @@ def test_names_of_the_weights_are_replaced_or_assumed(make, files, tmp_path):
     levitax.save(tmp_path / "model.safetensors", *make(), preprocessing=Preprocessing(image_size=16))
     load = lambda **options: Classifier.load(tmp_path / "model.safetensors", **options)
     assert load().preprocessing.class_names == ("0", "1", "2", "3", "4")
-    assert load(class_names="abcde").preprocessing.class_names == tuple("abcde")
+    assert load(class_names=list("abcde")).preprocessing.class_names == tuple("abcde")
     with pytest.raises(ValueError, match="There are 2 class names; expected 5, one for each class"):
         load(class_names=("a", "b"))
     wider = load(image_size=(24, 16), preprocessing=PREPROCESSING)
@@ -125,12 +128,18 @@ def test_what_cannot_be_classified(saved, files, make, tmp_path):
         (tmp_path / "text.png", OSError, "text.png` cannot be read as an image"),
         (np.zeros((4, 4, 3)), ValueError, r"image 0 has shape \(4, 4, 3\) and dtype float64; expected pixels"),
         (3, TypeError, "expected a path"),
+        ({"a": tmp_path}, TypeError, "`path` is of type `dict`; expected a path"),
     ):
         with pytest.raises(error, match=message):
             classifier(images)
     for options, message in (({"top": 0}, "`top` is 0"), ({"batch_size": 0}, "`batch_size` is 0")):
         with pytest.raises(ValueError, match=message):
             classifier(files, **options)
+    with pytest.raises(ValueError, match="`num_classes` is 3, which needs a new head"):
+        Classifier.load(saved[0], num_classes=3)
+    with pytest.raises(TypeError, match="`class_names` is 'abcde'; expected a sequence of strings"):
+        Classifier.load(saved[0], class_names="abcde")
+    assert Classifier.load(saved[0], num_classes=0).embed(files).features.shape[0] == 3
     levitax.save(tmp_path / "body.safetensors", *make(num_classes=0), preprocessing=Preprocessing(image_size=16))
     tokens = Preprocessing(image_size=16, class_names=PREPROCESSING.class_names)
     levitax.save(tmp_path / "tokens.safetensors", *make(pooling="none"), preprocessing=tokens)

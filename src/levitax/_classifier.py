@@ -16,6 +16,7 @@ from ._model import LeViT
 from ._progress import progress_bar
 from .data import eval_batches, Preprocessing
 from .data._collect import collect
+from .data._preprocessing import as_class_names
 from .weights import load, load_preprocessing
 
 
@@ -62,10 +63,10 @@ class Classifier(eqx.Module):
     features = classifier.embed("images").features
     ```
 
-    Each method takes a path, a folder with images at any depth, an open file, a PIL image, an array of one image or of
-    a batch with pixels from 0 to 255, or a list of these. A file that cannot be read as an image is left out, with a
-    warning that names it. A bar shows the progress of long work on a terminal or in a notebook. Needs
-    `pip install "levitax[data,weights]"`.
+    Each method takes a path, a folder with images at any depth, an open file, the bytes of a file, a PIL image, an
+    array of one image or of a batch with pixels from 0 to 255, or a list of these. A file that cannot be read as an
+    image is left out, with a warning that names it. A bar shows the progress of long work on a terminal or in a
+    notebook. Needs `pip install "levitax[data,weights]"`.
 
     **Attributes:**
 
@@ -97,18 +98,25 @@ class Classifier(eqx.Module):
         - `preprocessing`: by default that of the weights, as in [`levitax.load_preprocessing`][].
         - `class_names`: by default those of the weights; without any, ImageNet's for 1,000 classes, otherwise numbers.
         - `revision`: branch, tag or commit on the hub.
-        - `overrides`: keywords to change, such as `image_size`, as in [`levitax.load`][].
+        - `overrides`: keywords to change, such as `image_size`, as in [`levitax.load`][]. `num_classes` can only be 0.
 
         **Returns:** the classifier.
 
-        **Raises:** the errors of [`levitax.load`][] and [`levitax.load_preprocessing`][]; `ValueError` for a number of
-        `class_names` that is not that of the classes.
+        **Raises:** the errors of [`levitax.load`][] and [`levitax.load_preprocessing`][]; `TypeError` or `ValueError`
+        for `class_names` that are not one distinct string for each class, and for another `num_classes` than 0.
         """
+        if (wanted := overrides.get("num_classes", 0)) != 0:
+            raise ValueError(
+                f"`num_classes` is {wanted}, which needs a new head that is not trained; expected 0, or no "
+                "`num_classes`. Fine-tune the weights first."
+            )
         model, state = load(source, revision=revision, **overrides)
         if preprocessing is None:
             preprocessing = load_preprocessing(source, image_size=overrides.get("image_size"), revision=revision)
-        names = tuple(preprocessing.class_names if class_names is None else class_names)
+        names = preprocessing.class_names if class_names is None else as_class_names("class_names", class_names)
         config = model.config
+        if config.num_classes == 0 and class_names is None:
+            names = ()
         names = names or _assumed_names(config.num_classes)
         if len(names) != config.num_classes:
             raise ValueError(f"There are {len(names)} class names; expected {config.num_classes}, one for each class.")

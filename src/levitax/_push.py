@@ -11,6 +11,7 @@ from ._extras import extra, require
 from ._model import LeViT
 from ._summary import summary
 from .data import Preprocessing
+from .data._preprocessing import as_class_names
 from .weights import save
 
 
@@ -58,7 +59,7 @@ def push(
         raise ValueError(f"`repo_id` is {repo_id!r}; expected an owner and a name, such as 'you/flowers'.")
     as_number("accuracy", accuracy, 0, 1, optional=True)
     if classes is not None:
-        preprocessing = dataclasses.replace(preprocessing, class_names=tuple(classes))
+        preprocessing = dataclasses.replace(preprocessing, class_names=as_class_names("classes", classes))
     user, way_out = "`levitax.push`", extra("weights")
     hub, errors = (require(module, user, way_out) for module in ("huggingface_hub", "huggingface_hub.errors"))
     api = hub.HfApi(token=token)
@@ -110,7 +111,7 @@ def _card(
         "data": data,
         "top-1 accuracy": None if accuracy is None else f"{accuracy:.2%}",
     }
-    rows = {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+    rows = {name: " ".join(value.split()).replace("|", "\\|") for name, value in rows.items() if value is not None}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
 license: {licence}
@@ -121,7 +122,7 @@ tags: [levit, jax, equinox, image-classification]
 
 # {repo_id.partition("/")[2]}
 
-A LeViT image classifier ([Graham et al. 2021](https://arxiv.org/abs/2104.01136)) for JAX, trained with levitax.
+A LeViT image classifier ([Graham et al. 2021](https://arxiv.org/abs/2104.01136)) for JAX, in the format of levitax.
 
 | | |
 |---|---|

@@ -178,6 +178,15 @@ def test_a_folder_without_further_options(shades, tmp_path):
     shutil.copytree(tmp_path / "shades" / "light", tmp_path / "others" / "light")
     (tmp_path / "others" / split["validation"][0]).unlink()
     assert "all 79 images, since " in run("evaluate", tmp_path / "run/best", tmp_path / "others")
+    # So they are for files made from the run, and a corrupt image among them is left out.
+    (tmp_path / "shades" / split["validation"][0]).write_bytes(b"no image")
+    for command, name in (("export", "shades.onnx"), ("convert", "shades.safetensors")):
+        more = ("--data", tmp_path / "shades") if command == "export" else ()
+        printed = run(command, tmp_path / "run", "--out", tmp_path / name, *more)
+        assert f"wrote {tmp_path / 'shades.split.json'}" in printed
+        assert command == "convert" or re.search(r"^ONNX Runtime +float32 +7 real ", printed, re.MULTILINE)
+        printed = run("evaluate", tmp_path / name, tmp_path / "shades")
+        assert f"8 of 80 images: those in {tmp_path / 'shades.split.json'}" in printed
     # The run has ended, and goes on if asked.
     assert "has ended; to go on, repeat" in run("train", tmp_path / "shades", "--epochs", 1, *out)
     assert "ended after 1 epoch(s), and goes on to 2" in run("train", tmp_path / "shades", "--epochs", 2, *out)
@@ -200,7 +209,7 @@ def test_a_folder_without_further_options(shades, tmp_path):
         ("train", ["--processes", 2], "`coordinator_address` and `process_id` missing"),
         ("train", ["--seed", -1], "Expected a number from 0 to 4294967295"),
         ("train", ["--seed", 2**32], "Expected a number from 0 to 4294967295"),
-        ("train", ["--image-size", "3x4x5"], "expected one number, or height and width, as in 224x160"),
+        ("train", ["--image-size", "3x4x5"], "or height and width, as in 224x160"),
         ("finetune", ["flowers"], "--weights"),
         *(("train", ["flowers", "--validation-share", share], "--validation-share") for share in (0, 1, -0.5, 1.5)),
         ("predict", ["a.png", "--weights", "x", "--top", 0], 'Invalid value "0" for --top'),
@@ -212,7 +221,15 @@ def test_a_folder_without_further_options(shades, tmp_path):
         ("convert", ["x", "--out", "a.safetensors", "--layout", "tim"], 'Did you mean "timm"?'),
         ("evaluate", ["a.onnx", "--fused"], "An exported file takes none of --fused"),
         ("benchmark", ["levit256"], "Did you mean 'levit_256'"),
-        ("export", ["x", "--out", "model.foo"], "`--out` is model.foo; it must end in .onnx"),
+        ("export", ["x", "--out", "model.foo"], "It must end in .onnx or .xml or .stablehlo"),
+        ("export", ["x", "--out", "no/where.onnx"], "There is no folder no"),
+        ("export", ["x", "--out", "model.onnx", "--batch", 0], "--batch. Must be >= 1"),
+        ("predict", ["--weights", "x"], "There are no images: pass image files, or folders"),
+        ("predict", ["a.png", "--weights", "x", "--workers", -1], "--workers. Must be >= 0"),
+        ("predict", ["a.png", "--weights", "x", "--crop-ratio", 3], "--crop-ratio. Must be <= 1"),
+        ("train", ["--checkpoint-every", 0], "--checkpoint-every. Must be >= 1"),
+        ("summary", ["levit_256", "--image-size", 0], "expected one number of pixels"),
+        ("benchmark", ["--seconds", "inf"], "--seconds. Must be <= 86400"),
         ("export", ["x", "--out", "model.onnx", "--int8"], "`--int8` needs"),
     ],
 )
@@ -228,6 +245,7 @@ def test_wrong_usage(command, arguments, message, refuse):
         ("export", ["nothing.safetensors", "--out", "model.onnx"], "There is no `"),
         ("predict", ["nowhere.png", "--weights", "x.safetensors"], "There is no `nowhere.png`"),
         ("predict", ["colour.jpg", "--weights", "x.safetensors"], "There is no `"),
+        ("predict", ["colour.jpg", "--weights", "x", "--labels", "names.txt"], "There is no file `names.txt`"),
         ("summary", ["nothing.safetensors"], "There is no `"),
         ("evaluate", ["nothing.onnx"], "There is no `nothing.onnx`"),
         ("convert", ["nothing.safetensors", "--out", "a.safetensors"], "There is no `"),
@@ -237,7 +255,6 @@ def test_wrong_usage(command, arguments, message, refuse):
         ("train", ["--batch-size", 5000], "`batch_size` is 5000, but there are only 4000 images"),
         ("train", ["--out", __file__], "is a file; `out` must be a folder"),
         ("train", ["--distillation", "hard", "--teacher", "nothing.safetensors"], "There is no `"),
-        ("train", ["--checkpoint-every", 0], "`checkpoint_every` is 0; expected an integer of at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(command, arguments, message, refuse, images, tmp_path, monkeypatch):

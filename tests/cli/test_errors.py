@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from levitax.cli import main
 from levitax.cli._errors import errors_in_a_line, usage
 from levitax.data._sets import match_classes
 from levitax.train import Recipe
@@ -22,6 +23,13 @@ def test_wrong_options_have_a_status_of_their_own(capsys, unchecked):
         Recipe(epochs=0)
     assert exit.value.code == 2
     assert capsys.readouterr().err.startswith("levitax train: error: `epochs` is 0; expected")
+
+
+def test_a_home_folder_after_the_sign(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["summary", "--json", "--model=~/nowhere.safetensors"])
+    assert f"There is no `{tmp_path}/nowhere.safetensors`" in capsys.readouterr().err
 
 
 def foreign_value():

@@ -40,9 +40,9 @@ def test_a_few_images_make_small_batches_of_whole_groups(changes, batch_size, gr
     assert ("a batch is one group, not groups of 256" in printed) == (group_size is None)
 
 
-@pytest.mark.parametrize("images", (3, 10, 127))
-def test_batches_have_at_least_eight_images(images):
-    assert recipe_of("finetune", images=images).batch_size == 8
+@pytest.mark.parametrize(("images", "batch_size"), ((3, 3), (8, 8), (10, 8), (127, 8)))
+def test_batches_have_at_least_eight_images_or_all(images, batch_size):
+    assert recipe_of("finetune", images=images).batch_size == batch_size
 
 
 def test_many_images_leave_the_recipe_as_it_is(capsys):

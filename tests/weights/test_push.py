@@ -83,7 +83,7 @@ def push(make, randomise, tmp_path):
             "weights, token, accuracy = sys.argv[1:]\n"
             "try:\n"
             "    print(levitax.push('you/flowers', *levitax.load(weights), levitax.load_preprocessing(weights),\n"
-            "        accuracy=float(accuracy), data='flowers', token=token))\n"
+            "        accuracy=float(accuracy), data='flowers\\n of a garden', token=token))\n"
             "except (OSError, ValueError) as error:\n"
             "    print(type(error).__name__, error)\n"
         )
@@ -113,19 +113,22 @@ def test_a_model_and_its_card_arrive(hub, push, tmp_path):
         f"| parameters | {total.parameters:,} |",
         f"| multiply-adds | {total.multiply_adds:,} for an image |",
         r"| classes | 5: ant, bee, c\|t, dog, elk |",
-        "| data | flowers |",
+        "| data | flowers of a garden |",
         "| top-1 accuracy | 93.40% |",
         'classifier = levitax.Classifier.load("you/flowers")',
     ):
         assert f"\n{line}\n" in card
 
 
-def test_an_upload_that_the_hub_refuses(hub, push):
+def test_an_upload_that_the_hub_refuses(hub, push, make):
     address, files = hub
     answer = push(address, "wrong", "0.934")
     assert answer.startswith("PermissionError The hub does not let you write to 'you/flowers' (status 401). Log in")
     answer = push("http://127.0.0.1:9", "right", "0.934")
     assert answer.startswith("ConnectionError The hub is out of reach, so nothing was uploaded to 'you/flowers'")
+    model, state = make()
+    with pytest.raises(TypeError, match="`classes` is 'abc'; expected a sequence of strings"):
+        levitax.push("you/flowers", model, state, PREPROCESSING, "abc")
     assert push(address, "right", "93.4").startswith("ValueError `accuracy` is 93.4; expected a number from 0 to 1")
     assert files == {}
 

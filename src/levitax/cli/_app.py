@@ -1,5 +1,6 @@
 """The commands by name. Their modules import JAX when they run, so that help opens at once."""
 
+import os
 from typing import Annotated
 
 import cyclopts
@@ -24,7 +25,7 @@ _COMMANDS = (train, finetune, evaluate, predict, embed, export, convert, summary
 app = App(
     name="levitax",
     help="LeViT for JAX: training, inference and export. Each command has its own --help.",
-    help_format="plaintext",
+    help_format="markdown",
     version=levitax.__version__,
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
 )
@@ -46,6 +47,13 @@ def _launch(
 
 def run(given: list[str]) -> None:
     """Runs a command. Errors end the process."""
+    given = [_expanded(token) for token in given]
     program = f"levitax {given[0]}" if given and given[0] in app else "levitax"
     with errors_in_a_line(program, usage=cyclopts.CycloptsError, debug="--debug" in given):
         app.meta(given, **_RAISING)
+
+
+def _expanded(token: str) -> str:
+    """Expands a `~` after the `=` of an option, which most shells leave as it is."""
+    option, equals, value = token.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else token

@@ -20,7 +20,9 @@ def benchmark(
     image_size: ImageSize = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(help="Of the computation.")] = "float32",
     train: Annotated[bool, Parameter(help="Time training steps instead of inference.", negative=())] = False,
-    seconds: Annotated[float, Parameter(help="Time spent on each model, after compiling.", validator=Number(gt=0))] = 5,
+    seconds: Annotated[
+        float, Parameter(help="Time spent on each model, after compiling.", validator=Number(gt=0, lte=86_400))
+    ] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Times fused inference, or a training step, on this machine, with random weights and images.

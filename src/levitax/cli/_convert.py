@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,14 +29,19 @@ def convert(
     timm and transformers, name the file model.safetensors: the command then writes their JSON files next to it.
     """
     writes_json = out.name == "model.safetensors" and layout.startswith(("timm", "transformers"))
+    from ..weights._preprocessing import NoPreprocessing
+    from ._split import copy_split
+
     check_new(out, out.with_name("config.json") if writes_json else None, overwrite=overwrite)
     sizes = sizes_of(image_size)
     model, state = levitax.load(weights, **sizes)
     try:
         preprocessing = levitax.load_preprocessing(weights, **sizes)
-    except ValueError:
+    except NoPreprocessing:
         preprocessing = None
         print(f"{weights} does not say how to preprocess images, and neither will {out}")
     levitax.save(out, model, state, preprocessing=preprocessing, layout=layout, dtype=dtype)
     print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB in the layout {layout!r}")
-    print(f"next: levitax summary {out}")
+    if split := copy_split(weights, out):
+        print(f"wrote {split}: the images that the run validated with")
+    print(f"next: levitax summary {shlex.quote(str(out))}")

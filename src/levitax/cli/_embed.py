@@ -8,11 +8,10 @@ import levitax
 
 from .._files import replacing
 from ._options import (
-    check_exist,
+    check_images,
     check_new,
     flat,
     ImageSize,
-    load_classifier,
     Overwrite,
     PreprocessingChanges,
     to_write,
@@ -39,7 +38,9 @@ def embed(
     The .npz has the arrays "names", the paths of the images; "features", (images, dim); and "labels", the name of the
     folder of each image. The .csv has a row for each image, with the same columns.
     """
-    check_exist(images)
+    from ._weights import load_classifier
+
+    check_images(images)
     check_new(out, overwrite=overwrite)
     found = load_classifier(weights, image_size, preprocessing).embed(images, workers=workers)
     labels = [Path(name).parent.name for name in found.names]

@@ -42,7 +42,7 @@ def errors_in_a_line(program: str, *, usage: type[Exception] = UsageError, debug
     except BrokenPipeError:
         # Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + 13)  # SIGPIPE, which Windows does not have.
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 import levitax
 
-from ._errors import UsageError
+from ._errors import usage, UsageError
 from ._options import (
     AsJson,
     check_new,
@@ -19,8 +19,8 @@ from ._options import (
     flat,
     Logits,
     Overwrite,
-    preprocessing_of,
     PreprocessingChanges,
+    SameOrder,
 )
 
 
@@ -32,10 +32,7 @@ def evaluate(
     data: Data = "digits",
     *,
     fused: Annotated[bool, Parameter(help="Evaluate the fused model.", negative=())] = False,
-    same_order: Annotated[
-        bool,
-        Parameter(help="The classes of the data have other names, but the order of the weights.", negative=()),
-    ] = False,
+    same_order: SameOrder = False,
     as_json: AsJson = False,
     out: Annotated[Figure, Parameter(help="Draw the confusion matrix into this file.")] = None,
     logits: Annotated[
@@ -52,7 +49,7 @@ def evaluate(
     With --logits, the command instead writes the logits of the training images, prepared for evaluation, for levitax
     train --teacher: the teacher runs only once.
     """
-    is_exported = Path(weights).suffix in (".onnx", ".xml")
+    is_exported = Path(weights).suffix.lower() in (".onnx", ".xml")
     if is_exported and (fused or logits is not None or out is not None):
         raise UsageError("An exported file takes none of --fused, --logits and --out.")
     if logits is not None and (out is not None or as_json):
@@ -61,9 +58,13 @@ def evaluate(
     if is_exported:
         _evaluate_exported(Path(weights), data, reading, preprocessing, same_order=same_order, as_json=as_json)
         return
+    from ._data import open_to_evaluate
+    from ._weights import preprocessing_of
+
     model, state = levitax.load(weights)
     prepared = preprocessing_of(weights, model.config.image_size, preprocessing)
-    found = _open(data, weights, reading, prepared, model.config.num_classes, same_order=same_order, quiet=as_json)
+    classes = model.config.num_classes
+    found = open_to_evaluate(data, weights, reading, prepared, classes, same_order=same_order, quiet=as_json)
     predict = levitax.fuse(model, state) if fused else levitax.Predictor(model, state)
     if logits is not None:
         teacher = levitax.train.TeacherLogits.compute(predict, found, workers=reading.workers)
@@ -76,7 +77,7 @@ def evaluate(
     _show(result, found.classes, "fused: " if fused else "", as_json=as_json)
     if not as_json:
         for name, accuracy, count in zip(found.classes, result.per_class, result.confusion.sum(1), strict=True):
-            print(f"{accuracy:7.1%} of {count:5} {name}")
+            print(f"{f'{accuracy:.1%}' if count else '-':>7} of {count:5} {name}")
     if out is not None:
         levitax.plot.confusion(result.confusion, class_names=found.classes).savefig(out, dpi=120)
         if not as_json:
@@ -92,68 +93,30 @@ def _evaluate_exported(
     same_order: bool,
     as_json: bool,
 ) -> None:
-    from ._exported import open_exported
+    from ._data import open_to_evaluate
+    from ._exported import open_exported, run_on
 
     ways = list(open_exported(path))
     if ways[0].preprocessing is None:
         raise ValueError(f"`{path}` does not say how to prepare images. Export it with levitax export.")
-    prepared = dataclasses.replace(ways[0].preprocessing, **(changes or {}))
-    classes = prepared.class_names
-    found = _open(data, str(path), reading, prepared, len(classes), same_order=same_order, quiet=as_json)
-    pixels, labels = _read(found, prepared, reading.workers)
+    with usage():
+        prepared = dataclasses.replace(ways[0].preprocessing, **(changes or {}))
+    names = prepared.class_names
+    found = open_to_evaluate(data, str(path), reading, prepared, len(names), same_order=same_order, quiet=as_json)
+    results, labels = run_on(ways, found.validation, prepared, batch_size=ways[0].batch or 64, workers=reading.workers)
     as_they_are: Any = lambda logits: logits
-    for way in ways:
-        result = levitax.train.evaluate(as_they_are, way.logits(pixels, prepared), labels)
+    for way, outputs in zip(ways, results, strict=True):
+        result = levitax.train.evaluate(as_they_are, way.as_logits(outputs), labels)
         _show(result, found.classes, f"{way.runtime} in {way.precision}: ", as_json=as_json)
-
-
-def _open(
-    data: str,
-    weights: str,
-    reading: DataOptions,
-    preprocessing: "levitax.data.Preprocessing",
-    num_classes: int,
-    *,
-    same_order: bool,
-    quiet: bool,
-) -> "levitax.data.DataSet":
-    """The data set, with the images to evaluate on, and the class order and the preprocessing of the weights."""
-    from ._runs import open_images, prepared_for
-    from ._split import to_evaluate
-
-    found, said = to_evaluate(open_images(data, preprocessing.channels, reading), data, weights)
-    if said and not quiet:
-        print(said)
-    if num_classes not in (0, len(found.classes)):
-        raise ValueError(f"The weights are for {num_classes} classes, the data for {len(found.classes)}.")
-    if same_order:
-        preprocessing = dataclasses.replace(preprocessing, class_names=())
-    elif not preprocessing.class_names and not quiet:
-        print("the weights do not name their classes; assuming the classes of the data, in the same order")
-    try:
-        return prepared_for(found, preprocessing)
-    except ValueError as error:
-        raise ValueError(f"{error} If they mean the same in the same order, pass --same-order.") from None
-
-
-def _read(
-    found: "levitax.data.DataSet", preprocessing: "levitax.data.Preprocessing", workers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The validation images, resized, and their classes, without those that cannot be read."""
-    pixels, labels = [], []
-    reading = levitax.data.eval_batches(found.validation, preprocessing.resize, batch_size=64, workers=workers)
-    with reading as batches:
-        for batch in batches:
-            pixels.append(batch.images[batch.weights > 0])
-            labels.append(batch.labels[batch.weights > 0])
-    return np.concatenate(pixels), np.concatenate(labels)
 
 
 def _show(result: Any, classes: Sequence[str], what: str, *, as_json: bool) -> None:
     if as_json:
         row = {"what": what.removesuffix(": "), "images": int(result.confusion.sum()), "loss": result.loss}
         row |= {"top1": result.accuracy, "top5": result.top5}
-        row["per_class"] = dict(zip(classes, result.per_class.tolist(), strict=True))
+        # JSON has no NaN, for a class without images.
+        accuracies = [None if np.isnan(accuracy) else float(accuracy) for accuracy in result.per_class]
+        row["per_class"] = dict(zip(classes, accuracies, strict=True))
         print(json.dumps(row, ensure_ascii=False))
         return
     top5 = f"top-5 {result.top5:.2%}, " if len(classes) > 5 else ""

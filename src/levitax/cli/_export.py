@@ -1,3 +1,4 @@
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 import levitax
 
@@ -15,12 +17,12 @@ from ._options import (
     flat,
     ImageSize,
     Overwrite,
-    preprocessing_of,
     PreprocessingChanges,
+    SameOrder,
     sizes_of,
+    to_write,
     Weights,
 )
-from ._timing import median_seconds
 
 
 # Images of a set: to calibrate 8 bits, and to compare on.
@@ -33,13 +35,19 @@ _FOR = {
 }
 
 
+def _file(_: object, path: Path) -> None:
+    to_write(list(_FOR), path)
+
+
 def export(
     weights: Weights,
     *,
-    out: Annotated[Path, Parameter(help="Ends in .onnx, .xml or .stablehlo.")],
+    out: Annotated[Path, Parameter(help="Ends in .onnx, .xml or .stablehlo.", validator=_file)],
     data: Annotated[str | None, Parameter(help="A data set of real images to check the file with.")] = None,
     image_size: ImageSize = None,
-    batch: Annotated[int | None, Parameter(help="The batch size of the file; by default any.")] = None,
+    batch: Annotated[
+        int | None, Parameter(help="The batch size of the file; by default any.", validator=Number(gte=1))
+    ] = None,
     uint8: Annotated[
         bool, Parameter(help="Take pixels from 0 to 255, and normalise in the graph.", negative=())
     ] = False,
@@ -48,6 +56,7 @@ def export(
     int8: Annotated[
         bool, Parameter(help="Write the .xml in 8 bits, calibrated on images of --data.", negative=())
     ] = False,
+    same_order: SameOrder = False,
     overwrite: Overwrite = False,
     preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the weights)")] = None,
 ) -> None:
@@ -56,20 +65,23 @@ def export(
     The suffix of --out determines the format: .onnx for ONNX Runtime and others, .xml (and a .bin) for OpenVINO,
     .stablehlo for JAX without levitax. Then the command runs images through the model, and through the file in each
     installed runtime that reads it. The images are random, except with --int8. With --data, the command also runs up
-    to 1,000 real images, in full batches.
+    to 1,000 real images.
 
     The table shows the precision of the computation, except for parts in 8 bits; the error (the largest difference over
     the largest result); how often the most likely class is the same, and how often it is right; and images per second.
     levitax evaluate takes an .onnx or .xml too, with any number of images.
     """
-    if out.suffix not in _FOR:
-        raise UsageError(f"`--out` is {out}; it must end in {', '.join(_FOR)}.")
-    if int8 and (out.suffix != ".xml" or data is None):
+    kind = out.suffix.lower()
+    if int8 and (kind != ".xml" or data is None):
         raise UsageError("`--int8` needs an `--out` that ends in .xml, and `--data` to calibrate on.")
-    check_new(out, out.with_suffix(".bin") if out.suffix == ".xml" else None, overwrite=overwrite)
+    check_new(out, out.with_suffix(".bin") if kind == ".xml" else None, overwrite=overwrite)
     import jax
 
-    from ._exported import Exported, open_exported
+    from ..data import Arrays, Subset
+    from ._data import open_to_evaluate
+    from ._exported import compare, Exported, open_exported, run_on
+    from ._split import copy_split
+    from ._weights import preprocessing_of
 
     write: dict[str, Callable[..., Path]] = {
         ".onnx": levitax.export.to_onnx,
@@ -79,7 +91,10 @@ def export(
     model, state = levitax.load(weights, **sizes_of(image_size))
     predict, config = levitax.fuse(model, state), model.config
     prepared = preprocessing_of(weights, config.image_size, preprocessing)
-    found = None if data is None else _open(data, weights, config, prepared)
+    found = None
+    if data is not None:
+        classes = config.num_classes
+        found = open_to_evaluate(data, weights, DataOptions(), prepared, classes, same_order=same_order)
 
     options: dict[str, Any] = {"batch": batch, "channels_first": channels_first}
     options |= {"probabilities": probabilities, "uint8": uint8, "preprocessing": prepared}
@@ -95,72 +110,27 @@ def export(
         probabilities=probabilities,
         preprocessing=prepared,
     )
+    size, rng = batch or 16, np.random.default_rng(0)
     start = time.perf_counter()
     if int8 and found is not None:
-        images, _ = _pixels_of(found.train, CALIBRATION, prepared)
-        taken = ours._replace(uint8=uint8, channels_first=channels_first).as_taken(images, prepared)
-        levitax.export.to_openvino_int8(predict, out, taken, **options)
+        as_taken = ours._replace(call=lambda images: images, uint8=uint8, channels_first=channels_first)
+        some = Subset(found.train, rng.permutation(len(found.train.labels))[:CALIBRATION])
+        (images,), _ = run_on([as_taken], some, prepared, batch_size=size)
+        levitax.export.to_openvino_int8(predict, out, images, **options)
     else:
-        write[out.suffix](predict, out, **options)
+        write[kind](predict, out, **options)
     seconds = time.perf_counter() - start
-    files = {out, out.with_suffix(".bin")} if out.suffix == ".xml" else {out}
+    files = {out, out.with_suffix(".bin")} if kind == ".xml" else {out}
     print(f"wrote {out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {seconds:.1f} s")
+    if split := copy_split(weights, out):
+        print(f"wrote {split}: the images that the run validated with")
 
-    size = batch or 16
-    shape = (size, *config.image_size, config.in_channels)
-    random = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pixels = rng.integers(0, 256, (size, *config.image_size, config.in_channels), np.uint8)
     # Not in 8 bits, whose ranges are calibrated on real images.
-    sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {} if int8 else {"random": (random, None)}
+    sets: dict[str, levitax.data.Split] = {} if int8 else {"random": Arrays(pixels, np.zeros(size, np.int32))}
     if found is not None:
-        count = min(REAL, len(found.validation.labels)) // size * size
-        if count:
-            sets["real"] = _pixels_of(found.validation, count, prepared)
-        else:
-            print(f"the data has fewer validation images than a batch of {size}, so the file is not compared on them")
-    ways = [ours, *open_exported(out)]
-    print(f"{'runtime':14}{'computes in':>12}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
-    for kind, (pixels, labels) in sets.items():
-        expected = None
-        for way in ways:
-            parts = [
-                way.as_taken(pixels[start : start + size], prepared) for start in range(0, len(pixels) - size + 1, size)
-            ]
-            results = np.concatenate([way.call(part) for part in parts])
-            expected = results if expected is None else expected
-            error = np.abs(results - expected).max() / np.abs(expected).max()
-            same = np.mean(results.argmax(-1) == expected.argmax(-1))
-            right = "" if labels is None else f"{np.mean(results.argmax(-1) == labels[: len(results)]):.1%}"
-            speed = size / median_seconds(lambda way=way, images=parts[0]: way.call(images), 1.0)
-            print(
-                f"{way.runtime:14}{way.precision:>12}{f'{len(results)} {kind}':>12}{error:>10.1e}{same:>12.1%}"
-                f"{right:>8}{speed:>10.1f}"
-            )
-    print(f"{out} is for {_FOR[out.suffix]}.")
-    if out.suffix != ".stablehlo":
-        print(f"next: levitax evaluate {out} {data or 'DATA'}")
-
-
-def _open(
-    data: str, weights: str, config: "levitax.LeViTConfig", preprocessing: "levitax.data.Preprocessing"
-) -> "levitax.data.DataSet":
-    """The data set, with the class order of the weights, and the images that their run validated with."""
-    from ._runs import open_images
-    from ._split import to_evaluate
-
-    found, said = to_evaluate(open_images(data, config.in_channels, DataOptions()), data, weights)
-    if said:
-        print(said)
-    if preprocessing.class_names:
-        return found.in_order_of(preprocessing.class_names)
-    if len(found.classes) != config.num_classes:
-        raise ValueError(f"The weights are for {config.num_classes} classes, and the data has {len(found.classes)}.")
-    print("the weights do not name their classes; assuming the classes of the data, in the same order")
-    return found
-
-
-def _pixels_of(
-    split: "levitax.data.Split", count: int, preprocessing: "levitax.data.Preprocessing"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random images of a split, resized and cropped, and their classes."""
-    chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
-    return np.stack([preprocessing.resize(split.read(int(index))) for index in chosen]), split.labels[chosen]
+        sets["real"] = Subset(found.validation, rng.permutation(len(found.validation.labels))[:REAL])
+    compare([ours, *open_exported(out)], sets, pixels, prepared)
+    print(f"{out} is for {_FOR[kind]}.")
+    if kind != ".stablehlo":
+        print(f"next: levitax evaluate {shlex.quote(str(out))} {shlex.quote(data or 'DATA')}")

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, NamedTuple
 
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 
 from .._extras import extra
-from ..data import Preprocessing
+from ..data import eval_batches, Preprocessing, Split
+from ._timing import median_seconds
 
 
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -43,17 +45,52 @@ class Exported(NamedTuple):
         images = pixels if self.uint8 else preprocessing.normalise(pixels)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if self.channels_first else images
 
-    def logits(self, pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-        """The logits of any number of images, in batches of the file's size."""
-        size, parts = self.batch or 64, []
-        for start in range(0, len(pixels), size):
-            part = pixels[start : start + size]
-            count = len(part)
-            if self.batch is not None:
-                part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-            parts.append(self.call(self.as_taken(part, preprocessing))[:count])
-        outputs = np.concatenate(parts).astype(np.float32)
+    def as_logits(self, outputs: np.ndarray) -> np.ndarray:
+        """Converts outputs of the file to logits in float32."""
+        outputs = outputs.astype(np.float32)
         return np.log(np.maximum(outputs, np.finfo(np.float32).tiny)) if self.probabilities else outputs
+
+
+def run_on(
+    ways: Sequence[Exported], split: Split, preprocessing: Preprocessing, *, batch_size: int, workers: int = 0
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The outputs for all images of a split that can be read, in each of several ways, and the classes of the images.
+
+    **Raises:** `OSError` if none of the images can be read.
+    """
+    outputs, labels = [[] for _ in ways], []
+    with eval_batches(split, preprocessing.resize, batch_size=batch_size, workers=workers) as batches:
+        for batch in batches:
+            counted = batch.weights > 0
+            labels.append(batch.labels[counted])
+            for way, parts in zip(ways, outputs, strict=True):
+                parts.append(way.call(way.as_taken(batch.images, preprocessing))[counted])
+    if not sum(map(len, labels)):
+        raise OSError(f"None of the {len(split.labels)} images can be read.")
+    return [np.concatenate(parts) for parts in outputs], np.concatenate(labels)
+
+
+def compare(
+    ways: Sequence[Exported],
+    sets: Mapping[str, Split],
+    pixels: np.ndarray,
+    preprocessing: Preprocessing,
+) -> None:
+    """Prints a table of each way to compute the outputs for each set of images, compared with the first way."""
+    size = len(pixels)
+    batches = [way.as_taken(pixels, preprocessing) for way in ways]
+    speeds = [size / median_seconds(partial(way.call, images), 1.0) for way, images in zip(ways, batches, strict=True)]
+    print(f"{'runtime':14}{'computes in':>12}{'images':>12}{'error':>10}{'same class':>12}{'right':>8}{'images/s':>10}")
+    for kind, split in sets.items():
+        (expected, *others), labels = run_on(ways, split, preprocessing, batch_size=size)
+        for way, outputs, speed in zip(ways, (expected, *others), speeds, strict=True):
+            error = np.abs(outputs - expected).max() / np.abs(expected).max()
+            same = np.mean(outputs.argmax(-1) == expected.argmax(-1))
+            right = f"{np.mean(outputs.argmax(-1) == labels):.1%}" if kind == "real" else ""
+            print(
+                f"{way.runtime:14}{way.precision:>12}{f'{len(outputs)} {kind}':>12}{error:>10.1e}{same:>12.1%}"
+                f"{right:>8}{speed:>10.1f}"
+            )
 
 
 def open_exported(path: Path) -> Iterator[Exported]:
@@ -67,7 +104,7 @@ def open_exported(path: Path) -> Iterator[Exported]:
         raise FileNotFoundError(f"There is no `{path}`.")
     found = 0
     for opens in {".stablehlo": (_in_jax,), ".onnx": (_in_onnx_runtime, _in_openvino), ".xml": (_in_openvino,)}[
-        path.suffix
+        path.suffix.lower()
     ]:
         try:
             for exported in opens(path):

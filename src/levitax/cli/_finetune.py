@@ -11,7 +11,6 @@ from ._options import (
     Data,
     DataOptions,
     flat,
-    preprocessing_of,
     PreprocessingChanges,
     RecipeChanges,
     RunOptions,
@@ -38,8 +37,10 @@ def finetune(
     """
     import jax
 
+    from ._data import open_for_weights, prepared_for
     from ._recipe import fit_batch, make_recipe
-    from ._runs import model_keywords, name_of_run, needs_new_head, open_for_weights, prepared_for, run, start_hosts
+    from ._runs import model_keywords, name_of_run, needs_new_head, run, start_hosts
+    from ._weights import preprocessing_of
 
     changes = recipe or {}
     chosen = make_recipe(levitax.train.RECIPES[options.preset or "finetune"], changes)

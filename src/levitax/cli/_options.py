@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, cast, TYPE_CHECKING, TypeAlias, TypedDict
 
 from cyclopts import Group, Parameter, Token
-
-import levitax
+from cyclopts.validators import Number
 
 from .._checks import as_choice
 from ..train import Recipe, RECIPES
+from ._errors import UsageError
 
 
 def _as_size(_: object, tokens: Sequence[Token]) -> int | tuple[int, ...]:
     height, *width = (int(number) for number in tokens[0].value.split("x"))
-    if len(width) > 1:
-        raise ValueError("expected one number, or height and width, as in 224x160")
+    if len(width) > 1 or min([height, *width]) < 1:
+        raise ValueError("expected one number of pixels, or height and width, as in 224x160")
     return (height, *width) if width else height
 
 
@@ -67,10 +67,15 @@ ImageSize: TypeAlias = Annotated[
     int | tuple[int, int] | None,
     Parameter(help="In pixels: one number, or height and width, as in 224x160.", converter=_as_size, n_tokens=1),
 ]
-Workers: TypeAlias = Annotated[int, Parameter(help="Processes that read images; 0 reads in this process.")]
+Workers: TypeAlias = Annotated[
+    int, Parameter(help="Processes that read images; 0 reads in this process.", validator=Number(gte=0))
+]
 Figure: TypeAlias = Annotated[Path | None, Parameter(validator=_figure)]
 Logits: TypeAlias = Annotated[Path | None, Parameter(validator=_logits)]
 AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.", negative=())]
+SameOrder: TypeAlias = Annotated[
+    bool, Parameter(help="The classes of the data have other names, but the order of the weights.", negative=())
+]
 Overwrite: TypeAlias = Annotated[bool, Parameter(help="Replace a file that exists.", negative=())]
 
 
@@ -103,7 +108,8 @@ class RunOptions:
     )
     seed: Annotated[int, Parameter(help="Of the weights, the order of the images and the rest.", validator=_seed)] = 0
     checkpoint_every: Annotated[
-        int | None, Parameter(help="Steps between checkpoints, in addition to one for each epoch.")
+        int | None,
+        Parameter(help="Steps between checkpoints, in addition to one for each epoch.", validator=Number(gte=1)),
     ] = None
     coordinator: Annotated[
         str | None, Parameter(help="HOST:PORT of the first of several processes. Found under srun and mpirun.")
@@ -120,7 +126,10 @@ class PreprocessingChanges(TypedDict, total=False):
 
     mean: Annotated[Channels, Parameter(help="Mean of each channel, for pixels in [0, 1].")]
     std: Annotated[Channels, Parameter(help="Standard deviation of each channel.")]
-    crop_ratio: Annotated[float, Parameter(help="Share of the resized image that the crop keeps; 1 keeps all.")]
+    crop_ratio: Annotated[
+        float,
+        Parameter(help="Share of the resized image that the crop keeps; 1 keeps all.", validator=Number(gt=0, lte=1)),
+    ]
 
 
 def _flag_for_each_field() -> type:
@@ -145,8 +154,10 @@ else:
     RecipeChanges = _flag_for_each_field()
 
 
-def check_exist(paths: Sequence[Path]) -> None:
-    """Raises if a path to read does not exist. Checked before the work starts."""
+def check_images(paths: Sequence[Path]) -> None:
+    """Raises if there is no path to read, or one that does not exist. Checked before the work starts."""
+    if not paths:
+        raise UsageError("There are no images: pass image files, or folders with images.")
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"There is no `{path}`.")
@@ -167,28 +178,3 @@ def flat(group: str) -> Parameter:
 def sizes_of(image_size: int | tuple[int, int] | None) -> dict[str, Any]:
     """The keywords of a model that `--image-size` gives."""
     return {} if image_size is None else {"image_size": image_size}
-
-
-def load_classifier(
-    weights: str, image_size: Any, changes: PreprocessingChanges | None, *, class_names: Sequence[str] | None = None
-) -> "levitax.Classifier":
-    """Loads a classifier with the options of a command."""
-    sizes = sizes_of(image_size)
-    preprocessing = None
-    if changes:
-        preprocessing = preprocessing_of(weights, levitax.data.Preprocessing().image_size, changes)
-    return levitax.Classifier.load(weights, preprocessing=preprocessing, class_names=class_names, **sizes)
-
-
-def preprocessing_of(
-    weights: str, image_size: tuple[int, int], changes: PreprocessingChanges | None
-) -> "levitax.data.Preprocessing":
-    """The preprocessing of weights, for images of a size, with the changes that the options give."""
-    options = changes or {}
-    try:
-        preprocessing = levitax.load_preprocessing(weights)
-    except ValueError as error:
-        if len(options) < 3:
-            raise ValueError(f"{error} Or pass --mean, --std and --crop-ratio.") from None
-        preprocessing = levitax.data.Preprocessing()
-    return dataclasses.replace(preprocessing, image_size=image_size, **options)

@@ -9,17 +9,20 @@ import levitax
 
 from ._options import (
     AsJson,
-    check_exist,
+    check_images,
     check_new,
     Figure,
     flat,
     ImageSize,
-    load_classifier,
     Overwrite,
     PreprocessingChanges,
     Weights,
     Workers,
 )
+
+
+# A figure of more images would be too high to look at.
+_DRAWN = 20
 
 
 def predict(
@@ -32,7 +35,7 @@ def predict(
     image_size: ImageSize = None,
     workers: Workers = 0,
     as_json: AsJson = False,
-    out: Annotated[Figure, Parameter(help="Draw the images and their classes into this file.")] = None,
+    out: Annotated[Figure, Parameter(help="Draw up to 20 images and their classes into this file.")] = None,
     overwrite: Overwrite = False,
     preprocessing: Annotated[PreprocessingChanges | None, flat("Preprocessing (by default from the weights)")] = None,
 ) -> None:
@@ -41,7 +44,9 @@ def predict(
     The weights determine the preprocessing and the class names. A file that cannot be read as an image is named and
     left out.
     """
-    check_exist(images)
+    from ._weights import load_classifier
+
+    check_images(images)
     check_new(out, overwrite=overwrite)
     names = None if labels is None else _lines(labels)
     classifier = load_classifier(weights, image_size, preprocessing, class_names=names)
@@ -54,11 +59,14 @@ def predict(
     if out is not None:
         draw(found, classifier.preprocessing.channels).savefig(out, dpi=120)
         if not as_json:
-            print(f"wrote {out}")
+            some = f" with the first {_DRAWN} of {len(found.names)} images" if len(found.names) > _DRAWN else ""
+            print(f"wrote {out}{some}")
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`.")
     try:
         # Windows may put a byte order mark before UTF-8.
         return path.read_text("utf-8-sig").splitlines()
@@ -67,16 +75,17 @@ def _lines(path: Path) -> list[str]:
 
 
 def draw(found: "levitax.Classified", channels: int) -> Any:
-    """Draws each image, with its most likely classes as bars."""
+    """Draws the first images, with their most likely classes as bars."""
     import warnings
 
     from ..plot._figures import make_figure, make_grey
 
     # The printed table shows the names for which the font lacks glyphs.
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    figure = make_figure(7, 2.2 * len(found.names))
-    axes = figure.subplots(len(found.names), 2, width_ratios=(1, 2), squeeze=False)
-    for (left, right), name, classes, row in zip(axes, *found, strict=True):
+    count = min(len(found.names), _DRAWN)
+    figure = make_figure(7, 2.2 * count)
+    axes = figure.subplots(count, 2, width_ratios=(1, 2), squeeze=False)
+    for (left, right), name, classes, row in zip(axes, *found, strict=False):
         left.imshow(levitax.data.read_image(name, channels=channels).squeeze(), cmap="gray", vmin=0, vmax=255)
         left.set_title(Path(name).name, fontsize=8, parse_math=False)
         left.set_axis_off()

@@ -23,13 +23,14 @@ def make_recipe(preset: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def fit_batch(recipe: Recipe, changes: Mapping[str, Any], images: int) -> Recipe:
-    """The recipe, with a smaller batch if an epoch of few images would have fewer than eight steps. A `batch_size` in
-    `changes` stays."""
+    """The recipe, with a smaller batch if an epoch of few images would have fewer than eight steps: of at least eight
+    images, or of all. A `batch_size` in `changes` stays."""
     if "batch_size" in changes:
         return recipe
     # Batches of whole parts and groups, if these are given.
     unit = recipe.accumulate * (changes.get("group_size") or 1)
     batch_size = unit * 2 ** max(math.ceil(math.log2(8 / unit)), (images // (8 * unit)).bit_length() - 1, 0)
+    batch_size = min(batch_size, max(images // unit, 1) * unit)
     if batch_size >= recipe.batch_size:
         return recipe
     say(

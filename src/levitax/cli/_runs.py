@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from .._files import as_path
 from .._fuse import fuse
 from .._model import LeViT
 from .._progress import say
-from ..data import DataSet, open_data, Preprocessing, Subset
+from ..data import DataSet, Preprocessing, Subset
 from ..train import fit, load_teacher, predict_split, Recipe, start_distributed
-from ..train._suggest import sample
 from ..weights._locate import locate
 from ._errors import UsageError
 from ._options import DataOptions, RunOptions, sizes_of
@@ -31,37 +29,6 @@ def start_hosts(options: RunOptions) -> None:
     if jax.distributed.is_initialized():
         return
     start_distributed(options.coordinator, options.processes, options.process)
-
-
-def open_images(data: str, channels: int, reading: DataOptions) -> DataSet:
-    """Opens a data set; says so if that means to look for it on the hub."""
-    if data != "digits" and not Path(data).expanduser().exists() and jax.process_index() == 0:
-        print(f"there is no folder {data} here; looking for a data set of that name on the hub", file=sys.stderr)
-    return open_data(data, channels=channels, validation_share=reading.validation_share, seed=reading.split_seed)
-
-
-def open_for_weights(data: str, channels: int, reading: DataOptions) -> DataSet:
-    """Opens a data set as weights take its images; says so if that changes their colours."""
-    found = open_images(data, channels, reading)
-    if data == "digits":
-        return found
-    in_colour = found if channels == 3 else open_images(data, 3, reading)
-    are_grey = sample(in_colour.train).are_grey
-    if channels == 1 and not are_grey:
-        say("the images have colours, and the weights take grey images: converting the images to grey")
-    if channels == 3 and are_grey:
-        say("the images are grey, and the weights take colours: giving the images three equal channels")
-    return found
-
-
-def prepared_for(data: DataSet, preprocessing: Preprocessing) -> DataSet:
-    """The data set, with the class order and the preprocessing of the weights.
-
-    **Raises:** `ValueError` if data and weights have different classes.
-    """
-    if preprocessing.class_names:
-        data = data.in_order_of(preprocessing.class_names)
-    return data._replace(preprocessing=dataclasses.replace(preprocessing, class_names=data.classes))
 
 
 def can_be_fetched(weights: str) -> bool:

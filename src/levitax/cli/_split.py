@@ -31,6 +31,18 @@ def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> N
         temporary.write_text(json.dumps(content, indent=0))
 
 
+def copy_split(weights: str, out: Path) -> Path | None:
+    """Copies what was written down for the run of the weights next to a file made from them. Returns the path, or
+    `None` if nothing was."""
+    file, copy = _written_for(weights), _next_to(out)
+    if not file.is_file():
+        copy.unlink(missing_ok=True)  # Of a file that `out` replaces.
+        return None
+    with replacing(copy) as (temporary,):
+        temporary.write_bytes(file.read_bytes())
+    return copy
+
+
 def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
     """The data set with the images to evaluate weights on: the split to validate with; or if there is none, the images
     that the run of the weights validated with; or if the run had other images, all of them. Also what to say of it."""
@@ -38,9 +50,7 @@ def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
     if held_out is None:
         return data, ""
     images = held_out.split
-    folder = Path(weights).expanduser()
-    file = (folder if folder.is_dir() else folder.parent) / _SPLIT
-    if file.is_file():
+    if (file := _written_for(weights)).is_file():
         written = json.loads(file.read_text())
         names = set(written["validation"])
         known = [index for index in range(len(images.labels)) if _name(images, index, where) in names]
@@ -53,6 +63,19 @@ def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
         "trained on some of them"
     )
     return data._replace(validation=images), said
+
+
+def _written_for(weights: str) -> Path:
+    """Where the validation images of the run of the weights are written down: in the run folder, or next to a file."""
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return path / _SPLIT
+    own = _next_to(path)
+    return own if own.is_file() else path.parent / _SPLIT
+
+
+def _next_to(file: Path) -> Path:
+    return file.with_name(f"{file.stem}.{_SPLIT}")
 
 
 def _held_out(data: DataSet) -> Subset | None:

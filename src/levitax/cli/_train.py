@@ -38,8 +38,9 @@ def train(
 
     from .._progress import say
     from ..train._suggest import sample, small_model, SMALL_MODELS
+    from ._data import open_images
     from ._recipe import fit_batch, make_recipe
-    from ._runs import can_be_fetched, model_keywords, name_of_run, open_images, run, start_hosts
+    from ._runs import can_be_fetched, model_keywords, name_of_run, run, start_hosts
 
     recipes, changes, out = levitax.train.RECIPES, recipe or {}, options.out or Path("runs", name_of_run(data))
     with usage():

@@ -54,7 +54,7 @@ def require_quiet(module: str, user: str) -> ModuleType:
 def check_xml(path: str | os.PathLike[str]) -> Path:
     """Converts `path` to a path that ends in `.xml`, or raises an error."""
     path = as_path("path", path)
-    if path.suffix != ".xml":
+    if path.suffix.lower() != ".xml":
         raise ValueError(
             f"`path` is `{path}`; expected a name that ends in .xml. The weights go into a .bin next to it."
         )

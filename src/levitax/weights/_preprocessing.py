@@ -10,6 +10,10 @@ from ._open import open_weights, Source
 from ._recognise import differences
 
 
+class NoPreprocessing(ValueError):
+    """Weights that do not say how to preprocess images."""
+
+
 def load_preprocessing(
     source: Source, *, image_size: PerStage | None = None, revision: str | None = None, prefix: str | None = None
 ) -> Preprocessing:
@@ -59,7 +63,7 @@ def _published(layout: LayoutName, config: LeViTConfig, where: str) -> Preproces
     published = [LeViTConfig(**VARIANTS[name]) for name in PRETRAINED]
     is_of_imagenet = (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
     if not is_of_imagenet or all(differences(one, config) for one in published):
-        raise ValueError(
+        raise NoPreprocessing(
             f"{where} does not say how to preprocess images, and is not a published variant for 1,000 classes and "
             "224x224 pixels. Use the preprocessing of its training, `levitax.data.Preprocessing(image_size=..., "
             "mean=..., std=..., crop_ratio=...)`, and store it with `levitax.save(..., preprocessing=...)`."
