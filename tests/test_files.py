@@ -1,9 +1,11 @@
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from levitax._files import as_path
+from levitax._files import as_path, replacing
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -39,3 +41,15 @@ def test_values_that_are_not_paths_are_refused_by_type(value: Any):
 def test_an_empty_path_is_not_the_working_directory():
     with pytest.raises(ValueError, match="`path` is empty"):
         as_path("path", "")
+
+
+def test_a_read_only_disk(monkeypatch, tmp_path):
+    def refuse(*arguments, **keywords):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "hidden name")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    message = f"`{tmp_path}/a.onnx` could not be written: {os.strerror(errno.EROFS)}. Existing files are unchanged."
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "a.onnx"):
+        pass
+    assert str(raised.value) == message

@@ -60,7 +60,9 @@ def replacing(*paths: Path, errors: tuple[type[Exception], ...] = (OSError,)) ->
             replaced.append(path)
     except errors as error:
         folder = paths[-1].parent
-        reason = f"there is no folder `{folder}`" if not folder.is_dir() else str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        if not folder.is_dir():
+            reason = f"there is no folder `{folder}`"
         if replaced:
             outcome = f"`{', '.join(map(str, replaced))}` is already replaced"
         else:
@@ -68,4 +70,6 @@ def replacing(*paths: Path, errors: tuple[type[Exception], ...] = (OSError,)) ->
         raise OSError(f"`{paths[-1]}` could not be written: {reason}. {outcome}.") from error
     finally:
         for written in temporary:
-            written.unlink(missing_ok=True)
+            # On a read-only disk, not even a missing file can be removed.
+            with contextlib.suppress(OSError):
+                written.unlink()

@@ -272,6 +272,12 @@ def test_what_cannot_be_done_is_one_line(command, arguments, message, refuse, im
     assert message in refuse(command, *arguments)
 
 
+def test_a_folder_that_takes_no_files_is_found_before_the_work(refuse, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    message = f"`{tmp_path}/a.onnx` cannot be written: the folder `{tmp_path}` is read-only for you."
+    assert refuse("export", "x", "--out", tmp_path / "a.onnx") == message
+
+
 @pytest.fixture
 def images(tmp_path) -> list[Path]:
     """Image files of several kinds."""

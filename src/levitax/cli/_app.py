@@ -48,12 +48,16 @@ def _launch(
 def run(given: list[str]) -> None:
     """Runs a command. Errors end the process."""
     given = [_expanded(token) for token in given]
+    # Its warnings repeat what the error says.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     program = f"levitax {given[0]}" if given and given[0] in app else "levitax"
     with errors_in_a_line(program, usage=cyclopts.CycloptsError, debug="--debug" in given):
         app.meta(given, **_RAISING)
 
 
 def _expanded(token: str) -> str:
-    """Expands a `~` after the `=` of an option, which most shells leave as it is."""
+    """Expands `~`, also after the `=` of an option, where most shells leave it as it is."""
     option, equals, value = token.partition("=")
-    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else token
+    if equals and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(token)

@@ -58,6 +58,8 @@ def _in_a_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and "pip install" not in text and _is_ours(error):
         return f"{error.name} is not installed: {extra('cli')}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"`{error.filename}`: {error.strerror}. Check the path and its permissions, or pass another path."
     if isinstance(error, OSError | UsageError) or _is_ours(error):
         return text
     # Of JAX or another package: the first line says what, and its name says who.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,8 +165,11 @@ def check_images(paths: Sequence[Path]) -> None:
 
 
 def check_new(*paths: Path | None, overwrite: bool) -> None:
-    """Raises if a file to write exists already, unless it may be overwritten. Checked before the work starts."""
+    """Raises if a file to write exists already, unless it may be overwritten, or if its folder does not take files.
+    Checked before the work starts."""
     for path in paths:
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"`{path}` cannot be written: the folder `{path.parent}` is read-only for you.")
         if path is not None and path.exists() and not overwrite:
             raise FileExistsError(f"`{path}` exists already: pass another path, or --overwrite.")
 
