@@ -345,8 +345,9 @@ RECIPES: dict[str, Recipe] = {
         clipping=None,
     ),
     "small": _SMALL,
+    # With 26 epochs, 97.9 % with jax 0.12, but 97.2 % with 0.10; with 40, 98.1 and 98.0 %.
     "digits": dataclasses.replace(
-        _SMALL, epochs=26, flip_probability=0.0, max_shift=2.0, max_rotation=12.0, max_scale=0.1
+        _SMALL, epochs=40, flip_probability=0.0, max_shift=2.0, max_rotation=12.0, max_scale=0.1
     ),
 }
 """Recipes by name: the paper's; fine-tuning; a linear probe; small models from scratch on up to some ten thousands of
