@@ -34,7 +34,9 @@ def to_write(suffixes: Sequence[str], path: Path | None) -> None:
 
 
 def _figure(_: object, path: Path | None) -> None:
-    # Here, since not all commands need Matplotlib.
+    if path is None:
+        return
+    # Here, since it takes a third of a second.
     from matplotlib.backend_bases import FigureCanvasBase
 
     to_write([f".{kind}" for kind in FigureCanvasBase.get_supported_filetypes()], path)
