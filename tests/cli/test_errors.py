@@ -26,6 +26,7 @@ def test_wrong_options_have_a_status_of_their_own(capsys, unchecked):
 
 
 def test_a_home_folder_after_the_sign(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("cyclopts", reason="needs the extra `cli`")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit):
         main(["summary", "--json", "--model=~/nowhere.safetensors"])
