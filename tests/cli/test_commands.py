@@ -188,13 +188,19 @@ def test_a_folder_without_further_options(run, shades, tmp_path):
     assert "all 79 images, since " in run("evaluate", tmp_path / "run/best", tmp_path / "others")
     # So they are for files made from the run, and a corrupt image among them is left out.
     (tmp_path / "shades" / split["validation"][0]).write_bytes(b"no image")
-    for command, name in (("export", "shades.onnx"), ("convert", "shades.safetensors")):
+    for command, name in (("export", "shades.onnx"), ("convert", "plain.safetensors")):
         more = ("--data", tmp_path / "shades") if command == "export" else ()
         printed = run(command, tmp_path / "run", "--out", tmp_path / name, *more)
-        assert f"wrote {tmp_path / 'shades.split.json'}" in printed
+        copy = tmp_path / f"{name}.split.json"
+        assert f"wrote {copy}: " in printed
         assert command == "convert" or re.search(r"^ONNX Runtime +float32 +7 real ", printed, re.MULTILINE)
         printed = run("evaluate", tmp_path / name, tmp_path / "shades")
-        assert f"8 of 80 images: those in {tmp_path / 'shades.split.json'}" in printed
+        assert f"8 of 80 images: those in {copy}, " in printed
+    assert f"8 of 80 images: those in {copy}, " in run("evaluate", tmp_path / "plain", tmp_path / "shades")
+    # Other weights under the same name, but for the suffix, leave it alone.
+    levitax.save(tmp_path / "other.safetensors", *levitax.load(tmp_path / "run"))
+    run("convert", tmp_path / "other.safetensors", "--out", tmp_path / "shades.safetensors")
+    assert (tmp_path / "shades.onnx.split.json").exists()
     # The run has ended, and goes on if asked.
     assert "has ended; to go on, repeat" in run("train", tmp_path / "shades", "--epochs", 1, *out)
     assert "ended after 1 epoch(s), and goes on to 2" in run("train", tmp_path / "shades", "--epochs", 2, *out)

@@ -42,6 +42,5 @@ def convert(
         print(f"{weights} does not say how to preprocess images, and neither will {out}")
     levitax.save(out, model, state, preprocessing=preprocessing, layout=layout, dtype=dtype)
     print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB in the layout {layout!r}")
-    if split := copy_split(weights, out):
-        print(f"wrote {split}: the images that the run validated with")
+    copy_split(weights, out)
     print(f"next: levitax summary {shlex.quote(str(out))}")

@@ -31,16 +31,15 @@ def write_split(out: Path, where: str, data: DataSet, reading: DataOptions) -> N
         temporary.write_text(json.dumps(content, indent=0))
 
 
-def copy_split(weights: str, out: Path) -> Path | None:
-    """Copies what was written down for the run of the weights next to a file made from them. Returns the path, or
-    `None` if nothing was."""
+def copy_split(weights: str, out: Path) -> None:
+    """Copies what was written down for the run of the weights, if anything was, next to a file made from them."""
     file, copy = _written_for(weights), _next_to(out)
     if not file.is_file():
         copy.unlink(missing_ok=True)  # Of a file that `out` replaces.
-        return None
+        return
     with replacing(copy) as (temporary,):
         temporary.write_bytes(file.read_bytes())
-    return copy
+    print(f"wrote {copy}: the images that the run validated with")
 
 
 def to_evaluate(data: DataSet, where: str, weights: str) -> tuple[DataSet, str]:
@@ -70,12 +69,16 @@ def _written_for(weights: str) -> Path:
     path = Path(weights).expanduser()
     if path.is_dir():
         return path / _SPLIT
-    own = _next_to(path)
-    return own if own.is_file() else path.parent / _SPLIT
+    # `levitax.load` takes the name of a file without its suffix too.
+    for file in (path, path.with_name(f"{path.name}.safetensors")):
+        if (own := _next_to(file)).is_file():
+            return own
+    return path.parent / _SPLIT
 
 
 def _next_to(file: Path) -> Path:
-    return file.with_name(f"{file.stem}.{_SPLIT}")
+    # With the suffix, since files of one name may come from different runs.
+    return file.with_name(f"{file.name}.{_SPLIT}")
 
 
 def _held_out(data: DataSet) -> Subset | None:
